@@ -1,0 +1,41 @@
+# Each target does its own set-up: a virtual environment in .venv with everything a developer needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test lint bench notebooks smoke clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/dinodomain demo out=demo-out
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --json out/$$(basename $$file .py).json; done
+
+notebooks: install
+	$(BIN)/python notebooks/run.py
+
+# The built wheel in a fresh environment, away from the checkout: configs, domains and entry points must come from the wheel.
+smoke: install
+	bash .ci/smoke $(BIN)/python
+
+clean:
+	rm -rf $(VENV) dist demo-out out

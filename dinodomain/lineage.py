@@ -1,0 +1,154 @@
+"""Digests and the lineage record that every artefact carries: what it was made from, by which plan, with how many samples.
+
+Nothing here reads a clock or a host name: equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Json = Any
+
+
+def to_json(value: Any) -> Json:
+    """Dataclasses, tuples, paths and numpy scalars as plain JSON values; NaN becomes None, so that the text stays valid JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return to_json(value.tolist())
+    if isinstance(value, np.generic):
+        return to_json(value.item())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def canonical(value: Any) -> str:
+    """One text per value: sorted keys, no spaces."""
+    return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 hex digest of a plain value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def digest_file(path: str | os.PathLike[str]) -> str:
+    """sha256 hex digest of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def content_hash(pixels: np.ndarray, channels: tuple[str, ...]) -> str:
+    """sha256 over dtype, shape, channel names and stored C-order pixels: the same pixels are the same wherever they lie."""
+    return ContentHash(pixels.dtype.str[1:], pixels.shape, channels).update(pixels).hexdigest()
+
+
+class ContentHash:
+    """The running form of ``content_hash`` for arrays that are read in C-order pieces."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], channels: tuple[str, ...]) -> None:
+        self._hash = hashlib.sha256(canonical([dtype, list(shape), list(channels)]).encode())
+
+    def update(self, pixels: np.ndarray) -> ContentHash:
+        """Adds the next pixels in C order."""
+        little = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)
+        self._hash.update(np.ascontiguousarray(little).data)
+        return self
+
+    def hexdigest(self) -> str:
+        """The digest so far."""
+        return self._hash.hexdigest()
+
+
+def tile_id(content: str, index: int) -> int:
+    """64-bit id of a tile as a signed integer (torch has no uint64 arithmetic): hash of content hash and tile index."""
+    raw = hashlib.blake2b(f"{content}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(raw, "little", signed=True)
+
+
+def pseudonym(secret: bytes, value: str) -> str:
+    """HMAC-SHA256 of an identifier under the store's secret, 32 hex digits; equal values give equal pseudonyms."""
+    return hmac.new(secret, value.strip().encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def share_of(secret: bytes, unit: str) -> float:
+    """A number in [0, 1) that depends on the secret and the unit only; decides the audit holdout."""
+    raw = hmac.new(secret, b"audit-holdout\0" + unit.encode(), hashlib.sha256).digest()
+    return int.from_bytes(raw[:8], "big") / 2**64
+
+
+def fingerprint(secret: bytes) -> str:
+    """What a store keeps of its secret: enough to refuse another one, not enough to find it."""
+    return hashlib.sha256(b"dinodomain-secret\0" + secret).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """What an artefact was made from.
+
+    Attributes:
+        kind: ``store``, ``run``, ``checkpoint``, ``features``, ``report`` or ``export``.
+        parents: Digest of each artefact it was made from, by role (``store``, ``checkpoint`` ...).
+        plan: The resolved plan, as plain values.
+        counts: Numbers of sources, units and samples drawn.
+        versions: Package versions that shaped the result.
+        history: Lineage records of the parents, so that one file answers "what data shaped this".
+    """
+
+    kind: str
+    parents: Mapping[str, str] = field(default_factory=dict)
+    plan: Mapping[str, Json] = field(default_factory=dict)
+    counts: Mapping[str, Json] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[Mapping[str, Json], ...] = ()
+
+    def as_json(self) -> dict[str, Json]:
+        """Plain values, with the record's own digest."""
+        body: dict[str, Json] = to_json(self)
+        return {**body, "digest": digest(body)}
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a whole file or none: temporary name, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with sorted keys, whole or not at all."""
+    write_bytes(path, (json.dumps(to_json(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in this folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,263 @@
+"""Frozen records that cross from one room to another. No behaviour, no torch at run time.
+
+Shape legend: B samples, T dates, C channels, D spatial axes (2 or 3), Z Y X extents, N = views x B crops of one size,
+V views of one size, R register tokens, P patch tokens, E embedding width. Spatial axes are in array order: (z,) y, x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Window = tuple[slice, ...]
+"""One slice per spatial axis, in array order, with explicit start and stop."""
+
+Layout = Literal["window", "whole"]
+"""How an array is read: ``window`` by tiles on its chunk grid, ``whole`` as one tile per source."""
+
+NODATA, CLOUD, SHADOW_SNOW, OUTSIDE_BODY, USER_MASK = 1, 2, 4, 8, 16
+"""Bits of a ``valid`` field; 0 means a valid pixel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select:
+    """Which files below a source are taken, and how their bands are brought together.
+
+    Attributes:
+        include: Globs below the source, matched against relative POSIX paths; empty means everything the domain reads.
+        exclude: Globs that are left out, applied after ``include``.
+        bands: Channel names to keep, in this order; empty means all that a source has.
+        grid: ``finest``, a band name, or a ground sample distance in metres.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    bands: tuple[str, ...] = ()
+    grid: str = "finest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRef:
+    """One source found by reading headers only. Picklable; holds clear names, so it never enters a store.
+
+    Attributes:
+        source_id: Natural id, unique below the source: the relative path, with ``#series`` added where a folder holds several.
+        uris: The files that make the source, sorted.
+        keys: What a CSV may join on: ``path`` (relative), ``name``, ``stem``, ``folder`` and DICOM fields such as ``PatientID``.
+        unit: Who or what the source belongs to (a patient), or None if the headers do not say.
+        digest: sha256 over relative names, sizes and header bytes: a changed source gets another digest.
+        select: The selection under which it was found.
+    """
+
+    source_id: str
+    uris: tuple[str, ...]
+    keys: Mapping[str, str]
+    unit: str | None
+    digest: str
+    select: Select = field(default_factory=Select)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A source opened inside an ingest worker; ``read`` is lazy and never crosses a process.
+
+    Attributes:
+        channels: Channel names, one per band.
+        shape: ``(C, Y, X)`` or ``(C, Z, Y, X)``.
+        dtype: Stored numpy dtype name.
+        spacing: Pixel size per spatial axis in array order: mm for medical sources, ground metres for rasters, NaN where unknown.
+        affine: 4x4 (volumes: array index (x, y, z) to RAS+ mm) or 3x3 (rasters: (column, row) to CRS), row-major; None where unknown.
+        crs: WKT of the coordinate reference system; None for non-georeferenced sources.
+        scale: Per channel: physical value = stored * scale + offset.
+        offset: Per channel, see ``scale``.
+        nodata: Per channel stored value that means "no data"; None where there is none.
+        layout: How the source is read back.
+        read: ``read(window)`` gives ``(C, *window)`` in the stored dtype.
+        read_valid: ``read_valid(window)`` gives a uint8 bit field over the window; None where everything is valid.
+        acquired: ISO date or date-time of acquisition, or None.
+        fields: Acquisition fields allowed into a store (manufacturer, field strength, level, native GSD per band ...).
+        original_affine: The affine before canonical re-orientation, row-major, or None if unchanged.
+        stages: What was done to the pixels on the way (re-oriented, resampled, shrunk), in order.
+    """
+
+    channels: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    spacing: tuple[float, ...]
+    affine: tuple[float, ...] | None
+    crs: str | None
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    nodata: tuple[float | None, ...]
+    layout: Layout
+    read: Callable[[Window], np.ndarray]
+    read_valid: Callable[[Window], np.ndarray] | None = None
+    acquired: str | None = None
+    fields: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    original_affine: tuple[float, ...] | None = None
+    stages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileInfo:
+    """What a domain needs to give pixels of a batch their meaning. All tensors live on the pixels' device.
+
+    Attributes:
+        scale: [B, C] float32; physical = stored * scale + offset.
+        offset: [B, C] float32.
+        nodata: [B, C] float32 stored value; NaN where the channel has none.
+        low: [B, C] float32 physical value that becomes 0 in the unit range.
+        high: [B, C] float32 physical value that becomes 1 in the unit range.
+        spacing: [B, D] float32, mm or m; NaN where unknown.
+        valid_box: [B, D, 2] int64 start and stop of real pixels inside the tile.
+    """
+
+    scale: Tensor
+    offset: Tensor
+    nodata: Tensor
+    low: Tensor
+    high: Tensor
+    spacing: Tensor
+    valid_box: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Source tiles of one bucket, as stored.
+
+    Attributes:
+        pixels: [B, T, C, (Z,) Y, X] in the stored dtype.
+        valid: [B, T, (Z,) Y, X] uint8 bit field (0 valid), or None where the store has none.
+        info: Per-sample meaning of the pixels. ``low``/``high`` are the source's own percentiles here.
+        channels: Channel names, the same for the whole batch.
+        tile_ids: [B] int64, 64 bits of hash(content hash, tile index).
+        epochs: [B] int64, how many times the tile stream had wrapped when the tile was drawn.
+        draws: [B] int64, repeats of the tile within its epoch.
+        rows: [B] int64, row of the store index.
+        origins: [B, D] int64, first pixel of the tile in the source array.
+        slots: [B] int64, position in the global batch.
+    """
+
+    pixels: Tensor
+    valid: Tensor | None
+    info: TileInfo
+    channels: tuple[str, ...]
+    tile_ids: Tensor
+    epochs: Tensor
+    draws: Tensor
+    rows: Tensor
+    origins: Tensor
+    slots: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalisation:
+    """The numbers that take physical values to the network's range; frozen into plan, checkpoint and export.
+
+    unit = clip((physical - low) / (high - low), 0, 1); network = (unit - mean) / std.
+
+    Attributes:
+        mode: ``domain`` declared range, ``store`` measured range, ``source`` each source's own percentiles.
+        channels: Channel names; the tuples below follow their order.
+        low: Physical value of unit 0 (unused in mode ``source``).
+        high: Physical value of unit 1 (unused in mode ``source``).
+        mean: Mean in the unit range.
+        std: Standard deviation in the unit range.
+    """
+
+    mode: Literal["domain", "store", "source"]
+    channels: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewGroup:
+    """All crops of one size. Row v * B + b is view v of sample b.
+
+    Attributes:
+        name: ``global`` or ``local``.
+        pixels: [N, C, *size] float32 in the network's range.
+        valid: [N, P] float32 in 0..1, share of real pixels under each patch token, row-major over the token grid.
+        to_tile: [N, D, D + 1] float32; maps a pixel index of the crop (array order) to tile pixel coordinates (centres at integers).
+        spacing: [N, D] float32 pixel size of the crop, mm or m; NaN where unknown.
+        num_views: V.
+    """
+
+    name: str
+    pixels: Tensor
+    valid: Tensor
+    to_tile: Tensor
+    spacing: Tensor
+    num_views: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """The crops of one batch, largest size first."""
+
+    groups: tuple[ViewGroup, ...]
+    channels: tuple[str, ...]
+    tile_ids: Tensor
+    slots: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """Tokens of one crop size after the final norm (or raw, where a layer was asked for).
+
+    Attributes:
+        cls: [N, E].
+        registers: [N, R, E].
+        patches: [N, P, E], row-major over ``grid``; fewer where tokens were dropped.
+        grid: Number of patch tokens per spatial axis before any were dropped.
+    """
+
+    cls: Tensor
+    registers: Tensor
+    patches: Tensor
+    grid: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureTable:
+    """Pooled features on the host, one row per tile, so that probes and audits need no encoder.
+
+    Attributes:
+        features: [n, E] float32.
+        content_hash: n hex digests of the source pixels.
+        tile_ids: [n] int64.
+        rows: [n] int64, row of the store index; -1 where the features did not come from a store.
+        units: n unit ids; empty string where unknown.
+        columns: Metadata by name, n values each.
+    """
+
+    features: np.ndarray
+    content_hash: np.ndarray
+    tile_ids: np.ndarray
+    rows: np.ndarray
+    units: np.ndarray
+    columns: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """Targets joined to rows of a store index.
+
+    Attributes:
+        rows: [m] int64 rows of the index, sorted, each at most once.
+        values: m values of the target column, as read.
+        columns: Other columns of the CSV, m values each.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+    columns: Mapping[str, Sequence[str]]
