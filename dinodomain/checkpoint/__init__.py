@@ -1,0 +1,25 @@
+"""Saves and loads everything a run needs to go on exactly, and the backbone alone for those who only use it."""
+
+from dinodomain.checkpoint.load import Loaded, check_same, load_checkpoint, restore_module
+from dinodomain.checkpoint.migrate import migrate
+from dinodomain.checkpoint.optimizer import optimizer_tensors, restore_optimizer
+from dinodomain.checkpoint.save import prune, save_checkpoint
+from dinodomain.checkpoint.state import FORMAT, BrokenCheckpoint, CheckpointPlan, TrainState, checkpoint_folders, latest
+
+__all__ = [
+    "FORMAT",
+    "BrokenCheckpoint",
+    "CheckpointPlan",
+    "Loaded",
+    "TrainState",
+    "check_same",
+    "checkpoint_folders",
+    "latest",
+    "load_checkpoint",
+    "migrate",
+    "optimizer_tensors",
+    "prune",
+    "restore_module",
+    "restore_optimizer",
+    "save_checkpoint",
+]
