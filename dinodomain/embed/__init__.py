@@ -1,0 +1,1 @@
+"""A frozen backbone over a store gives features on disk, keyed by content, so that probes and audits need no encoder."""

@@ -1,0 +1,1 @@
+"""Trains a backbone: one step, one loop around it, and everything a run writes."""

@@ -1,0 +1,130 @@
+"""The run folder: who may write it, whether a plan may go on in it, and which keys two plans differ in.
+
+``plan.yaml``, ``lineage.json``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``tensorboard/``, ``log.txt``. This file decides;
+the loop writes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dinodomain.engine.log import read_plan
+from dinodomain.errors import UserError
+
+PLAN, METRICS, LINEAGE, LOG, FIGURES, BOARD = "plan.yaml", "metrics.jsonl", "lineage.json", "log.txt", "figures", "tensorboard"
+
+OPERATIONAL = (
+    "out",
+    "resume",
+    "store",
+    "recipe",
+    "checkpoint",
+    "loader.workers",
+    "loader.prefetch",
+    "engine.device",
+    "engine.threads",
+    "engine.log_every",
+    "engine.figures_every",
+    "engine.max_bad_steps",
+    "engine.tensorboard",
+    "views.renderer",
+)
+"""Keys (with everything below them) that say where and how a run works but not what it computes; a resumed run may change them.
+
+The store is compared by its content digest instead of its path.
+"""
+
+
+def flatten(plan: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; empty mappings stay as values."""
+    flat: dict[str, Any] = {}
+    for key, value in plan.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ between two plans, operational ones left out, with (old, new); an absent key counts as None."""
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in sorted({*before, *after}) if not _is_operational(key)]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def has_run(out: Path) -> bool:
+    """Whether the folder holds a run, begun or finished."""
+    return any((out / name).exists() for name in (PLAN, METRICS, "checkpoints"))
+
+
+def check_folder(out: Path, resume: str, plan: Mapping[str, Any]) -> bool:
+    """Decides between a fresh start and going on.
+
+    Args:
+        out: Run folder.
+        resume: ``auto`` or ``never``.
+        plan: The resolved plan, as plain values.
+
+    Returns:
+        True to resume (there may be no checkpoint yet), False for a fresh start.
+
+    Raises:
+        UserError: The folder holds a run and ``resume=never``, or the run there follows another plan.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError("out", f"{out} is a file", allowed="a folder that is new, empty or holds this run")
+    if not has_run(out):
+        return False
+    if resume == "never":
+        raise UserError(
+            "out",
+            f"{out} already holds a run and resume=never",
+            remedy="choose another folder, empty this one, or use resume=auto to go on",
+        )
+    if not (out / PLAN).is_file():
+        return True  # killed before its plan was written: nothing to contradict
+    differing = differing_keys(_read_plan(out / PLAN), plan)
+    if differing:
+        shown = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in differing.items())
+        raise UserError(
+            "out", f"{out} holds a run with another plan: {shown}", remedy="give these keys their old values, or choose another out folder"
+        )
+    return True
+
+
+@contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Keeps a second process out of a run folder; the system frees the lock when its holder dies.
+
+    Raises:
+        UserError: Another process trains in this folder.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                "out", f"{out} is in use by another training process", remedy="wait for it, stop it, or choose another folder"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        return read_plan(path)
+    except ValueError as error:
+        raise UserError(str(path), f"is not a plan this package wrote ({error})", remedy="choose another out folder") from error
+
+
+def _is_operational(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in OPERATIONAL)

@@ -1,0 +1,141 @@
+"""What a run writes while it goes: metrics.jsonl, log.txt, TensorBoard. One row a step, no duplicates and no torn rows after a kill.
+
+No torch arithmetic happens here; values arrive as plain floats.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from dinodomain import lineage
+from dinodomain.errors import require
+
+logger = logging.getLogger("dinodomain")
+
+Row = Mapping[str, Any]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a metrics file, in order; stops at the first torn one (the process was killed while writing it)."""
+    rows: list[dict[str, Any]] = []
+    if not path.is_file():
+        return rows
+    for line in path.read_bytes().splitlines(keepends=True):
+        row = _parse(line)
+        if row is None:
+            break
+        rows.append(row)
+    return rows
+
+
+def truncate_rows(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops torn rows and rows at or beyond ``step``, which a resumed run writes again; returns those that stay."""
+    rows = [row for row in read_rows(path) if row["step"] < step]
+    lineage.write_bytes(path, "".join(_line(row) for row in rows).encode())
+    return rows
+
+
+class MetricsFile:
+    """Appends rows to metrics.jsonl; each is handed to the system as one write, so a kill tears the last row at most."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
+
+    def write(self, row: Row) -> None:
+        """Appends one row."""
+        self._handle.write(_line(row).encode())
+
+    def sync(self) -> None:
+        """Makes the rows durable; called before a checkpoint that relies on them is announced."""
+        os.fsync(self._handle.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._handle.close()
+
+
+class Tracker(Protocol):
+    """Where scalars go besides metrics.jsonl. W&B, MLflow and others: pass an object with these two methods to ``pretrain``."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Records the scalars of one step."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and ends."""
+        ...
+
+
+class TensorBoardTracker:
+    """Scalars for TensorBoard under ``RUN/tensorboard``; a resumed run purges what lies beyond its first step."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        module = require("torch.utils.tensorboard", extra="dev", wanted_by="engine.tensorboard")
+        self._writer = module.SummaryWriter(str(folder), purge_step=first_step or None, max_queue=1000)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one point to each curve."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and ends."""
+        self._writer.close()
+
+
+def scalars(row: Row) -> dict[str, float]:
+    """The plain numbers of a row but its step."""
+    return {name: float(value) for name, value in row.items() if name != "step" and isinstance(value, (int, float))}
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Sends what the package logs to a file as well, without hosts or process ids."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(before or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
+
+
+def write_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """Writes plan.yaml as JSON, which is YAML too, so that reading it needs no YAML package."""
+    lineage.write_json(path, plan)
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """The plan of ``write_plan``."""
+    plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return plan
+
+
+def format_row(row: Row, names: Sequence[str]) -> str:
+    """One plain line for the log."""
+    parts = [f"{name} {row[name]:.4g}" for name in names if isinstance(row.get(name), (int, float))]
+    return f"step {row['step']}: " + ", ".join(parts)
+
+
+def _line(row: Row) -> str:
+    return json.dumps(lineage.to_json(row), ensure_ascii=False) + "\n"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

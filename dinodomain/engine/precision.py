@@ -1,0 +1,90 @@
+"""Device, number format and threads of a run: what is chosen, why, and the switches that apply it.
+
+Weights, optimiser state, centres and losses stay float32; ``bf16`` means autocast of matrix products around the forward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from dinodomain.errors import UserError
+
+Precision = Literal["fp32", "bf16"]
+
+
+def choose_device(wanted: str) -> tuple[str, str]:
+    """A usable device and the reason for it.
+
+    Raises:
+        UserError: The device is unknown or not there.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return "cuda", "a CUDA device is there"
+        return "cpu", "no CUDA device is there"
+    try:
+        kind = torch.device(wanted).type
+    except RuntimeError as error:
+        raise UserError("engine.device", f"is {wanted!r}", allowed="auto, cpu, cuda, cuda:N, mps") from error
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(kind, False):
+        raise UserError(
+            "engine.device",
+            f"{wanted!r} is not on this machine",
+            allowed=", ".join(name for name, there in present.items() if there),
+            remedy="engine.device=auto takes what is there",
+        )
+    return wanted, "asked for"
+
+
+def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
+    """A number format the device computes fast, and the reason for it.
+
+    Raises:
+        UserError: The device has no bfloat16.
+    """
+    kind = torch.device(device).type
+    supported = kind == "cpu" or (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    if wanted == "auto":
+        if kind == "cuda" and supported:
+            return "bf16", "the CUDA device computes bfloat16 natively"
+        return "fp32", "exact and portable; engine.precision=bf16 is faster on CPUs with bfloat16 units"
+    if wanted == "bf16" and not supported:
+        raise UserError("engine.precision", f"'bf16' is not supported on {device!r}", allowed="fp32, auto")
+    return ("bf16" if wanted == "bf16" else "fp32"), "asked for"
+
+
+def choose_threads(wanted: int | None) -> tuple[int, str]:
+    """Threads for CPU arithmetic, and the reason: bit-equal resume needs the same number again, so it is frozen into the plan."""
+    if wanted is not None:
+        return wanted, "asked for"
+    return torch.get_num_threads(), "torch's own choice here (follows OMP_NUM_THREADS and the CPUs this process may use)"
+
+
+def apply_switches(*, device: str, threads: int, deterministic: bool) -> None:
+    """Sets threads, TF32 and determinism for this process.
+
+    Determinism makes CUDA bit-equal from run to run and costs some speed; CPU arithmetic is so at a given thread count.
+    """
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = not deterministic
+        torch.backends.cudnn.allow_tf32 = not deterministic
+        torch.backends.cudnn.benchmark = not deterministic
+        if deterministic:
+            # cuBLAS reads this when its handle is made; without it deterministic mode refuses matrix products.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def autocast(device: str, precision: Precision) -> AbstractContextManager[object]:
+    """The context of the forward pass."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)

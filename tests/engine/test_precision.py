@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dinodomain.engine.precision import autocast, choose_device, choose_precision, choose_threads
+from dinodomain.errors import UserError
+
+
+def test_auto_takes_what_is_there():
+    device, reason = choose_device("auto")
+    assert device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert "CUDA" in reason
+
+
+def test_an_absent_or_unknown_device_is_refused_with_what_is_allowed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"engine\.device: 'cuda' is not on this machine; allowed: cpu"):
+        choose_device("cuda")
+    with pytest.raises(UserError, match=r"engine\.device: is 'gpu'"):
+        choose_device("gpu")
+
+
+def test_auto_precision_on_a_cpu_is_exact():
+    assert choose_precision("auto", "cpu")[0] == "fp32"
+    assert choose_precision("bf16", "cpu")[0] == "bf16"
+
+
+def test_threads_are_as_asked_or_torchs_own():
+    assert choose_threads(5)[0] == 5
+    assert choose_threads(None)[0] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast_decides_the_dtype_of_matrix_products(precision, dtype):
+    with autocast("cpu", precision):
+        assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == dtype
