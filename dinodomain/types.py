@@ -34,12 +34,15 @@ class Select:
         exclude: Globs that are left out, applied after ``include``.
         bands: Channel names to keep, in this order; empty means all that a source has.
         grid: ``finest``, a band name, or a ground sample distance in metres.
+        sar: What Sentinel-1 values are where the files do not say: ``db``, ``power`` or ``amplitude``, with an optional
+            calibration before it (``sigma0_db``, ``gamma0_power``); empty means that the files must say.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     bands: tuple[str, ...] = ()
     grid: str = "finest"
+    sar: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
