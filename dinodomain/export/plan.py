@@ -1,0 +1,60 @@
+"""What to export, in which format, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dinodomain.lineage import Json
+
+Format = Literal["timm", "safetensors", "torch_export"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportPlan:
+    """Writes a teacher backbone for other people's pipelines.
+
+    Attributes:
+        checkpoint: A run, a checkpoint folder or an exported backbone.
+        out: Folder to write; it gets weights, config, a model card and the lineage.
+        format: ``timm`` (2-D; ``timm.create_model`` loads it), ``torch_export`` (2-D and 3-D; torch alone loads it), or
+            ``safetensors`` (this package).
+        overwrite: Replace an export that is already there.
+    """
+
+    checkpoint: str
+    out: str
+    format: Format = "timm"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A finished export.
+
+    Attributes:
+        out: Its folder.
+        format: Its format.
+        files: File names it holds.
+        max_abs_diff: Largest absolute difference between our tokens and those of the reloaded export on the same input.
+        load: The line of Python that loads it.
+    """
+
+    out: str
+    format: Format
+    files: tuple[str, ...]
+    max_abs_diff: float
+    load: str
+
+    def text(self) -> str:
+        """What the command prints."""
+        return (
+            f"exported to {self.out} ({', '.join(self.files)})\n"
+            f"reloaded and compared on the same input: max abs diff {self.max_abs_diff:.3g}\n"
+            f"load it with: {self.load}"
+        )
+
+    def as_json(self) -> Mapping[str, Json]:
+        """Plain values for ``--json``."""
+        return {"out": self.out, "format": self.format, "files": list(self.files), "max_abs_diff": self.max_abs_diff, "load": self.load}

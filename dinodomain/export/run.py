@@ -1,0 +1,112 @@
+"""Export as one act: write under a temporary name, load it again as a stranger would, compare, and only then move it into place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dinodomain.checkpoint import load_backbone, origin, save_backbone
+from dinodomain.checkpoint.backbone import EXPORTED
+from dinodomain.errors import UserError
+from dinodomain.export.card import model_card
+from dinodomain.export.plan import Exported, ExportPlan
+from dinodomain.export.timm import CONFIG, WEIGHTS, timm_config, timm_tokens, timm_weights
+from dinodomain.export.torch_export import PROGRAM, Portable, export_program, program_tokens
+from dinodomain.lineage import Json, Lineage, sync_folder, write_bytes, write_json
+from dinodomain.model import Backbone
+
+TOLERANCE = 1e-4
+"""Largest difference of tokens, which the final norm brings to unit scale, that counts as equal in float32."""
+
+
+def export(plan: ExportPlan) -> Exported:
+    """Writes a backbone in another format and proves that it computes the same.
+
+    Raises:
+        UserError: Nothing to export, the format does not fit, the folder is taken, or the reloaded outputs differ.
+    """
+    out = Path(plan.out)
+    if out.exists() and any(out.iterdir()) and not plan.overwrite:
+        raise UserError("out", f"{out} already holds files", remedy="choose another folder or set export.overwrite=true")
+    backbone = load_backbone(plan.checkpoint)
+    provenance = _provenance(plan)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        difference = _write(plan, backbone, provenance, temporary)
+        if not difference <= TOLERANCE:
+            raise UserError("format", f"the reloaded {plan.format} differs by {difference:.3g}", allowed=f"up to {TOLERANCE:g}")
+        _move(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    files = tuple(sorted(file.name for file in out.iterdir()))
+    return Exported(out=str(out), format=plan.format, files=files, max_abs_diff=difference, load=_load_line(plan, out))
+
+
+def _provenance(plan: ExportPlan) -> dict[str, Json]:
+    parent = origin(plan.checkpoint)
+    record = Lineage(
+        kind="export",
+        parents={"checkpoint": str(parent.get("digest", ""))},
+        plan={"format": plan.format},
+        counts=parent.get("counts", {}),
+        versions=parent.get("versions", {}),
+        history=(parent,),
+    )
+    return record.as_json()
+
+
+def _write(plan: ExportPlan, backbone: Backbone, provenance: Mapping[str, Json], folder: Path) -> float:
+    """Writes all files of the export and returns the largest difference of the reloaded outputs."""
+    write_json(folder / "lineage.json", provenance)
+    write_bytes(folder / "README.md", model_card(backbone, provenance, _load_line(plan, Path(plan.out))).encode())
+    example = _example(backbone)
+    if plan.format == "timm":
+        config = timm_config(backbone, provenance)
+        write_bytes(folder / WEIGHTS, safetensors.torch.save(timm_weights(backbone), metadata={"format": "pt"}))
+        write_json(folder / CONFIG, config)
+        return _difference(_tokens(backbone, example), timm_tokens(folder, example))
+    if plan.format == "safetensors":
+        path = save_backbone(folder / EXPORTED, backbone, history=provenance)
+        return _difference(_tokens(backbone, example), _tokens(load_backbone(path), example))
+    export_program(backbone, folder / PROGRAM, provenance)
+    portable = Portable(backbone)
+    physical = portable.low + portable.span * torch.rand(example.shape, generator=torch.Generator().manual_seed(1))
+    return _difference(_tokens(backbone, portable.normalise(physical)), program_tokens(folder / PROGRAM, physical))
+
+
+def _example(backbone: Backbone) -> Tensor:
+    """Three made-up inputs at pretraining size; a batch of three also tries a traced batch axis."""
+    return torch.randn(3, len(backbone.channels), *backbone.image_size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _tokens(backbone: Backbone, x: Tensor) -> Tensor:
+    features = backbone(x)
+    return torch.cat([features.cls[:, None], features.registers, features.patches], dim=1)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max())
+
+
+def _move(temporary: Path, out: Path) -> None:
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(temporary, out)
+    sync_folder(out.parent)
+
+
+def _load_line(plan: ExportPlan, out: Path) -> str:
+    if plan.format == "timm":
+        return f'timm.create_model("local-dir:{out}", pretrained=True)'
+    if plan.format == "torch_export":
+        return f'torch.export.load("{out / PROGRAM}").module()'
+    return f'dinodomain.load("{out}")'

@@ -1,0 +1,125 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from dinodomain.checkpoint import load_backbone, save_backbone
+from dinodomain.errors import UserError
+from dinodomain.export import ExportPlan, export
+from dinodomain.export.torch_export import Portable
+from dinodomain.model import Backbone, ModelPlan
+from dinodomain.types import Normalisation
+
+pytestmark = pytest.mark.filterwarnings(
+    # timm builds its own layers with a deprecated torch.jit annotation; nothing of ours.
+    "ignore:`torch.jit.*:DeprecationWarning"
+)
+
+
+def make_backbone(ndim: int, mode: str = "domain", **changes) -> Backbone:
+    torch.manual_seed(0)
+    norm = Normalisation(mode=mode, channels=("a", "b"), low=(-10.0, 0.0), high=(10.0, 2.0), mean=(0.5, 0.4), std=(0.2, 0.3))
+    plan = ModelPlan(**{"dim": 48, "depth": 2, "heads": 4, "patch": 8, "layer_scale": 1.0, **changes})
+    backbone = Backbone.create(plan, ndim=ndim, image_size=16, normalisation=norm, domain="made_up").eval()
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return backbone
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    def make(backbone: Backbone) -> Path:
+        return save_backbone(tmp_path / "source" / "backbone.safetensors", backbone, history={"digest": "abc", "counts": {"units": 7}})
+
+    return make
+
+
+@pytest.mark.parametrize("changes", [{}, {"registers": 0}, {"layer_scale": 0.0}, {"class_position": True}, {"position": "sincos"}])
+def test_timm_loads_the_folder_and_computes_the_same_tokens(tmp_path, run, changes):
+    backbone = make_backbone(2, **changes)
+    done = export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="timm"))
+    network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    x = torch.randn(2, 2, 16, 16)
+    with torch.no_grad():
+        ours = backbone(x)
+        theirs = network.forward_features(x)
+    torch.testing.assert_close(theirs[:, 0], ours.cls, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(theirs[:, 1 + backbone.vit.plan.registers :], ours.patches, atol=1e-5, rtol=1e-5)
+    assert done.max_abs_diff < 1e-5
+
+
+def test_the_lineage_of_the_checkpoint_travels_with_every_format(tmp_path, run):
+    source = run(make_backbone(2))
+    for form in ("timm", "safetensors", "torch_export"):
+        export(ExportPlan(checkpoint=str(source), out=str(tmp_path / form), format=form))
+        record = json.loads((tmp_path / form / "lineage.json").read_text())
+        assert record["parents"] == {"checkpoint": "abc"}
+        assert record["counts"] == {"units": 7}
+        assert "units: 7" in (tmp_path / form / "README.md").read_text()
+    assert json.loads((tmp_path / "timm" / "config.json").read_text())["dinodomain"]["lineage"] == json.loads(
+        (tmp_path / "timm" / "lineage.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_traced_program_takes_channel_units_and_runs_without_this_package(tmp_path, run, ndim):
+    backbone = make_backbone(ndim)
+    export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="torch_export"))
+    x = torch.rand(5, 2, *[16] * ndim) * 4 - 1
+    torch.save({"x": x}, tmp_path / "x.pt")
+    script = (
+        "import sys, torch; sys.modules['dinodomain'] = None\n"
+        f"x = torch.load({str(tmp_path / 'x.pt')!r}, weights_only=True)['x']\n"
+        f"cls, registers, patches = torch.export.load({str(tmp_path / 'out' / 'backbone.pt2')!r}).module()(x)\n"
+        f"torch.save({{'cls': cls.detach(), 'patches': patches.detach()}}, {str(tmp_path / 'y.pt')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    found = torch.load(tmp_path / "y.pt", weights_only=True)
+    low, high = torch.tensor([-10.0, 0.0]), torch.tensor([10.0, 2.0])
+    mean, std = torch.tensor([0.5, 0.4]), torch.tensor([0.2, 0.3])
+    by_channel = (1, 2) + (1,) * ndim
+    unit = ((x - low.reshape(by_channel)) / (high - low).reshape(by_channel)).clamp(0, 1)
+    with torch.no_grad():
+        ours = backbone((unit - mean.reshape(by_channel)) / std.reshape(by_channel))
+    torch.testing.assert_close(found["cls"], ours.cls, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["patches"], ours.patches, atol=1e-5, rtol=1e-5)
+
+
+def test_a_backbone_normalised_by_its_sources_takes_unit_range_values():
+    portable = Portable(make_backbone(2, mode="source"))
+    x = torch.tensor([0.0, 0.5, 1.0, 2.0]).reshape(1, 1, 2, 2).expand(1, 2, 2, 2)
+    expected = (x.clamp(0, 1) - torch.tensor([0.5, 0.4]).reshape(1, 2, 1, 1)) / torch.tensor([0.2, 0.3]).reshape(1, 2, 1, 1)
+    torch.testing.assert_close(portable.normalise(x), expected)
+
+
+def test_our_own_file_comes_back_bit_equal(tmp_path, run):
+    backbone = make_backbone(3)
+    export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="safetensors"))
+    again = load_backbone(tmp_path / "out")
+    assert again.spec == backbone.spec
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_volumes_are_refused_for_timm_with_the_formats_that_fit(tmp_path, run):
+    with pytest.raises(UserError, match=r"timm has no transformer for volumes.*torch_export"):
+        export(ExportPlan(checkpoint=str(run(make_backbone(3))), out=str(tmp_path / "out"), format="timm"))
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_folder_with_files_is_left_alone_unless_told(tmp_path, run):
+    source = str(run(make_backbone(2)))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match=r"already holds files.*overwrite"):
+        export(ExportPlan(checkpoint=source, out=str(out)))
+    assert (out / "mine.txt").read_text() == "keep"
+    export(ExportPlan(checkpoint=source, out=str(out), overwrite=True))
+    assert "cls_token" in safetensors.torch.load_file(out / "model.safetensors")
