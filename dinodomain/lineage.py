@@ -57,19 +57,34 @@ def digest_file(path: str | os.PathLike[str]) -> str:
 
 
 def content_hash(pixels: np.ndarray, channels: tuple[str, ...]) -> str:
-    """sha256 over dtype, shape, channel names and stored C-order pixels: the same pixels are the same wherever they lie."""
+    """sha256 over dtype, shape, channel names and stored pixels: the same pixels are the same wherever they lie.
+
+    Pixels are taken line by line, every channel of line 0 of the first spatial axis, then of line 1 ... (band interleaved by line). Unlike
+    plain C order this can be streamed from a source of any size in slabs of any height, so chunking never changes it; with one channel
+    the two are equal.
+
+    Args:
+        pixels: [C, ...] in the stored dtype.
+        channels: Channel names.
+    """
     return ContentHash(pixels.dtype.str[1:], pixels.shape, channels).update(pixels).hexdigest()
 
 
 class ContentHash:
-    """The running form of ``content_hash`` for arrays that are read in C-order pieces."""
+    """The running form of ``content_hash`` for sources that are read in slabs of lines.
+
+    Args:
+        dtype: Kind and item size, for example ``u2``.
+        shape: (C, ...) of the whole source.
+        channels: Channel names.
+    """
 
     def __init__(self, dtype: str, shape: tuple[int, ...], channels: tuple[str, ...]) -> None:
         self._hash = hashlib.sha256(canonical([dtype, list(shape), list(channels)]).encode())
 
     def update(self, pixels: np.ndarray) -> ContentHash:
-        """Adds the next pixels in C order."""
-        little = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)
+        """Adds the next slab [C, lines, ...]."""
+        little = np.moveaxis(pixels, 0, 1).astype(pixels.dtype.newbyteorder("<"), copy=False)
         self._hash.update(np.ascontiguousarray(little).data)
         return self
 

@@ -1,0 +1,1 @@
+"""Disk to device: which tiles, in which order, decoded ahead of use."""

@@ -1,0 +1,203 @@
+"""Inner chunks to bytes and back, and the Zarr v3 metadata that describes them.
+
+An inner chunk is little-endian C-order pixels, blosc (unless codec ``none``), then a crc32c of what went before: blosc itself has no
+checksum, and a flipped byte could decode to wrong pixels. Anything this file cannot describe is left to zarr-python (``array.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+
+from dinodomain.store.format import DTYPES, Codec, Grid
+
+# Parallelism is by decode threads and by processes, each on its own chunk. Threaded blosc would also order its blocks by chance when it
+# writes, so equal input would not give equal bytes; without it every call uses its own context and is safe in any thread.
+blosc.use_threads = False
+
+MISSING = 2**64 - 1
+"""Offset and length of an inner chunk that holds only the fill value."""
+
+_BLOSC: Mapping[str, tuple[str, int]] = {"fast": ("lz4", 5), "small": ("zstd", 5)}
+_CRC = struct.Struct("<I")
+_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+_HEADER = 16
+
+
+class Corrupt(Exception):
+    """Bytes that are not what was written; the reader adds file and chunk."""
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """Castagnoli checksum (RFC 3720) of read-only bytes."""
+    return int(google_crc32c.value(data))
+
+
+def encode(chunk: np.ndarray, codec: Codec) -> bytes:
+    """One whole inner chunk as stored, checksum included."""
+    little = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<"))
+    if codec == "none":
+        body = little.tobytes()
+    else:
+        name, level = _BLOSC[codec]
+        body = bytes(blosc.compress(little, name.encode(), level, blosc.BITSHUFFLE))
+    return body + _CRC.pack(crc32c(body))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FastLayout:
+    """An array that the direct reader understands.
+
+    Attributes:
+        grid: Shape, inner chunk and shard.
+        dtype: Little-endian numpy dtype.
+        fill: Value of missing chunks.
+        compressed: Whether inner chunks are blosc frames.
+        checked: Whether inner chunks end in a crc32c.
+        complete: Whether every shard was written, so that a missing file is an error.
+    """
+
+    grid: Grid
+    dtype: np.dtype[np.generic]
+    fill: float
+    compressed: bool
+    checked: bool
+    complete: bool
+
+
+def decode(data: memoryview, out: np.ndarray, layout: FastLayout, *, verify: bool) -> None:
+    """Decodes one inner chunk into ``out``, a C-contiguous array of exactly one chunk.
+
+    Raises:
+        Corrupt: Checksum, length or frame is wrong.
+    """
+    if layout.checked:
+        body = data[: -_CRC.size]
+        if verify and crc32c(body) != _CRC.unpack(data[-_CRC.size :])[0]:
+            raise Corrupt("its checksum differs")
+        data = body
+    if not layout.compressed:
+        if data.nbytes != out.nbytes:
+            raise Corrupt(f"{data.nbytes} bytes where {out.nbytes} were expected")
+        out[...] = np.frombuffer(data, dtype=layout.dtype).reshape(out.shape)
+        return
+    _check_frame(data, out.nbytes)
+    try:
+        blosc.decompress(data, out)
+    except RuntimeError as error:
+        raise Corrupt(str(error)) from error
+
+
+def _check_frame(data: memoryview, expected: int) -> None:
+    """Sizes in the blosc header (bytes 4..8 decoded, 12..16 encoded), checked before anything is written to a batch slot."""
+    if data.nbytes < _HEADER:
+        raise Corrupt("it is shorter than a blosc header")
+    decoded, encoded = struct.unpack_from("<I4xI", data, 4)
+    if decoded != expected or encoded != data.nbytes:
+        raise Corrupt(f"blosc header says {decoded} pixels bytes from {encoded}, expected {expected} from {data.nbytes}")
+
+
+def encode_index(index: np.ndarray) -> bytes:
+    """The index at the end of a shard: (offset, length) per inner chunk in C order, uint64, and its crc32c."""
+    body = np.ascontiguousarray(index, dtype="<u8").tobytes()
+    return body + _CRC.pack(crc32c(body))
+
+
+def decode_index(data: bytes, cells: Sequence[int]) -> np.ndarray:
+    """[*cells, 2] uint64.
+
+    Raises:
+        Corrupt: The checksum differs.
+    """
+    if crc32c(data[: -_CRC.size]) != _CRC.unpack(data[-_CRC.size :])[0]:
+        raise Corrupt("the checksum of the shard index differs")
+    return np.frombuffer(data[: -_CRC.size], dtype="<u8").reshape(*cells, 2)
+
+
+def index_bytes(cells: Sequence[int]) -> int:
+    """Length of an encoded index."""
+    return int(np.prod(cells)) * 16 + _CRC.size
+
+
+def array_metadata(
+    grid: Grid, dtype: str, dims: Sequence[str], codec: Codec, attributes: Mapping[str, Any], fill_value: float = 0
+) -> bytes:
+    """``zarr.json`` of an array. Written here and not by zarr-python so that its bytes do not depend on that package's version."""
+    inner: list[dict[str, Any]] = [_BYTES]
+    if codec != "none":
+        name, level = _BLOSC[codec]
+        options = {"cname": name, "clevel": level, "shuffle": "bitshuffle", "typesize": np.dtype(dtype).itemsize, "blocksize": 0}
+        inner.append({"name": "blosc", "configuration": options})
+    sharding = {
+        "chunk_shape": list(grid.chunk),
+        "codecs": [*inner, {"name": "crc32c"}],
+        "index_codecs": [_BYTES, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return _json(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(grid.shape),
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(grid.shard)}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": float(fill_value) if dtype == "float32" else int(fill_value),
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "attributes": {**attributes, "dinodomain": {**attributes.get("dinodomain", {}), "every_shard_written": True}},
+            "dimension_names": list(dims),
+            "storage_transformers": [],
+        }
+    )
+
+
+def group_metadata(attributes: Mapping[str, Any]) -> bytes:
+    """``zarr.json`` of a group."""
+    return _json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def parse_layout(metadata: Mapping[str, Any]) -> FastLayout | None:
+    """The layout of an array that the direct reader can read, or None, which means: use zarr-python."""
+    sharding = _only_sharding(metadata)
+    if sharding is None or metadata["data_type"] not in DTYPES or not isinstance(metadata["fill_value"], (int, float)):
+        return None
+    names = [codec["name"] for codec in sharding["codecs"]]
+    if names[0] != "bytes" or names[1:] not in ([], ["blosc"], ["crc32c"], ["blosc", "crc32c"]):
+        return None
+    if any(codec.get("configuration", {}).get("endian") == "big" for codec in (sharding["codecs"][0], sharding["index_codecs"][0])):
+        return None
+    dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+    shard = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+    own = metadata.get("attributes", {}).get("dinodomain", {})
+    return FastLayout(
+        grid=Grid(shape=tuple(metadata["shape"]), chunk=tuple(sharding["chunk_shape"]), shard=shard),
+        dtype=dtype,
+        fill=metadata["fill_value"],
+        compressed="blosc" in names,
+        checked="crc32c" in names,
+        complete=bool(own.get("every_shard_written", False)),
+    )
+
+
+def _only_sharding(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The configuration of the sharding codec where grid, keys and index are the plain ones."""
+    codecs, keys = metadata["codecs"], metadata["chunk_key_encoding"]
+    plain_keys = keys["name"] == "default" and keys.get("configuration", {}).get("separator", "/") == "/"
+    if metadata["chunk_grid"]["name"] != "regular" or not plain_keys or metadata.get("storage_transformers"):
+        return None
+    if [codec["name"] for codec in codecs] != ["sharding_indexed"]:
+        return None
+    sharding: Mapping[str, Any] = codecs[0]["configuration"]
+    plain_index = [codec["name"] for codec in sharding["index_codecs"]] == ["bytes", "crc32c"]
+    return sharding if plain_index and sharding.get("index_location", "end") == "end" else None

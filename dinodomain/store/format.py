@@ -1,0 +1,207 @@
+"""What lies on disk, format 1: names, chunk and shard shapes, buckets and table columns.
+
+    STORE/zarr.json                           group
+    STORE/scenes/<id>/{zarr.json,data,valid}   dims band,y,x; inner chunk all bands x 256 x 256, shard 2048 x 2048
+    STORE/volumes/<id>/{zarr.json,0,valid}     dims (channel,)z,y,x; inner chunk 32^3, one shard up to 512^3
+    STORE/stacks/<bucket>/NNNN/{zarr.json,data,valid}   dims item,band,(z,)y,x; inner chunk one item, or as many as reach 64 KiB
+    STORE/index.parquet  chunks.parquet  lineage.json  manifest.json (last)
+
+``valid`` is a uint8 bit field on the spatial grid of ``data`` (0 valid; bits in ``types``); it is absent where every pixel is valid.
+Every array is plain Zarr v3 (regular grid, ``sharding_indexed``, ``bytes`` + ``blosc`` + ``crc32c``), so any Zarr reader opens it.
+Sizes are in pixels; no reading or writing happens here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from dinodomain.errors import UserError
+from dinodomain.lineage import digest
+from dinodomain.types import Layout
+
+FORMAT = 1
+DTYPES = ("uint8", "uint16", "int16", "float32")
+SIDES = (32, 64, 128, 256, 384, 512, 768, 1024)
+MANIFEST, INDEX, CHUNKS, LINEAGE = "manifest.json", "index.parquet", "chunks.parquet", "lineage.json"
+
+_CHUNK_BYTES = 4 * 2**20
+_ITEM_CHUNK_BYTES = 64 * 2**10
+_STACK_SHARD_BYTES = 64 * 2**20
+_SCENE_CHUNK, _SCENE_SHARD = 256, 2048
+_VOLUME_CHUNK, _VOLUME_SHARD = 32, 512
+
+Codec = Literal["fast", "small", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorePlan:
+    """How pixels are laid out on disk.
+
+    Attributes:
+        chunk: Chunk side in pixels; None means 256 for scenes, 32 for volumes. Lowered so that a chunk stays within 4 MiB.
+        codec: ``fast`` (blosc lz4, bitshuffle), ``small`` (blosc zstd, bitshuffle; slower to read) or ``none``.
+    """
+
+    chunk: int | None = None
+    codec: Codec = "fast"
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and not 8 <= self.chunk <= 2048:
+            raise UserError("chunk", f"{self.chunk} pixels", allowed="8 to 2048, or null for the default")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Chunk and shard shape of one array, in array order.
+
+    Attributes:
+        shape: Array shape.
+        chunk: Inner chunk shape.
+        shard: Shard shape, a multiple of ``chunk`` per axis.
+    """
+
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """Number of inner chunks per axis."""
+        return tuple(-(-size // side) for size, side in zip(self.shape, self.chunk))
+
+
+def check_dtype(dtype: str) -> np.dtype[np.generic]:
+    """The stored dtype, or a UserError where format 1 has none such."""
+    if dtype not in DTYPES:
+        raise UserError("dtype", f"{dtype} cannot be stored", allowed=", ".join(DTYPES), remedy="the domain's reader must cast it")
+    return np.dtype(dtype)
+
+
+def window_grid(shape: Sequence[int], dtype: str, chunk: int | None = None) -> Grid:
+    """Layout of a scene (C, Y, X) or a volume (C, Z, Y, X); a one-channel volume drops its channel axis.
+
+    Args:
+        shape: Shape with channels first.
+        dtype: One of ``DTYPES``.
+        chunk: Wished spatial side, or None.
+    """
+    channels, spatial = int(shape[0]), tuple(int(size) for size in shape[1:])
+    scene = len(spatial) == 2
+    side = chunk or (_SCENE_CHUNK if scene else _VOLUME_CHUNK)
+    itemsize = check_dtype(dtype).itemsize
+    while side > 1 and channels * itemsize * side ** len(spatial) > _CHUNK_BYTES:
+        side //= 2
+    cap = max(1, (_SCENE_SHARD if scene else _VOLUME_SHARD) // side)
+    shard = tuple(side * min(cap, -(-size // side)) for size in spatial)
+    lead = () if channels == 1 and not scene else (channels,)
+    return Grid(shape=(*lead, *spatial), chunk=(*lead, *(side for _ in spatial)), shard=(*lead, *shard))
+
+
+def stack_grid(count: int, channels: int, extent: Sequence[int], dtype: str) -> Grid:
+    """Layout of ``count`` whole images of one bucket: (item, band, (z,) y, x)."""
+    item = (channels, *(int(side) for side in extent))
+    size = math.prod(item) * check_dtype(dtype).itemsize
+    per_chunk = min(count, max(1, _ITEM_CHUNK_BYTES // size))
+    per_shard = min(-(-count // per_chunk), max(1, _STACK_SHARD_BYTES // (size * per_chunk))) * per_chunk
+    return Grid(shape=(count, *item), chunk=(per_chunk, *item), shard=(per_shard, *item))
+
+
+def round_side(side: int) -> int:
+    """The bucket side that holds ``side`` pixels; past 1024 the next multiple of 512."""
+    return next((step for step in SIDES if side <= step), -(-side // 512) * 512)
+
+
+def extent_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """Slot extent of a whole image of spatial shape ``shape``."""
+    return tuple(round_side(int(side)) for side in shape)
+
+
+def bucket_of(dtype: str, channels: Sequence[str], extent: Sequence[int]) -> str:
+    """Name of the set of tiles that may share a batch: one dtype, one channel tuple, one extent. Safe as a folder name."""
+    size = "x".join(str(int(side)) for side in extent)
+    return f"{dtype}-{len(channels)}ch-{size}-{digest(list(channels))[:8]}"
+
+
+def stored_id(source_id: str) -> str:
+    """Folder name of a source: the first 16 hex digits of the sha256 of its stored id."""
+    return hashlib.sha256(source_id.encode()).hexdigest()[:16]
+
+
+def source_folder(source_id: str, ndim: int) -> str:
+    """Folder of a window source below the store, ``scenes/<id>`` or ``volumes/<id>``."""
+    return f"{'scenes' if ndim == 2 else 'volumes'}/{stored_id(source_id)}"
+
+
+def stack_folder(bucket: str, number: int) -> str:
+    """Folder of one stack array below the store; a later ingest takes the next number."""
+    return f"stacks/{bucket}/{number:04d}"
+
+
+def array_name(layout: Layout, ndim: int) -> str:
+    """Name of the pixel array inside its folder."""
+    return "0" if layout == "window" and ndim == 3 else "data"
+
+
+def _list(item: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("item", item))
+
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("source_id", pa.string()),  # sorted; a pseudonym in personal domains
+        ("array", pa.string()),  # path of the zarr array below the store
+        ("item", pa.int32()),  # position in a stack; -1 for window arrays
+        ("layout", pa.string()),
+        ("channels", _list(pa.string())),
+        ("dtype", pa.string()),
+        ("shape", _list(pa.int32())),  # (C, (Z,) Y, X) without padding
+        ("extent", _list(pa.int32())),  # window: spatial shape of the array; whole: extent of the slot
+        ("chunk", _list(pa.int32())),  # window: spatial inner chunk; whole: extent of the slot
+        ("spacing", _list(pa.float64())),  # per spatial axis, NaN where unknown
+        ("affine", _list(pa.float64())),
+        ("original_affine", _list(pa.float64())),
+        ("crs", pa.string()),
+        ("scale", _list(pa.float64())),  # physical = stored * scale + offset
+        ("offset", _list(pa.float64())),
+        ("nodata", _list(pa.float64())),  # stored value, NaN where there is none
+        ("low", _list(pa.float64())),  # 0.5 percentile of the source's valid pixels, physical
+        ("high", _list(pa.float64())),  # 99.5 percentile
+        ("mean", _list(pa.float64())),
+        ("std", _list(pa.float64())),
+        ("lon", pa.float64()),
+        ("lat", pa.float64()),
+        ("acquired", pa.string()),
+        ("fields", pa.string()),  # JSON
+        ("stages", _list(pa.string())),
+        ("content_hash", pa.string()),
+        ("source_digest", pa.string()),
+        ("unit", pa.string()),  # "" where units are per chunk
+        ("split", pa.string()),
+        ("licence", pa.string()),
+        ("holdout", pa.bool_()),
+        ("key_path", pa.string()),
+        ("key_name", pa.string()),
+        ("key_stem", pa.string()),
+        ("key_folder", pa.string()),
+    ]
+)
+"""One row per source, sorted by ``source_id``; ``key_<Field>`` string columns may follow."""
+
+CHUNK_SCHEMA = pa.schema(
+    [
+        ("row", pa.int32()),  # row of the index
+        ("chunk", _list(pa.int32())),  # cell of the spatial chunk grid; the item for whole arrays
+        ("unit", pa.string()),
+        ("holdout", pa.bool_()),  # touches a held-out unit or its buffer: never trained on
+        ("valid_fraction", pa.float32()),  # valid pixels / min(chunk, source) pixels
+        ("acquired", pa.string()),
+    ]
+)
+"""One row per cell of the spatial chunk grid of a window array (C order), one per item of a whole array; ordered by ``row``."""

@@ -1,0 +1,199 @@
+"""Opens a store and reads boxes of its sources into given buffers.
+
+Boxes are in array pixels, channels first: [C, (Z,) Y, X]. A ``Store`` is safe in threads and cheap to open in several processes.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dinodomain.errors import UserError
+from dinodomain.lineage import digest, digest_file
+from dinodomain.store.format import CHUNKS, FORMAT, INDEX, LINEAGE, MANIFEST
+from dinodomain.store.reader import ArrayReader, Cache, Shard, open_array
+from dinodomain.store.summary import ChannelSummary, summarise
+
+Json = Any
+
+
+def open_store(path: str | Path) -> Store:
+    """Opens a store for reading.
+
+    Args:
+        path: The store's folder.
+
+    Raises:
+        UserError: It is no store, is half written, was written by a newer version, or its tables were altered.
+    """
+    root = Path(path)
+    manifest = _manifest(root)
+    for name, expected in manifest["digests"].items():
+        if not (root / name).is_file() or digest_file(root / name) != expected:
+            raise UserError(str(root / name), "is missing or not what the manifest says", remedy="restore the file, or ingest again")
+    index, chunks = (pq.read_table(root / name, memory_map=False) for name in (INDEX, CHUNKS))
+    lineage = json.loads((root / LINEAGE).read_bytes())
+    return Store(root, manifest, index, chunks, lineage)
+
+
+def _manifest(root: Path) -> dict[str, Json]:
+    """The manifest, checked for format."""
+    if not root.is_dir():
+        raise UserError(str(root), "is no folder", allowed="the folder of a store", remedy="make one with `dinodomain ingest`")
+    if not (root / MANIFEST).is_file():
+        raise UserError(str(root), f"has no {MANIFEST}: no store, or one that was never finished",
+                        remedy="run the same `dinodomain ingest` again: it goes on where it stopped")  # fmt: skip
+    try:
+        manifest: dict[str, Json] = json.loads((root / MANIFEST).read_bytes())
+        found = int(manifest["format"])
+        manifest["digests"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(str(root / MANIFEST), f"is not a manifest ({error!r})", remedy="restore the file, or ingest again") from error
+    if found != FORMAT:
+        remedy = "upgrade dinodomain" if found > FORMAT else "ingest again"
+        raise UserError(str(root), f"has store format {found}", allowed=str(FORMAT), remedy=remedy)
+    return manifest
+
+
+class Store:
+    """An opened store; see ``open_store``.
+
+    Attributes:
+        path: Its folder.
+        manifest: Plain values of ``manifest.json``.
+        index: One row per source, sorted by ``source_id`` (``format.INDEX_SCHEMA``).
+        chunks: One row per chunk or whole image (``format.CHUNK_SCHEMA``).
+        lineage: Plain values of ``lineage.json``.
+        digest: Digest of index and chunk table: two stores with the same digest hold the same tiles.
+        domain: Entry-point name of its domain.
+        ndim: Number of spatial axes.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Json], index: pa.Table, chunks: pa.Table, lineage: Mapping[str, Json]) -> None:
+        self.path, self.manifest, self.index, self.chunks, self.lineage = path, manifest, index, chunks, lineage
+        self.digest = digest([manifest["digests"][INDEX], manifest["digests"][CHUNKS]])
+        self.domain, self.ndim = str(manifest["domain"]), int(manifest["ndim"])
+        self._paths, self._items = index["array"].to_pylist(), index["item"].to_pylist()
+        self._shapes = index["shape"].to_pylist()
+        self._arrays: Cache[ArrayReader] = Cache(4096)
+        self._valid: Cache[ArrayReader | None] = Cache(4096)
+        # Each mapping holds a file descriptor; half of what the system allows is left to others.
+        self._shards: Cache[Shard | None] = Cache(max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)))
+
+    def __len__(self) -> int:
+        return int(self.index.num_rows)
+
+    @cached_property
+    def channels(self) -> tuple[str, ...]:
+        """Names of all channels of the store, in order of first appearance."""
+        names: dict[str, None] = {}
+        for row in self.index["channels"].unique().to_pylist():
+            names |= dict.fromkeys(row)
+        return tuple(names)
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the index, a value per source; list columns give arrays of lists.
+
+        Raises:
+            UserError: There is no such column.
+        """
+        if name not in self.index.column_names:
+            raise UserError("column", f"the index has no {name!r}", allowed=", ".join(self.index.column_names))
+        values = self.index[name]
+        if pa.types.is_list(values.type):
+            out = np.empty(len(values), dtype=object)
+            out[:] = values.to_pylist()
+            return out
+        found: np.ndarray = values.to_numpy()
+        return found
+
+    def row(self, row: int) -> dict[str, Json]:
+        """All columns of one source."""
+        found: dict[str, Json] = self.index.slice(row, 1).to_pylist()[0]
+        return found
+
+    def read_box(self, row: int, start: Sequence[int], out: np.ndarray) -> None:
+        """Decodes the box of a source that begins at ``start`` straight into ``out``; 0 outside the array.
+
+        Args:
+            row: Row of the index.
+            start: First pixel per spatial axis; for whole images in their slot.
+            out: [C, (Z,) Y, X] buffer in the stored dtype, for example one slot of a batch.
+
+        Raises:
+            UserError: A file is damaged; names file and chunk.
+        """
+        array, item = self._array(row), self._items[row]
+        if item >= 0:
+            array.read((item, 0, *start), out[None])
+        elif len(array.shape) == len(start):
+            array.read(tuple(start), out[0])
+        else:
+            array.read((0, *start), out)
+
+    def read_valid(self, row: int, start: Sequence[int], out: np.ndarray) -> bool:
+        """Reads the bit field (0 valid) of the same box into ``out``.
+
+        Args:
+            row: Row of the index.
+            start: First pixel per spatial axis.
+            out: [(Z,) Y, X] uint8.
+
+        Returns:
+            Whether the array has such a field; ``out`` is zeroed where it has none.
+        """
+        array, item = self._valid_array(row), self._items[row]
+        if array is None:
+            out[...] = 0
+            return False
+        if item >= 0:
+            array.read((item, *start), out[None])
+        else:
+            array.read(tuple(start), out)
+        return True
+
+    def has_valid(self, row: int) -> bool:
+        """Whether the array of this source has a ``valid`` field."""
+        return self._valid_array(row) is not None
+
+    def valid_box(self, row: int, start: Sequence[int], extent: Sequence[int]) -> np.ndarray:
+        """[D, 2] int64 start and stop of real pixels inside a box, in box coordinates."""
+        sizes = np.asarray(self._shapes[row][1:])
+        ends = np.stack([-np.asarray(start), sizes - np.asarray(start)], axis=1)
+        clipped: np.ndarray = np.clip(ends, 0, np.asarray(extent)[:, None]).astype(np.int64)
+        return clipped
+
+    def stats(self) -> Mapping[str, ChannelSummary]:
+        """(mean, std, low, high) per channel in physical units over training units: held-out tiles are left out. Computed once.
+
+        Raises:
+            UserError: Nothing is left to measure.
+        """
+        return self._stats
+
+    @cached_property
+    def _stats(self) -> Mapping[str, ChannelSummary]:
+        return summarise(self)
+
+    def chunk_shape(self, row: int) -> tuple[int, ...]:
+        """Spatial inner chunk of a window array, slot extent of a whole image."""
+        return tuple(self.index["chunk"][row].as_py())
+
+    def _array(self, row: int) -> ArrayReader:
+        path = self._paths[row]
+        return self._arrays.get(path, lambda: open_array(self.path / path, self._shards))
+
+    def _valid_array(self, row: int) -> ArrayReader | None:
+        path = self._paths[row]
+        return self._valid.get(path, lambda: self._open_valid((self.path / path).with_name("valid")))
+
+    def _open_valid(self, path: Path) -> ArrayReader | None:
+        return open_array(path, self._shards) if path.is_dir() else None
