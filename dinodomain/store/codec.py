@@ -36,8 +36,9 @@ class Corrupt(Exception):
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """Castagnoli checksum (RFC 3720) of read-only bytes."""
-    return int(google_crc32c.value(data))
+    """Castagnoli checksum (RFC 3720)."""
+    # The extension refuses a memoryview but takes an array over the same bytes, without a copy.
+    return int(google_crc32c.value(np.frombuffer(data, dtype=np.uint8)))
 
 
 def encode(chunk: np.ndarray, codec: Codec) -> bytes:
