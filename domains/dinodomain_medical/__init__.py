@@ -1,0 +1,27 @@
+"""Medical domains of dinodomain: computed tomography, magnetic resonance and radiographs.
+
+| file | what it holds |
+|---|---|
+| ``volumes.py`` | the domains ``ct`` and ``mri``: volumes from NIfTI, NRRD, MHA and DICOM series |
+| ``radiographs.py`` | the domain ``xray``: single DICOM frames and greyscale PNG, JPEG, TIFF |
+| ``modalities.py`` | what each domain declares: channels, augmentation policy, probes |
+| ``mr_names.py`` | the vocabulary that names an MR channel |
+| ``sources.py`` | walking a folder, selection, label maps, keys, digests |
+| ``geometry.py`` | affines, closest canonical orientation, spacing |
+| ``values.py`` | stored number types, one scale for many slices, the Hounsfield check |
+| ``nifti.py``, ``itk.py``, ``images.py`` | readers of one file |
+| ``dicom_header.py``, ``dicom_pixels.py``, ``dicom_series.py`` | DICOM: header fields, stored values, slices to a volume |
+
+Nothing here imports torch. pydicom, nibabel and SimpleITK are imported at the point of use (extra ``medical``).
+"""
+
+from dinodomain_medical.modalities import CT, MRI, XRAY
+from dinodomain_medical.radiographs import RadiographDomain
+from dinodomain_medical.sources import DEFAULT_EXCLUDE
+from dinodomain_medical.volumes import VolumeDomain
+
+ct = VolumeDomain(modality=CT)
+mri = VolumeDomain(modality=MRI)
+xray = RadiographDomain(modality=XRAY)
+
+__all__ = ["DEFAULT_EXCLUDE", "RadiographDomain", "VolumeDomain", "ct", "mri", "xray"]

@@ -1,0 +1,149 @@
+"""Stored values of one DICOM frame, and the order of grey (MONOCHROME1). Compressed syntaxes through pylibjpeg.
+
+The modality LUT is always applied, a VOI window never. Overlays in unused bits are masked off, overlay planes never drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinodomain.errors import BadSource, require
+from dinodomain_medical.dicom_header import Header, header_of, load, quiet_pydicom
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One decoded frame.
+
+    Attributes:
+        header: Its header; slope 1 and offset 0 where a modality LUT sequence was applied.
+        stored: (y, x) stored values, native byte order, of BitsStored meaningful bits.
+        low: Smallest value that BitsStored and the sign allow.
+        high: Largest one.
+        slope: physical = stored * slope + offset.
+        offset: See ``slope``.
+        dataset: The pydicom dataset, for fields that only one domain needs.
+        stages: What was done.
+    """
+
+    header: Header
+    stored: np.ndarray
+    low: int
+    high: int
+    slope: Fraction
+    offset: Fraction
+    dataset: Any
+    stages: tuple[str, ...] = ()
+
+
+def decode(path: Path) -> Frame:
+    """Reads and decodes a single-frame file.
+
+    Raises:
+        BadSource: Truncated, undecodable, several frames, or colour; its ``uri`` is this file.
+    """
+    uri = str(path)
+    with quiet_pydicom():
+        dataset = load(path)
+        header = header_of(dataset, path)
+        check_single_grey(header)
+        pixels = _pixels(dataset, uri)
+        stored, low, high = _meaningful_bits(pixels, dataset)
+        if dataset.get("ModalityLUTSequence"):
+            return _through_lut(dataset, header, stored)
+    return Frame(header=header, stored=stored, low=low, high=high, slope=header.slope, offset=header.offset, dataset=dataset)
+
+
+def check_single_grey(header: Header) -> None:
+    """Refuses objects without an image, with several frames, or in colour."""
+    uri = str(header.path)
+    if header.rows == 0 or header.columns == 0:
+        raise BadSource(uri, f"a DICOM object without an image (modality {header.modality or 'not stated'})", "exclude it")
+    if header.frames > 1:
+        raise BadSource(
+            uri,
+            f"a multi-frame object with {header.frames} frames",
+            "split it into single frames (for example dcm4che emf2sf) and ingest those",
+        )
+    if header.samples != 1 or not header.photometric.startswith("MONOCHROME"):
+        raise BadSource(
+            uri,
+            f"colour ({header.photometric or 'photometric interpretation not stated'})",
+            "exclude it: secondary captures are no measurements",
+        )
+
+
+def invert(frame: Frame) -> np.ndarray:
+    """Stored values with the order of grey turned round about the stored range, so that slope and offset stay true to the range."""
+    wide = np.int64(frame.high) + np.int64(frame.low) - frame.stored.astype(np.int64)
+    return wide.astype(frame.stored.dtype)
+
+
+def shows_low_as_white(frame: Frame) -> bool:
+    """MONOCHROME1, or a presentation LUT that inverts. The two name the same turn (PS3.3 C.8.11.3), so it is done once."""
+    shape = str(frame.dataset.get("PresentationLUTShape") or "").upper()
+    return frame.header.photometric == "MONOCHROME1" or shape == "INVERSE"
+
+
+def _pixels(dataset: Any, uri: str) -> np.ndarray:
+    if "PixelData" not in dataset:
+        raise BadSource(uri, "no pixel data: the file is truncated, or holds no image", "copy the file again, or exclude it")
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        dataset.file_meta.TransferSyntaxUID = _default_syntax(dataset)
+    try:
+        return np.asarray(dataset.pixel_array)
+    except Exception as error:  # decoders are plug-ins and raise what they like; each case names the file and goes on
+        name = dataset.file_meta.TransferSyntaxUID.name
+        raise BadSource(
+            uri,
+            f"pixels cannot be decoded ({name}, {type(error).__name__}): truncated, damaged, or no decoder for it",
+            "copy the file again, or convert it to Explicit VR Little Endian",
+        ) from error
+
+
+def _default_syntax(dataset: Any) -> Any:
+    """Files without a meta header are uncompressed; pydicom found out which byte order and VR they use."""
+    uid = require("pydicom.uid", extra="medical", wanted_by="DICOM files")
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+
+
+def _meaningful_bits(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, int, int]:
+    """Drops bits outside BitsStored (overlays of old devices lie there) and extends the sign; gives the range too."""
+    bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    signed = bool(dataset.get("PixelRepresentation"))
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    width = pixels.dtype.itemsize * 8
+    if pixels.dtype.kind == "f" or bits >= width:
+        return pixels, low, high
+    compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
+    drop = 0 if compressed else max(int(dataset.get("HighBit") or bits - 1) + 1 - bits, 0)
+    kind = np.dtype(f"i{pixels.dtype.itemsize}" if signed else f"u{pixels.dtype.itemsize}")
+    # Shifting left to the top and back keeps exactly `bits` bits; a signed type shifts back with its sign.
+    shifted = np.left_shift(pixels.view(kind), width - bits - drop)
+    return np.right_shift(shifted, width - bits), low, high
+
+
+def _through_lut(dataset: Any, header: Header, stored: np.ndarray) -> Frame:
+    """Applies a ModalityLUTSequence (PS3.3 C.11.1): a table from stored values to the maker's numbers."""
+    pixels = require("pydicom.pixels", extra="medical", wanted_by="DICOM files")
+    mapped = np.asarray(pixels.apply_modality_lut(stored, dataset))
+    bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
+    return Frame(
+        header=header,
+        stored=mapped,
+        low=0,
+        high=(1 << bits) - 1,
+        slope=Fraction(1),
+        offset=Fraction(0),
+        dataset=dataset,
+        stages=("modality LUT applied",),
+    )

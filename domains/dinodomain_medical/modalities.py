@@ -1,0 +1,168 @@
+"""What each medical domain declares: channels, augmentation policy, probes. Data only.
+
+Axes are anatomical. After canonical re-orientation array axes z, y, x run towards superior, anterior and right, so they are
+``IS``, ``AP``, ``LR``; a radiograph has rows from head to foot and columns across the patient. Left-right flips are off
+everywhere: they exchange heart and liver sides, and no other flip keeps the meaning of a scan either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dinodomain.domain import Channel, ProbeSpec, ViewPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modality:
+    """One medical domain as data.
+
+    Attributes:
+        name: Entry-point name of the domain.
+        dicom: Values of DICOM Modality (0008,0060) that belong to it.
+        channels: Known channels by name.
+        policy: Augmentations that keep the meaning of its images.
+        probes: Probes worth running when the labels are there.
+        hounsfield: Whether values must be Hounsfield units.
+    """
+
+    name: str
+    dicom: tuple[str, ...]
+    channels: Mapping[str, Channel]
+    policy: ViewPolicy
+    probes: tuple[ProbeSpec, ...]
+    hounsfield: bool = False
+
+
+# Hounsfield units are calibrated: a shift of 80 HU would turn fat into muscle, so intensity changes stay within scanner drift
+# (0.01 of the range is 41 HU) and kernel differences are imitated by blur and noise instead.
+_CT_POLICY = ViewPolicy(
+    axes=("IS", "AP", "LR"),
+    brightness=0.01,
+    contrast=0.1,
+    gamma=(0.9, 1.1),
+    blur_sigma=(0.1, 1.0),
+    blur_probability=(0.5, 0.1, 0.3),
+    noise_std=(0.0, 0.02),
+    default_mode="domain",
+)
+
+# MR intensities are arbitrary per scan, and differ by coil and sequence: wide intensity ranges, normalised by each source.
+_MRI_POLICY = ViewPolicy(
+    axes=("IS", "AP", "LR"),
+    brightness=0.15,
+    contrast=0.3,
+    gamma=(0.7, 1.5),
+    blur_sigma=(0.1, 1.0),
+    blur_probability=(0.5, 0.1, 0.3),
+    noise_std=(0.0, 0.05),
+    default_mode="source",
+)
+
+# Detector, exposure and vendor processing change grey values at will; fine texture carries findings, so blur stays small.
+_XRAY_POLICY = ViewPolicy(
+    axes=("IS", "LR"),
+    brightness=0.2,
+    contrast=0.3,
+    gamma=(0.7, 1.5),
+    blur_sigma=(0.1, 1.0),
+    blur_probability=(0.5, 0.1, 0.3),
+    noise_std=(0.0, 0.05),
+    default_mode="source",
+)
+
+CT = Modality(
+    name="ct",
+    dicom=("CT",),
+    # -1024..3071 is the range of a 12-bit scanner; mean and std were measured on chest and abdomen scans.
+    channels={"ct": Channel(unit="HU", low=-1024.0, high=3071.0, mean=0.15, std=0.12)},
+    policy=_CT_POLICY,
+    probes=(
+        ProbeSpec(
+            name="nodule malignancy",
+            task="classify",
+            target="malignant",
+            metric="auc",
+            unit="patient",
+            source="LIDC-IDRI, doi:10.1118/1.3528204",
+        ),
+        ProbeSpec(
+            name="intracranial haemorrhage",
+            task="classify",
+            target="haemorrhage",
+            metric="auc",
+            unit="patient",
+            source="RSNA 2019 ICH Detection, doi:10.1148/ryai.2020190211",
+        ),
+        ProbeSpec(
+            name="organs",
+            task="segment",
+            target="organs",
+            metric="dice",
+            unit="patient",
+            source="TotalSegmentator, doi:10.1148/ryai.230024",
+        ),
+    ),
+    hounsfield=True,
+)
+
+# Declared ranges of MR and radiographs are the 12-bit scale of most devices; they matter only for `views.normalise=domain`.
+_ARBITRARY = Channel(unit="1", low=0.0, high=4095.0)
+
+MR_CHANNELS = ("T1", "T1c", "T2", "FLAIR", "DWI", "ADC", "mr")
+
+MRI = Modality(
+    name="mri",
+    dicom=("MR",),
+    channels=dict.fromkeys(MR_CHANNELS, _ARBITRARY),
+    policy=_MRI_POLICY,
+    probes=(
+        ProbeSpec(
+            name="brain age",
+            task="regress",
+            target="age",
+            metric="mae",
+            unit="patient",
+            source="IXI, https://brain-development.org/ixi-dataset/",
+        ),
+        ProbeSpec(
+            name="sex",
+            task="classify",
+            target="sex",
+            metric="auc",
+            unit="patient",
+            source="IXI, https://brain-development.org/ixi-dataset/",
+        ),
+        ProbeSpec(
+            name="glioma", task="segment", target="tumour", metric="dice", unit="patient", source="BraTS, doi:10.1109/TMI.2014.2377694"
+        ),
+    ),
+)
+
+XRAY = Modality(
+    name="xray",
+    dicom=("CR", "DX"),
+    channels={"xray": _ARBITRARY},
+    policy=_XRAY_POLICY,
+    probes=(
+        ProbeSpec(
+            name="thorax findings",
+            task="classify",
+            target="finding",
+            metric="auc",
+            unit="patient",
+            source="ChestX-ray14, doi:10.1109/CVPR.2017.369",
+        ),
+        ProbeSpec(
+            name="pneumonia",
+            task="classify",
+            target="pneumonia",
+            metric="auc",
+            unit="patient",
+            source="RSNA Pneumonia Detection, doi:10.1148/ryai.2019180041",
+        ),
+        ProbeSpec(
+            name="sex", task="classify", target="sex", metric="auc", unit="patient", source="CheXpert, doi:10.1609/aaai.v33i01.3301590"
+        ),
+    ),
+)

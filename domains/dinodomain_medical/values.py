@@ -1,0 +1,161 @@
+"""Stored numbers: which types a store holds, how slices of different scale come to one, what is no image.
+
+Physical value = stored * scale + offset. Nothing here rounds: a step is exact, or becomes float32 and says so, or is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from dinodomain.errors import BadSource
+
+_NARROW = (np.dtype(np.int16), np.dtype(np.uint16))
+_WIDEST = 2**24  # float32 holds every integer up to here; pixels are widened to float32 on the device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Values in a type that a store holds, and what was done to get there."""
+
+    array: np.ndarray
+    stages: tuple[str, ...] = ()
+
+
+def storable(array: np.ndarray, uri: str) -> Stored:
+    """Brings an array to a type that a store holds: integers of 8 or 16 bits, int32 within 2^24, or float32.
+
+    Args:
+        array: Any shape, as read from the file.
+        uri: The file, for the message.
+
+    Returns:
+        The array in native byte order. Wider integers are narrowed where every value fits; floats become float32.
+
+    Raises:
+        BadSource: Colour or complex values, integers too large, NaN or infinite values, floats beyond float32.
+    """
+    dtype = array.dtype
+    if dtype.fields is not None or dtype.kind not in "biuf":
+        raise BadSource(uri, f"values of type {dtype} (colour or complex)", "convert it to one real number per voxel")
+    if dtype.kind == "f":
+        return _floats(array, uri)
+    if dtype.kind == "b":
+        return Stored(array=array.astype(np.uint8))
+    if dtype.itemsize > 2:
+        return _narrowed(array, uri)
+    return Stored(array=array.astype(dtype.newbyteorder("="), copy=False))
+
+
+def _floats(array: np.ndarray, uri: str) -> Stored:
+    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+    if bad:
+        raise BadSource(
+            uri,
+            f"{bad} of {array.size} values are NaN or infinite",
+            "replace them in the file (for example numpy.nan_to_num) or exclude it",
+        )
+    if array.dtype == np.float32:
+        return Stored(array=array.astype(np.float32, copy=False))
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32)
+    over = int(np.count_nonzero(~np.isfinite(narrow)))
+    if over:
+        raise BadSource(
+            uri,
+            f"{over} of {array.size} {array.dtype.name} values overflow float32",
+            "rescale the file; values beyond 3.4e38 are damage as a rule",
+        )
+    return Stored(array=narrow, stages=(f"{array.dtype.name} -> float32",))
+
+
+def _narrowed(array: np.ndarray, uri: str) -> Stored:
+    low, high = int(array.min()), int(array.max())
+    for dtype in _NARROW:
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return Stored(array=array.astype(dtype), stages=(f"{array.dtype.name} -> {dtype.name} (values {low}..{high} fit)",))
+    if max(-low, high) > _WIDEST:
+        raise BadSource(uri, f"values {low}..{high} do not fit 24 bits, which is what float32 holds exactly", "rescale the file to 16 bits")
+    note = () if array.dtype == np.int32 else (f"{array.dtype.name} -> int32 (values {low}..{high} fit)",)
+    return Stored(array=array.astype(np.int32, copy=False), stages=note)
+
+
+def check_not_mask(array: np.ndarray, uri: str) -> None:
+    """Refuses a volume of one or two different values: it is empty or a mask, whatever its name says.
+
+    Raises:
+        BadSource: With the values found.
+    """
+    low, high = array.min(), array.max()
+    if low == high:
+        raise BadSource(uri, f"every voxel is {low}", "exclude it")
+    if not ((array != low) & (array != high)).any():
+        raise BadSource(uri, f"only the values {low} and {high}: a mask, not an image; labels never enter a store", "exclude it")
+
+
+def check_hounsfield(array: np.ndarray, scale: float, offset: float, uri: str) -> None:
+    """Refuses a CT whose values cannot be Hounsfield units: nothing below water and no offset declared, or a flat image.
+
+    Raises:
+        BadSource: With the range found.
+    """
+    low, high = sorted((float(array.min()) * scale + offset, float(array.max()) * scale + offset))
+    if low >= 0 and offset == 0:
+        remedy = "state the rescale in the file (scl_slope and scl_inter, or RescaleIntercept), or read it with domain=mri if it is no CT"
+        if high <= 255:
+            remedy += "; exclude it if it is a label map or a windowed picture"
+        raise BadSource(uri, f"values {low:g}..{high:g} cannot be Hounsfield units (air is -1000)", remedy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneScale:
+    """One integer scale for slices that came with their own.
+
+    Attributes:
+        scale: physical = stored * scale + offset.
+        offset: See ``scale``.
+        gain: Per slice, whole factor from its stored values to the common ones.
+        shift: Per slice, whole shift added after the gain.
+        dtype: Smallest 16-bit type that holds all slices.
+    """
+
+    scale: Fraction
+    offset: Fraction
+    gain: tuple[int, ...]
+    shift: tuple[int, ...]
+    dtype: np.dtype
+
+
+def one_scale(slopes: Sequence[Fraction], offsets: Sequence[Fraction], ranges: Sequence[tuple[int, int]]) -> OneScale | None:
+    """Finds one integer scale that holds every slice exactly.
+
+    The common scale is the greatest common divisor of all slopes and of all differences between offsets, in exact fractions.
+
+    Args:
+        slopes: Per slice.
+        offsets: Per slice.
+        ranges: Per slice, lowest and highest stored value.
+
+    Returns:
+        The scale, or None where the whole numbers would not fit 16 bits.
+    """
+    base = offsets[0]
+    scale = Fraction(0)
+    for number in (*slopes, *(offset - base for offset in offsets)):
+        scale = _gcd(scale, abs(number))
+    if scale == 0:
+        return None
+    gain = tuple(int(slope / scale) for slope in slopes)
+    shift = tuple(int((offset - base) / scale) for offset in offsets)
+    ends = [edge * g + s for g, s, edges in zip(gain, shift, ranges) for edge in edges]
+    fits = [dtype for dtype in _NARROW if np.iinfo(dtype).min <= min(ends) and max(ends) <= np.iinfo(dtype).max]
+    return OneScale(scale=scale, offset=base, gain=gain, shift=shift, dtype=fits[0]) if fits else None
+
+
+def _gcd(first: Fraction, second: Fraction) -> Fraction:
+    below = math.lcm(first.denominator, second.denominator)
+    return Fraction(math.gcd(int(first * below), int(second * below)), below)
