@@ -181,7 +181,8 @@ def random_like(backbone: Backbone, seed: int) -> Backbone:
 
 
 def _normalisation(values: Mapping[str, Any]) -> Normalisation:
-    return Normalisation(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Normalisation(**fields)
 
 
 def _plain(value: Any) -> Any:

@@ -34,7 +34,8 @@ class Attention(nn.Module):
         """[T, E] to [T, E]; samples attend within themselves only."""
         qkv = self.qkv(x)
         mixed = [self._attend(part, *size) for part, size in zip(qkv.split([count * length for count, length in layout]), layout)]
-        return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+        result: Tensor = self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+        return result
 
     def _attend(self, qkv: Tensor, count: int, length: int) -> Tensor:
         """[count * length, 3E] of one crop size to [count * length, E]."""
@@ -52,7 +53,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, E] to [T, E]."""
-        return self.fc2(functional.gelu(self.fc1(x)))
+        result: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return result
 
 
 class LayerScale(nn.Module):
@@ -86,10 +88,12 @@ class Block(nn.Module):
         return self._residual(x, layout, self._mlp_branch)
 
     def _attention_branch(self, x: Tensor, layout: Layout) -> Tensor:
-        return self.ls1(self.attn(self.norm1(x), layout))
+        result: Tensor = self.ls1(self.attn(self.norm1(x), layout))
+        return result
 
     def _mlp_branch(self, x: Tensor, layout: Layout) -> Tensor:
-        return self.ls2(self.mlp(self.norm2(x)))
+        result: Tensor = self.ls2(self.mlp(self.norm2(x)))
+        return result
 
     def _residual(self, x: Tensor, layout: Layout, branch: Callable[[Tensor, Layout], Tensor]) -> Tensor:
         if not self.training or self.drop_path == 0.0:

@@ -41,8 +41,8 @@ class VisionTransformer(nn.Module):
         self.num_prefix = 1 + plan.registers
         self.patch_embed = PatchEmbed(in_channels, plan.dim, plan.patch, ndim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, plan.dim))
-        registers = nn.Parameter(torch.zeros(1, plan.registers, plan.dim)) if plan.registers else None
-        self.register_parameter("reg_token", registers)
+        # An attribute that is None has no place in the state dict, as in timm.
+        self.reg_token = nn.Parameter(torch.zeros(1, plan.registers, plan.dim)) if plan.registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, plan.dim))
         positions = math.prod(self.grid) + (self.num_prefix if plan.class_position else 0)
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, plan.dim), requires_grad=plan.position == "learned")
@@ -159,8 +159,8 @@ class VisionTransformer(nn.Module):
         return torch.cat([tokens[:, : self.num_prefix], patches], dim=1)
 
     def _features(self, tokens: Tensor, grid: Grid) -> Features:
-        cls, registers, patches = tokens.split([1, self.plan.registers, tokens.shape[1] - self.num_prefix], dim=1)
-        return Features(cls=cls[:, 0], registers=registers, patches=patches, grid=grid)
+        first = self.num_prefix
+        return Features(cls=tokens[:, 0], registers=tokens[:, 1:first], patches=tokens[:, first:], grid=grid)
 
 
 def sides(image_size: int | Sequence[int], ndim: int) -> Grid:

@@ -80,7 +80,8 @@ class Center(nn.Module):
 
     def norm(self) -> Tensor:
         """See ``Centering``."""
-        return self.center.norm()
+        length: Tensor = torch.linalg.vector_norm(self.center)
+        return length
 
 
 @final

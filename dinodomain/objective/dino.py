@@ -38,9 +38,8 @@ def num_terms(num_global: int, num_local: int) -> int:
     """
     terms = num_global * (num_global - 1 + num_local)
     if terms == 0:
-        raise UserError(
-            "views", f"{num_global} global and {num_local} local views make no pair", allowed="2 global views, or 1 with local views"
-        )
+        problem = f"{num_global} global and {num_local} local views make no pair"
+        raise UserError("views", problem, allowed="2 global views, or 1 with local views")
     return terms
 
 

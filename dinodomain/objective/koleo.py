@@ -21,8 +21,7 @@ def koleo_loss(features: Tensor) -> Tensor:
     Returns:
         Scalar; 0 for a batch of one, which has no neighbours.
     """
-    views, count, _ = features.shape
-    if count < 2:
+    if features.shape[1] < 2:
         return features.sum() * 0.0
     with torch.autocast(features.device.type, enabled=False):
         points = functional.normalize(features if features.dtype.itemsize >= 4 else features.float(), dim=-1, eps=EPS)

@@ -108,15 +108,15 @@ def block_masks(crops: np.ndarray, counts: np.ndarray, grid: tuple[int, ...], *,
         [n, P] bool.
     """
     ndim, patches = len(grid), math.prod(grid)
-    draws = uniform(
-        key(seed, step) + crops.astype(np.uint64)[:, None] * np.uint64(1 << 20),
-        2 + np.arange(NUM_BLOCKS * (1 + 2 * ndim) + patches, dtype=np.uint64),
-    )
-    blocks = draws[:, : NUM_BLOCKS * (1 + 2 * ndim)].reshape(len(crops), NUM_BLOCKS, 1 + 2 * ndim)
+    split = NUM_BLOCKS * (1 + 2 * ndim)
+    # 2**20 counters for each crop: more than any grid needs. The first two counters of the step belong to mask_counts.
+    counters = np.uint64(2) + (crops.astype(np.uint64)[:, None] << np.uint64(20)) + np.arange(split + patches, dtype=np.uint64)
+    draws = uniform(key(seed, step), counters)
+    blocks = draws[:, :split].reshape(len(crops), NUM_BLOCKS, 1 + 2 * ndim)
     sides = _block_sides(blocks[..., 0], blocks[..., 1 : 1 + ndim], counts, grid)
     first = np.floor(blocks[..., 1 + ndim :] * (np.array(grid) - sides + 1))
     rank = _rank(first, sides, grid)
-    rank = np.where(np.isfinite(rank), rank, NUM_BLOCKS + draws[:, NUM_BLOCKS * (1 + 2 * ndim) :])
+    rank = np.where(np.isfinite(rank), rank, NUM_BLOCKS + draws[:, split:])
     order = np.argsort(rank, axis=1, kind="stable")
     result = np.zeros((len(crops), patches), dtype=bool)
     np.put_along_axis(result, order, np.arange(patches) < counts[:, None], axis=1)
@@ -131,7 +131,8 @@ def _block_sides(volume: np.ndarray, aspect: np.ndarray, counts: np.ndarray, gri
     stretch = (2.0 * aspect - 1.0) * (math.log(MAX_ASPECT) / 2)
     stretch = stretch - stretch.mean(axis=-1, keepdims=True)
     sides = np.rint(target[..., None] ** (1 / len(grid)) * np.exp(stretch))
-    return np.clip(sides, 1, np.array(grid))
+    result: np.ndarray = np.clip(sides, 1, np.array(grid))
+    return result
 
 
 def _rank(first: np.ndarray, sides: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
@@ -145,22 +146,23 @@ def _rank(first: np.ndarray, sides: np.ndarray, grid: tuple[int, ...]) -> np.nda
     return rank
 
 
-def key(seed: int, step: int) -> np.uint64:
-    """A 64-bit key of a run and a step."""
-    return _mix(_mix(np.array(seed % 2**64, dtype=np.uint64)) + np.uint64(step % 2**64))[()]
+def key(seed: int, step: int) -> np.ndarray:
+    """A 64-bit key of a run and a step, [1] uint64."""
+    return _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(step % 2**64))
 
 
-def uniform(keys: np.ndarray | np.uint64, counters: np.ndarray) -> np.ndarray:
+def uniform(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
     """Numbers in [0, 1) from keys and counters (broadcast), by SplitMix64 (Steele 2014)."""
-    return (_mix(keys + counters * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)) * 2.0**-53
+    numbers: np.ndarray = (_mix(keys + counters * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)) * 2.0**-53
+    return numbers
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def _upload(mask: np.ndarray, index: np.ndarray, crop: np.ndarray, valid: Tensor) -> Masks:

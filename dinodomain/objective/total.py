@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinodomain.errors import UserError
-from dinodomain.objective.centering import make_centering
+from dinodomain.objective.centering import Center, Sinkhorn, make_centering
 from dinodomain.objective.dino import dino_loss
 from dinodomain.objective.ibot import ibot_loss
 from dinodomain.objective.koleo import koleo_loss
@@ -20,15 +20,52 @@ from dinodomain.objective.plan import ObjectivePlan
 from dinodomain.types import Features, ViewGroup, Views
 
 
-class Encoder(Protocol):
-    """What the objective asks of a transformer."""
+class Transformer(Protocol):
+    """What the objective asks of a transformer: see ``model.VisionTransformer``."""
 
     def __call__(self, x: Tensor, mask: Tensor | None = None) -> Features:
         """Tokens of one crop size."""
         ...
 
-    def forward_many(self, images: list[Tensor], masks: list[Tensor | None]) -> list[Features]:
+    def forward_many(self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> list[Features]:
         """Tokens of several crop sizes."""
+        ...
+
+
+class Encoder(Protocol):
+    """See ``model.Backbone``."""
+
+    @property
+    def vit(self) -> Transformer:
+        """Its transformer."""
+        ...
+
+
+class Branch(Protocol):
+    """See ``model.Branch``."""
+
+    @property
+    def backbone(self) -> Encoder:
+        """Images to tokens."""
+        ...
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """[n, E] to logits [n, K]."""
+        ...
+
+
+class Pair(Protocol):
+    """See ``model.Pair``."""
+
+    @property
+    def student(self) -> Branch:
+        """Takes the gradient."""
+        ...
+
+    @property
+    def teacher(self) -> Branch:
+        """Gives the targets."""
         ...
 
 
@@ -70,7 +107,7 @@ class Objective(nn.Module):
     After a step that was taken, every rank calls ``update_centers()``; after one that was skipped, ``discard()``.
 
     Args:
-        plan: Weights, temperatures, masks. The head is built from the same plan by whoever builds the pair.
+        plan: Weights, temperatures, masks. Whoever builds the pair gives its head the sizes in the same plan.
     """
 
     def __init__(self, plan: ObjectivePlan) -> None:
@@ -79,11 +116,11 @@ class Objective(nn.Module):
         self.cls_centering = make_centering(plan.centering, plan.prototypes, plan.center_momentum)
         self.patch_centering = make_centering(plan.centering, plan.prototypes, plan.center_momentum) if plan.ibot_weight > 0 else None
 
-    def forward(self, pair: nn.Module, views: Views, *, step: int, total_steps: int, seed: int) -> Loss:
+    def forward(self, pair: Pair, views: Views, *, step: int, total_steps: int, seed: int) -> Loss:
         """The loss of one batch.
 
         Args:
-            pair: A ``model.Pair``; gradients reach its student only.
+            pair: Student and teacher; gradients reach the student only.
             views: Crops, the global group first.
             step: Step of the run, which sets the teacher's temperature and keys the masks.
             total_steps: Steps of the run.
@@ -96,12 +133,15 @@ class Objective(nn.Module):
         if first.name != "global":
             raise UserError("views", f"the first group is {first.name!r}", allowed="'global'")
         temperature = teacher_temperature(self.plan, step, total_steps)
-        masks = self._masks(pair, views, step=step, seed=seed)
-        teacher = self._teacher(pair.teacher, first, masks, temperature)
+        with torch.no_grad():
+            features = pair.teacher.backbone.vit(first.pixels)
+        # Masks are drawn on the host while the device still works on the teacher.
+        masks = self._masks(views, features.grid, step=step, seed=seed)
+        teacher = self._teacher(pair.teacher, features, first, masks, temperature)
         student = self._student(pair.student, views, masks)
         parts = self._parts(student, teacher, masks)
-        diagnostics = self._diagnostics(teacher, temperature)
-        return Loss(total=sum_of(parts), parts={name: value.detach() for name, value in parts.items()}, diagnostics=diagnostics)
+        detached = {name: value.detach() for name, value in parts.items()}
+        return Loss(total=sum_of(parts), parts=detached, diagnostics=self._diagnostics(teacher, temperature))
 
     def update_centers(self) -> None:
         """Moves the centres by the logits seen since the last call; collective, once per optimiser step."""
@@ -113,46 +153,43 @@ class Objective(nn.Module):
         for centering in self._centerings():
             centering.discard()
 
-    def _centerings(self) -> list:
+    def _centerings(self) -> list[Center | Sinkhorn]:
         return [centering for centering in (self.cls_centering, self.patch_centering) if centering is not None]
 
-    def _masks(self, pair: nn.Module, views: Views, *, step: int, seed: int) -> Masks | None:
-        if self.plan.ibot_weight == 0:
+    def _masks(self, views: Views, grid: tuple[int, ...], *, step: int, seed: int) -> Masks | None:
+        plan, first = self.plan, views.groups[0]
+        if plan.ibot_weight == 0:
             return None
-        first = views.groups[0]
-        vit = pair.student.backbone.vit
         return draw_masks(
             views.slots,
             first.num_views,
-            vit.patch_embed.grid(first.pixels),
+            grid,
             seed=seed,
             step=step,
-            probability=self.plan.mask_probability,
-            ratio=self.plan.mask_ratio,
+            probability=plan.mask_probability,
+            ratio=plan.mask_ratio,
             valid=first.valid,
         )
 
     @torch.no_grad()
-    def _teacher(self, branch: nn.Module, group: ViewGroup, masks: Masks | None, temperature: float) -> _Teacher:
-        features = branch.backbone.vit(group.pixels)
-        views = group.num_views
-        count = len(features.cls)
+    def _teacher(self, branch: Branch, features: Features, group: ViewGroup, masks: Masks | None, temperature: float) -> _Teacher:
+        count, views = len(features.cls), group.num_views
         logits = branch.head(_rows([features.cls], features, masks))
         targets = self.cls_centering(logits[:count], temperature)
         patches = None
         if masks is not None and self.patch_centering is not None:
             patches = self.patch_centering(logits[count:], temperature, (masks.weight > 0).float())
-        return _Teacher(cls=features.cls.unflatten(0, (views, -1)), targets=targets.unflatten(0, (views, -1)), patches=patches)
+        return _Teacher(cls=_by_view(features.cls, views), targets=_by_view(targets, views), patches=patches)
 
-    def _student(self, branch: nn.Module, views: Views, masks: Masks | None) -> _Student:
+    def _student(self, branch: Branch, views: Views, masks: Masks | None) -> _Student:
         groups = views.groups
         hidden = [masks.mask if masks is not None else None, *[None] * (len(groups) - 1)]
         features = branch.backbone.vit.forward_many([group.pixels for group in groups], hidden)
         num_views, batch = sum(group.num_views for group in groups), len(features[0].cls) // groups[0].num_views
         logits = branch.head(_rows([part.cls for part in features], features[0], masks))
         return _Student(
-            cls=features[0].cls.unflatten(0, (groups[0].num_views, -1)),
-            logits=logits[: num_views * batch].unflatten(0, (num_views, -1)),
+            cls=_by_view(features[0].cls, groups[0].num_views),
+            logits=_by_view(logits[: num_views * batch], num_views),
             patches=logits[num_views * batch :] if masks is not None else None,
         )
 
@@ -190,12 +227,18 @@ def teacher_temperature(plan: ObjectivePlan, step: int, total_steps: int) -> flo
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Shannon entropy along the last axis, in nats."""
-    return torch.special.entr(probabilities).sum(-1)
+    total: Tensor = torch.special.entr(probabilities).sum(-1)
+    return total
 
 
 def sum_of(parts: Mapping[str, Tensor]) -> Tensor:
     """The sum of scalars, in the order of the mapping."""
     return torch.stack(list(parts.values())).sum()
+
+
+def _by_view(rows: Tensor, num_views: int) -> Tensor:
+    """[V * B, ...] to [V, B, ...]."""
+    return rows.view(num_views, len(rows) // num_views, *rows.shape[1:])
 
 
 def _rows(cls: list[Tensor], features: Features, masks: Masks | None) -> Tensor:

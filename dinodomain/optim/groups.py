@@ -15,6 +15,7 @@ Group = dict[str, Any]
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:patch_embed\.|pos_embed$|cls_token$|reg_token$|mask_token$)")
 _TOKEN = re.compile(r"(?:^|\.)(?:pos_embed|cls_token|reg_token|mask_token)$")
+_WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _LAST_LAYER = re.compile(r"(?:^|\.)prototypes\.")
 
 
@@ -52,7 +53,8 @@ def parameter_groups(module: nn.Module, plan: OptimPlan) -> list[Group]:
 
 
 def _clean(name: str) -> str:
-    return name.replace("_orig_mod.", "").replace("module.", "")
+    """A parameter's name without what compilation, data parallelism and activation checkpointing put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _level(name: str, depth: int) -> int:

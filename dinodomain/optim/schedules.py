@@ -21,8 +21,7 @@ def scaled_lr(lr: float, batch: int) -> float:
     """Lr * sqrt(batch / 256).
 
     The square root is what DINOv2 and DINOv3 use with AdamW, and what the theory of adaptive methods asks for (Malladi 2022, "On the
-    SDEs and scaling rules for adaptive gradient algorithms"); DINO's linear rule overshoots at small batches of one machine less
-    than at large ones, so the two agree at 256 only.
+    SDEs and scaling rules for adaptive gradient algorithms"). DINO itself scales linearly; the two agree at 256.
     """
     return lr * math.sqrt(batch / REFERENCE_BATCH)
 
