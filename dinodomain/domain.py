@@ -129,12 +129,19 @@ class Domain(Protocol):
         channels: Known channels by name.
     """
 
-    name: str
-    ndim: int
-    layout: Layout
-    personal: bool
-    extra: str
-    channels: Mapping[str, Channel]
+    # Read-only, so that frozen dataclasses fit.
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def ndim(self) -> int: ...  # noqa: D102
+    @property
+    def layout(self) -> Layout: ...  # noqa: D102
+    @property
+    def personal(self) -> bool: ...  # noqa: D102
+    @property
+    def extra(self) -> str: ...  # noqa: D102
+    @property
+    def channels(self) -> Mapping[str, Channel]: ...  # noqa: D102
 
     def discover(self, source: str, select: Select) -> Iterator[SourceRef | BadSource]:
         """Finds sources by reading headers only, sorted by ``source_id``; yields a BadSource for what it must refuse and goes on."""
@@ -200,8 +207,11 @@ def find_domain(name: str) -> Domain:
     loaded = points[name].load()
     domain = loaded() if isinstance(loaded, type) else loaded
     if not isinstance(domain, Domain):
-        raise UserError("domain", f"entry point {name!r} gives {type(domain).__name__}, which lacks members of a Domain",
-                        remedy="see dinodomain.domain.Domain; check with dinodomain.testing.DomainTests")
+        raise UserError(
+            "domain",
+            f"entry point {name!r} gives {type(domain).__name__}, which lacks members of a Domain",
+            remedy="see dinodomain.domain.Domain; check with dinodomain.testing.DomainTests",
+        )
     if domain.name != name:
         raise UserError("domain", f"entry point {name!r} gives a domain named {domain.name!r}", remedy="make the two names equal")
     return domain

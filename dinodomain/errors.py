@@ -28,6 +28,17 @@ class UserError(ValueError):
             parts.append(remedy)
         super().__init__("; ".join(parts))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Crosses from a worker process to its parent, in every subclass: the state travels, no ``__init__`` runs."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[UserError], args: tuple[object, ...], state: dict[str, object]) -> UserError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class Problems(UserError):
     """Several problems found in one pass (a plan, a CSV), reported together, one a line."""
@@ -52,10 +63,6 @@ class BadSource(UserError):
     def __init__(self, uri: str, reason: str, remedy: str) -> None:
         self.uri, self.reason = uri, reason
         super().__init__(uri, reason, remedy=remedy)
-
-    def __reduce__(self) -> tuple[type[BadSource], tuple[str, str, str]]:
-        """Crosses from an ingest worker to its parent."""
-        return type(self), (self.uri, self.reason, self.remedy or "")
 
 
 class MissingExtra(UserError, ImportError):

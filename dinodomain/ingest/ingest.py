@@ -1,0 +1,234 @@
+"""The verb: find sources, stage each in a worker, finalise. Can be killed at any instant and run again.
+
+A source that cannot be read is listed as skipped and stops nothing. A second ingest adds what is new; it moves nobody's holdout flag
+and never rewrites an array.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dinodomain.domain import Domain, find_domain
+from dinodomain.errors import BadSource, UserError
+from dinodomain.ingest.cells import CellGrid
+from dinodomain.ingest.finalise import Finaliser
+from dinodomain.ingest.partial import Partial, disk_errors
+from dinodomain.ingest.plan import IngestPlan
+from dinodomain.ingest.pool import Lost, run_here, run_processes
+from dinodomain.ingest.progress import Progress, reporting
+from dinodomain.ingest.secret import find_secret, make_secret, private_folder, secret_file
+from dinodomain.ingest.sources import Found, Metadata, Names, Skipped, discover, nothing_readable, read_metadata
+from dinodomain.ingest.stage import Outcome, Stager, Task
+from dinodomain.lineage import Json, digest, write_bytes
+from dinodomain.store.format import MANIFEST
+from dinodomain.store.read import Store, open_store
+
+_DRY_KEY = b"dry run: nothing is stored under this key"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What an ingest did, or would do.
+
+    Attributes:
+        store: Folder of the store.
+        found: Sources found.
+        added: Sources that are new in the store.
+        present: Sources that were there already.
+        skipped: Sources that could not be read, with clear names.
+        without_row: Ids of sources that the metadata CSV says nothing of.
+        joined_by: What the CSV was matched against, or "".
+        counts: Sources, units and held-out units of the store.
+        holdout: Why and how many units are held out.
+        dry_run: Nothing was written.
+    """
+
+    store: str
+    found: int
+    added: int
+    present: int
+    skipped: tuple[Skipped, ...]
+    without_row: tuple[str, ...] = ()
+    joined_by: str = ""
+    counts: Mapping[str, Json] = field(default_factory=dict)
+    holdout: str = ""
+    dry_run: bool = False
+
+    def text(self) -> str:
+        """A few lines for a person."""
+        verb = "would be added" if self.dry_run else "added"
+        lines = [f"{self.found} sources found: {self.added} {verb}, {self.present} already there, {len(self.skipped)} skipped"]
+        lines += [f"  skipped {item.uri}: {item.reason}; {item.remedy}" for item in self.skipped[:20]]
+        lines += [f"  ... and {len(self.skipped) - 20} more, see the manifest"] if len(self.skipped) > 20 else []
+        if self.without_row:
+            lines.append(f"{len(self.without_row)} sources have no row in the metadata: {', '.join(self.without_row[:10])}")
+        if self.counts:
+            lines.append(f"{self.counts['sources']} sources of {self.counts['units']} units; held out for the audit: {self.holdout}")
+        lines.append(f"store: {self.store}" + (" (nothing was written)" if self.dry_run else ""))
+        return "\n".join(lines)
+
+
+def ingest(plan: IngestPlan, *, domain: Domain | None = None, progress: Progress | None = None) -> Summary:
+    """Converts sources into a store, or adds new ones to it.
+
+    Args:
+        plan: What to convert, and how.
+        domain: The domain itself, where it is not installed under ``plan.domain``.
+        progress: Called with (done, total); a bar or log lines unless given.
+
+    Raises:
+        UserError: The input is wrong, nothing can be read, or the disk refuses. What is staged is kept for the next run.
+        KeyboardInterrupt: Ctrl-C; what is staged is kept as well.
+    """
+    domain = find_domain(plan.domain) if domain is None else domain
+    store = Path(os.path.abspath(plan.store))
+    if plan.dry_run:
+        return _dry_run(plan, domain, _existing(store, plan, domain), store)
+    partial = Partial(store)
+    with disk_errors(store), partial.open_after_commit():
+        old = _existing(store, plan, domain)
+        names = Names(source=plan.source, secret=_secret(plan, store, domain, old), personal=domain.personal)
+        return _Run(plan, domain, names, partial, old).run(progress)
+
+
+def _existing(store: Path, plan: IngestPlan, domain: Domain) -> Store | None:
+    """The store that is added to, if there is one; refuses any other folder and other settings."""
+    if not (store / MANIFEST).exists():
+        if store.exists() and (not store.is_dir() or any(store.iterdir())):
+            raise UserError("store", f"{str(store)!r} exists and is not a store", remedy="choose another folder")
+        return None
+    old = open_store(store)
+    wanted, known = plan.signature(), old.manifest["settings"]
+    wrong = [f"{key}={known[key]} (now {wanted[key]})" for key in wanted if wanted[key] != known[key]]
+    if wrong:
+        raise UserError("store", f"{str(store)!r} was made with {', '.join(wrong)}", remedy="use the same settings, or make a new store")
+    return old
+
+
+def _secret(plan: IngestPlan, store: Path, domain: Domain, old: Store | None) -> bytes:
+    known = None if old is None else str(old.manifest["secret_fingerprint"])
+    found = find_secret(store, plan.secret, personal=domain.personal, known=known)
+    return make_secret(secret_file(store)) if found is None else found
+
+
+def _dry_run(plan: IngestPlan, domain: Domain, old: Store | None, store: Path) -> Summary:
+    known = None if old is None else str(old.manifest["secret_fingerprint"])
+    secret = find_secret(store, plan.secret, personal=domain.personal, known=known)
+    names = Names(source=plan.source, secret=_DRY_KEY if secret is None else secret, personal=domain.personal)
+    found = discover(domain, plan, names)
+    metadata = read_metadata(plan, found, personal=domain.personal)
+    new, present, changed = _sort_out(found, names, old)
+    return Summary(store=str(store), found=len(found.refs), added=len(new), present=present, skipped=(*found.skipped, *changed),
+                   without_row=metadata.without, joined_by=metadata.kind, dry_run=True)  # fmt: skip
+
+
+def _sort_out(found: Found, names: Names, old: Store | None) -> tuple[list[Task], int, list[Skipped]]:
+    """New sources, the number of those already there, and those that changed since."""
+    known = {} if old is None else dict(zip(old.index["source_id"].to_pylist(), old.index["source_digest"].to_pylist()))
+    new, present, changed = [], 0, []
+    for ref in found.refs:
+        task = names.task(ref)
+        if task.source_id not in known:
+            new.append(task)
+        elif known[task.source_id] == task.digest:
+            present += 1
+        else:
+            bad = BadSource(ref.uris[0], "has changed since it was ingested; a store never rewrites a source", "ingest into a new store")
+            changed.append(names.skipped(bad, ref.keys))
+    return new, present, changed
+
+
+class _Run:
+    """One ingest, from discovery to the finished store."""
+
+    def __init__(self, plan: IngestPlan, domain: Domain, names: Names, partial: Partial, old: Store | None) -> None:
+        self._plan, self._domain, self._names, self._partial, self._old = plan, domain, names, partial, old
+        cells = CellGrid(cell_m=plan.cell_m)
+        # The domain object counts too: two of one name may be set up differently.
+        signature = digest({**plan.signature(), "domain_settings": repr(domain) if type(domain).__repr__ is not object.__repr__ else ""})
+        self._stager = Stager(
+            domain=domain, partial=partial, storage=plan.storage, max_side=plan.max_side, cells=cells, signature=signature
+        )
+
+    def run(self, progress: Progress | None) -> Summary:
+        found = discover(self._domain, self._plan, self._names)
+        metadata = read_metadata(self._plan, found, personal=self._domain.personal)
+        new, present, changed = _sort_out(found, self._names, self._old)
+        staged, refused = self._stage(new, progress)
+        skipped = tuple(sorted((*found.skipped, *changed, *refused), key=lambda item: item.uri))
+        if not staged and not present:
+            raise nothing_readable(self._plan, skipped)
+        rows = self._skipped_rows(skipped, staged)
+        self._write_private(skipped)
+        counts = self._finish(staged, rows, metadata)
+        manifest = open_store(self._partial.store).manifest
+        return Summary(store=str(self._partial.store), found=len(found.refs), added=len(staged), present=present, skipped=skipped,
+                       without_row=metadata.without, joined_by=metadata.kind, counts=counts,
+                       holdout=f"{len(manifest['holdout']['units'])} units ({manifest['holdout']['reason']})")  # fmt: skip
+
+    def _stage(self, tasks: Sequence[Task], progress: Progress | None) -> tuple[list[Task], list[Skipped]]:
+        staged: list[Task] = []
+        waiting: list[Task] = []
+        for task in tasks:
+            (staged if self._stager.is_done(task) else waiting).append(task)
+        if staged:
+            _log.info("ingest: %d of %d sources were staged by an earlier run", len(staged), len(tasks))
+        refused: list[Skipped] = []
+        with reporting(len(tasks), progress) as report:
+            report(len(staged), len(tasks))
+            for result in self._results(waiting):
+                outcome = _as_outcome(result)
+                if outcome.bad is None:
+                    staged.append(outcome.task)
+                elif self._plan.strict:
+                    raise outcome.bad
+                else:
+                    refused.append(self._names.skipped(outcome.bad, outcome.task.ref.keys))
+                report(len(staged) + len(refused), len(tasks))
+        return staged, refused
+
+    def _results(self, tasks: Sequence[Task]) -> Iterable[Outcome | Lost[Task]]:
+        cores = len(os.sched_getaffinity(0)) if self._plan.workers is None else self._plan.workers
+        num = min(cores, len(tasks))
+        return run_processes(self._stager, tasks, num) if num > 0 else run_here(self._stager, tasks)
+
+    def _skipped_rows(self, skipped: Sequence[Skipped], staged: Sequence[Task]) -> list[dict[str, str]]:
+        """The manifest's list: what was skipped now or before, but for what is in the store by now."""
+        rows = {row["uri"]: row for row in ([] if self._old is None else self._old.manifest["skipped"])}
+        rows |= {row["uri"]: row for row in map(self._names.row, skipped)}
+        now_in = {self._names.stored(self._names.relative(uri)) for task in staged for uri in task.ref.uris}
+        return [rows[uri] for uri in sorted(rows) if uri not in now_in]
+
+    def _write_private(self, skipped: Sequence[Skipped]) -> None:
+        """Clear names of skipped sources of a personal domain lie beside the store."""
+        if not (self._domain.personal and skipped):
+            return
+        folder, text = private_folder(self._partial.store), io.StringIO()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["uri", "stored", "reason", "remedy"])
+        writer.writerows([item.uri, self._names.stored(item.uri), item.reason, item.remedy] for item in skipped)
+        write_bytes(folder / "skipped.csv", text.getvalue().encode())
+        (folder / "skipped.csv").chmod(0o600)
+
+    def _finish(self, staged: Sequence[Task], rows: Sequence[Mapping[str, str]], metadata: Metadata) -> Mapping[str, Json]:
+        if self._old is not None and not staged and list(rows) == self._old.manifest["skipped"]:
+            self._partial.remove()
+            counts: Mapping[str, Json] = self._old.manifest["counts"]
+            return counts
+        last = Finaliser(plan=self._plan, domain=self._domain, names=self._names, partial=self._partial, old=self._old, metadata=metadata)
+        return last.run(staged, rows)
+
+
+def _as_outcome(result: Outcome | Lost[Task]) -> Outcome:
+    if isinstance(result, Outcome):
+        return result
+    remedy = "if memory ran out, set ingest.workers lower; otherwise its decoder crashes: leave it out with ingest.exclude"
+    return Outcome(task=result.task, bad=BadSource(result.task.ref.uris[0], f"the worker that read it died ({result.cause})", remedy))

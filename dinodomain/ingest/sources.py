@@ -1,0 +1,234 @@
+"""What lies below the source folder, under which names the store may know it, and what a metadata CSV adds.
+
+In a personal domain every id, key and unit becomes a keyed hash here, before a worker sees it, and reasons lose whatever could
+name a person. Reads headers only (through the domain) and the CSV.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from dinodomain.domain import Domain
+from dinodomain.errors import BadSource, UserError
+from dinodomain.ingest.join import KINDS, Match, Table, match, read_table
+from dinodomain.ingest.plan import IngestPlan
+from dinodomain.ingest.stage import Task
+from dinodomain.lineage import pseudonym
+from dinodomain.types import SourceRef
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A source that was left out; clear names, for the user's eyes.
+
+    Attributes:
+        uri: Path below the source folder where it lies there.
+        reason: What is wrong with it.
+        remedy: What to do about it.
+        keys: What a CSV may call it.
+    """
+
+    uri: str
+    reason: str
+    remedy: str
+    keys: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """How clear names become stored ones.
+
+    Attributes:
+        source: The source folder, as given.
+        secret: The store's secret.
+        personal: Whether names must be hashed.
+    """
+
+    source: str
+    secret: bytes = field(repr=False)
+    personal: bool
+
+    def stored(self, value: str) -> str:
+        """An id, key or unit as the store holds it."""
+        return pseudonym(self.secret, value) if self.personal else value
+
+    def task(self, ref: SourceRef) -> Task:
+        """A source with its stored names."""
+        return Task(ref=ref, source_id=self.stored(ref.source_id), digest=self.stored(ref.digest))
+
+    def skipped(self, bad: BadSource, keys: Mapping[str, str] | None = None) -> Skipped:
+        """A refusal with its path below the source folder."""
+        relative = self.relative(bad.uri)
+        reason = str(bad.reason).replace(f"{self.source.rstrip('/')}/", "")
+        return Skipped(uri=relative, reason=reason, remedy=bad.remedy or "", keys=keys or path_keys(relative))
+
+    def relative(self, uri: str) -> str:
+        """Path below the source folder; the last part where it lies elsewhere, so that no path of this machine is kept."""
+        root = Path(self.source).absolute()
+        path = Path(uri).absolute()
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else PurePosixPath(uri).name or uri
+
+    def row(self, skipped: Skipped) -> dict[str, str]:
+        """A line of the manifest: nothing clear in a personal domain."""
+        keys = {f"key_{kind}": self.stored(value) for kind, value in skipped.keys.items() if value}
+        hide = (lambda text: scrubbed(text, skipped)) if self.personal else str
+        return {"uri": self.stored(skipped.uri), "reason": hide(skipped.reason), "remedy": hide(skipped.remedy), **keys}
+
+
+def path_keys(relative: str) -> dict[str, str]:
+    """The keys that follow from a relative path alone."""
+    path = PurePosixPath(relative)
+    return {"path": relative, "name": path.name, "stem": path.name.split(".")[0], "folder": path.parent.name}
+
+
+def scrubbed(text: str, skipped: Skipped) -> str:
+    """A reason without anything that could name a person.
+
+    Out go: quoted text, words with a slash, long numbers (dates, record numbers), and every name, or part of a name of three
+    letters or more, that the source goes by.
+    """
+    text = re.sub(r"'[^']*'|\"[^\"]*\"", "…", text)
+    text = re.sub(r"\S*[/\\^]\S*", "…", text)
+    text = re.sub(r"\d{5,}", "…", text)
+    names = {part for value in (skipped.uri, *skipped.keys.values()) for part in (value, *re.split(r"[\W_]+", value)) if len(part) > 2}
+    for name in sorted(names, key=len, reverse=True):
+        text = re.sub(re.escape(name), "…", text, flags=re.IGNORECASE)
+    return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Result of discovery.
+
+    Attributes:
+        refs: Readable sources, sorted by id, each id once.
+        skipped: Refused ones.
+    """
+
+    refs: tuple[SourceRef, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def discover(domain: Domain, plan: IngestPlan, names: Names) -> Found:
+    """Lists the sources.
+
+    Raises:
+        UserError: Nothing is there.
+        BadSource: A source was refused and the plan is strict.
+    """
+    refs: dict[str, SourceRef] = {}
+    skipped: list[Skipped] = []
+    for item in domain.discover(plan.source, plan.select()):
+        bad = item if isinstance(item, BadSource) else _taken_id(item, refs)
+        if bad is None:
+            assert isinstance(item, SourceRef), "discover yields SourceRef or BadSource"
+            refs[item.source_id] = item
+        elif plan.strict:
+            raise bad
+        else:
+            skipped.append(names.skipped(bad))
+    if not refs and not skipped:
+        _nothing_there(plan)
+    return Found(refs=tuple(refs[key] for key in sorted(refs)), skipped=tuple(skipped))
+
+
+def _taken_id(ref: SourceRef, refs: Mapping[str, SourceRef]) -> BadSource | None:
+    if ref.source_id not in refs:
+        return None
+    other = refs[ref.source_id].uris[0]
+    return BadSource(ref.uris[0], f"its id {ref.source_id!r} is already that of {other!r}", "rename one of the two")
+
+
+def _nothing_there(plan: IngestPlan) -> None:
+    local = "://" not in plan.source and not plan.source.startswith(("generate:", "torchgeo:"))
+    if local and not Path(plan.source).exists():
+        raise UserError("source", f"{plan.source!r} does not exist", allowed="a folder or file that the domain reads")
+    globs = (
+        f" that ingest.include={list(plan.include)} and ingest.exclude={list(plan.exclude)} leave" if plan.include or plan.exclude else ""
+    )
+    raise UserError(
+        "source", f"{plan.source!r} holds nothing that domain {plan.domain!r} reads{globs}", remedy="check the path and the domain"
+    )
+
+
+def nothing_readable(plan: IngestPlan, skipped: Sequence[Skipped]) -> UserError:
+    """The error of a source folder in which every source was refused."""
+    lines = "".join(f"\n  {item.uri}: {item.reason}; {item.remedy}" for item in skipped[:_SHOWN])
+    more = f"\n  ... and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+    return UserError("source", f"none of the {len(skipped)} sources below {plan.source!r} can be read:{lines}{more}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metadata:
+    """What the CSV says of each source, by clear source id.
+
+    Attributes:
+        rows: Source id to its CSV row; a source without one is absent.
+        without: Ids of sources without a row, sorted.
+        kind: What the CSV was joined by, or "" without a CSV.
+    """
+
+    rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    kind: str = ""
+
+
+def read_metadata(plan: IngestPlan, found: Found, *, personal: bool) -> Metadata:
+    """Joins ``ingest.metadata`` to the sources.
+
+    Raises:
+        UserError: A column is missing, a row matches no or several sources, a group is empty, or a copied column would identify people.
+    """
+    if plan.metadata is None:
+        return Metadata()
+    table = read_table(plan.metadata, "ingest.metadata")
+    for key, columns in (("group", () if plan.group is None else (plan.group,)), ("fields", plan.fields)):
+        for column in columns:
+            table.require(column, f"ingest.{key}")
+    joined = match(table, plan.join, [ref.keys for ref in found.refs], [item.keys for item in found.skipped], place="ingest.join")
+    _refuse_empty_groups(plan, table, joined)
+    if personal:
+        _refuse_identifying(plan, table, found, joined)
+    rows = {found.refs[number].source_id: table.rows[row] for number, row in joined.rows.items()}
+    return Metadata(rows=rows, without=tuple(ref.source_id for ref in found.refs if ref.source_id not in rows), kind=joined.kind)
+
+
+def _refuse_empty_groups(plan: IngestPlan, table: Table, joined: Match) -> None:
+    if plan.group is None:
+        return
+    empty = sorted({table.lines[row] for row in joined.rows.values() if not table.rows[row][plan.group]})
+    if empty:
+        shown = ", ".join(map(str, empty[:_SHOWN]))
+        raise UserError(
+            "ingest.group", f"{table.path}: column {plan.group!r} is empty in {len(empty)} rows: line {shown}", remedy="fill it in"
+        )
+
+
+def _refuse_identifying(plan: IngestPlan, table: Table, found: Found, joined: Match) -> None:
+    """A copied column lies in the store in the clear, so it may not hold what the store hashes."""
+    for column in plan.fields:
+        if column in (plan.join, plan.group):
+            raise UserError(
+                "ingest.fields", f"column {column!r} identifies people; domain {plan.domain!r} may not keep it", remedy="leave it out"
+            )
+        for number, row in joined.rows.items():
+            value, ref = table.rows[row][column], found.refs[number]
+            if value and value in {*_identities(ref), table.rows[row][plan.join], table.rows[row].get(plan.group or "", "")}:
+                problem = (
+                    f"column {column!r} repeats a name of its source (line {table.lines[row]}); domain {plan.domain!r} may not keep it"
+                )
+                raise UserError("ingest.fields", problem, remedy="leave it out")
+
+
+def _identities(ref: SourceRef) -> Iterable[str]:
+    return (
+        ref.source_id,
+        ref.unit or "",
+        *(ref.keys.get(kind, "") for kind in KINDS),
+        *(ref.keys.get(key, "") for key in ref.keys if key.endswith("ID")),
+    )

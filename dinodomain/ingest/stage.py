@@ -1,0 +1,242 @@
+"""One source into ``STORE.partial``: pixels first, its done record last. Runs in a worker; a kill at any instant costs that source only.
+
+A window source is written as it will lie in the store (``tree/scenes/<id>``, ``tree/volumes/<id>``). A whole image waits in
+``staged/`` until all are known and can be packed. Ids in here are stored ids: pseudonyms in a personal domain.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dinodomain.domain import Domain
+from dinodomain.errors import BadSource, MissingExtra, UserError
+from dinodomain.ingest.cells import CellGrid, chunk_boxes, footprints, lon_lat
+from dinodomain.ingest.partial import Partial, disk_errors
+from dinodomain.ingest.shrink import shrink
+from dinodomain.lineage import Json, to_json
+from dinodomain.store.format import StorePlan, source_folder, stored_id
+from dinodomain.store.measure import read_slab
+from dinodomain.store.tables import index_columns
+from dinodomain.store.write import Written, prepare_whole, write_scene, write_volume
+from dinodomain.types import Record, SourceRef, Window
+
+Made = TypeVar("Made")
+
+DAMAGED = "check that the file is whole: open it with another program, or fetch it again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One source and the names it goes by in the store.
+
+    Attributes:
+        ref: What discovery found.
+        source_id: Stored id.
+        digest: Stored digest of the source.
+    """
+
+    ref: SourceRef
+    source_id: str
+    digest: str
+
+    @property
+    def stored(self) -> str:
+        """Folder name of the source."""
+        return stored_id(self.source_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a task: staged, or refused for a reason."""
+
+    task: Task
+    bad: BadSource | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stager:
+    """The work of one worker; picklable and stateless.
+
+    Attributes:
+        domain: The domain.
+        partial: Where it works.
+        storage: Layout of arrays.
+        max_side: Longest side of a whole image, pixels.
+        cells: Grid of ground units.
+        signature: Digest of all that decides the stored bytes.
+    """
+
+    domain: Domain
+    partial: Partial
+    storage: StorePlan
+    max_side: int
+    cells: CellGrid
+    signature: str
+
+    def __call__(self, task: Task) -> Outcome:
+        """Stages one source.
+
+        Raises:
+            UserError: The disk is full or cannot be written, or a package is missing: no source could be staged.
+        """
+        uri = task.ref.uris[0]
+        try:
+            record = guarded(opened(self.domain, task.ref), uri)
+            with disk_errors(self.partial.store):
+                self._stage(task, record, uri)
+        except BadSource as bad:
+            return Outcome(task=task, bad=bad)
+        return Outcome(task=task)
+
+    def is_done(self, task: Task) -> bool:
+        """Whether an earlier run staged this very source in the same way."""
+        done = self.partial.read_done(task.stored)
+        if done is None or (done["source_id"], done["digest"], done["signature"]) != (task.source_id, task.digest, self.signature):
+            return False
+        layout, folder = done["columns"]["layout"], source_folder(task.source_id, self.domain.ndim)
+        return (self.partial.tree / folder).is_dir() if layout == "window" else self.partial.staged(task.stored).is_file()
+
+    def _stage(self, task: Task, record: Record, uri: str) -> None:
+        self.partial.forget(task.stored)
+        record, written = self._window(task, record, uri) if record.layout == "window" else self._whole(task, record, uri)
+        folder = source_folder(task.source_id, self.domain.ndim)
+        body = {
+            "source_id": task.source_id,
+            "digest": task.digest,
+            "signature": self.signature,
+            "columns": index_columns(record, written, f"{folder}/{written.array}"),
+            "place": _place(record, written, self.cells, uri),
+            "valid_fraction": written.valid_fraction,
+            "files": written.digest,
+        }
+        self.partial.write_done(task.stored, to_json(body), durable=record.layout == "window")
+
+    def _window(self, task: Task, record: Record, uri: str) -> tuple[Record, Written]:
+        place = self.partial.workplace(task.stored)
+        write = write_scene if self.domain.ndim == 2 else write_volume
+        try:
+            written = _checked(lambda: write(place, record, self.storage), uri)
+            _refuse_empty(written, uri)
+        except BadSource:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        self.partial.keep_folder(place, source_folder(task.source_id, self.domain.ndim))
+        return record, written
+
+    def _whole(self, task: Task, record: Record, uri: str) -> tuple[Record, Written]:
+        small = _checked(lambda: shrunk(record, self.max_side), uri)
+        whole = prepare_whole(small)
+        _refuse_empty(whole.written, uri)
+        self.partial.keep_image(task.stored, whole.pixels, whole.bits)
+        return small, whole.written
+
+
+def opened(domain: Domain, ref: SourceRef) -> Record:
+    """``domain.read`` with whatever a damaged file makes a decoder raise turned into a BadSource."""
+    try:
+        return domain.read(ref)
+    except (BadSource, MissingExtra):
+        raise
+    except UserError as error:
+        raise BadSource(ref.uris[0], error.problem, error.remedy or error.allowed or DAMAGED) from error
+    except Exception as error:
+        raise BadSource(ref.uris[0], f"cannot be read: {_words(error)}", DAMAGED) from error
+
+
+def guarded(record: Record, uri: str) -> Record:
+    """The record with readers that raise BadSource only, so that an error of the disk written to is never taken for one of the source."""
+    valid = None if record.read_valid is None else _guard(record.read_valid, uri)
+    return replace(record, read=_guard(record.read, uri), read_valid=valid)
+
+
+def _guard(read: Callable[[Window], np.ndarray], uri: str) -> Callable[[Window], np.ndarray]:
+    def safely(window: Window) -> np.ndarray:
+        try:
+            return read(window)
+        except (BadSource, MissingExtra):
+            raise
+        except Exception as error:
+            raise BadSource(uri, f"its pixels cannot be read: {_words(error)}", DAMAGED) from error
+
+    return safely
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _checked(write: Callable[[], Made], uri: str) -> Made:
+    """What the store refuses about one record is that source's problem."""
+    try:
+        return write()
+    except (BadSource, MissingExtra):
+        raise
+    except UserError as error:
+        remedy = error.remedy or "this is a fault of the domain's reader"
+        raise BadSource(uri, error.problem, f"allowed: {error.allowed}" if error.allowed else remedy) from error
+
+
+def shrunk(record: Record, max_side: int) -> Record:
+    """The record itself, or one of an image with no side longer than ``max_side``; its validity then lies in the field alone."""
+    if max(record.shape[1:]) <= max_side:
+        return record
+    if len(record.shape) != 3:
+        raise UserError("record", f"a whole volume of {record.shape[1:]}", allowed=f"sides up to {max_side}")
+    slab = read_slab(record, (slice(0, record.shape[1]), slice(0, record.shape[2])))
+    small = shrink(slab.pixels, slab.bits, max_side)
+    stages = (
+        *record.stages,
+        *((f"{slab.mended} pixels that were not finite flagged as nodata",) if slab.mended else ()),
+        small.stage or "",
+    )
+    return replace(
+        record,
+        shape=small.pixels.shape,
+        spacing=tuple(step * factor for step, factor in zip(record.spacing, small.factor)),
+        affine=_scaled(record.affine, small.factor),
+        nodata=(None,) * len(record.channels),
+        stages=stages,
+        read=lambda window: small.pixels,
+        read_valid=lambda window: small.bits,
+    )
+
+
+def _scaled(affine: tuple[float, ...] | None, factor: tuple[float, float]) -> tuple[float, ...] | None:
+    """A 3x3 affine of pixel corners after pixels grew by ``factor`` (rows, columns)."""
+    if affine is None or len(affine) != 9:
+        return None
+    return tuple((np.reshape(affine, (3, 3)) @ np.diag([factor[1], factor[0], 1.0])).ravel().tolist())
+
+
+def _refuse_empty(written: Written, uri: str) -> None:
+    if not float(written.valid_fraction.max()) > 0:
+        raise BadSource(uri, "holds no valid pixel", "leave it out with ingest.exclude")
+
+
+def _place(record: Record, written: Written, cells: CellGrid, uri: str) -> Mapping[str, Json] | None:
+    """Longitude, latitude and, per chunk, its ground cell and the cells it touches; None for sources without a place."""
+    if record.crs is None or record.affine is None or len(record.affine) != 9:
+        return None
+    try:
+        boxes = footprints(record.crs, record.affine, chunk_boxes(record.shape[1:], written.chunk), uri)
+        lon, lat = lon_lat(record.crs, record.affine, record.shape[1:])
+    except (UserError, MissingExtra):
+        raise
+    except Exception as error:  # pyproj's own errors, without importing it here
+        raise BadSource(uri, f"its coordinate reference system cannot be used: {_words(error)}", "check it with gdalinfo") from error
+    finite = math.isfinite(lon) and math.isfinite(lat)
+    return {"lon": lon if finite else None, "lat": lat if finite else None, "units": cells.units(boxes), "touched": cells.touched(boxes)}
+
+
+def source_columns(done: Mapping[str, Any]) -> dict[str, Json]:
+    """The index columns of a done record; JSON has no NaN, so null inside a list of numbers is NaN again."""
+    columns = dict(done["columns"])
+    for name in ("spacing", "nodata", "low", "high", "mean", "std"):
+        columns[name] = [math.nan if value is None else value for value in columns[name]]
+    return columns
