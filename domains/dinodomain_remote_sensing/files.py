@@ -1,0 +1,166 @@
+"""Finds files and groups them into candidates by name alone, sorted by source id. Opens nothing.
+
+Grouping: one file per band (``*_B02.tif``, ``B8A.tif``, ``*_B4_10m.jp2``) with one prefix in one folder is one scene; a ``.SAFE``
+product is one scene per granule; every other raster is a source of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from dinodomain.errors import UserError
+from dinodomain.types import Select
+from dinodomain_remote_sensing.sensor import Candidate, Sensor
+
+DEFAULT_EXCLUDE = ("*mask*", "*label*", "*_water*")
+"""File names (any case) that look like labels. Such files become skipped rows; an ``include`` pattern that names them (``*_water.tif``, or
+the very path) takes them in."""
+
+LABEL_FOLDERS = frozenset({"label", "labels", "mask", "masks", "annotation", "annotations"})
+"""Folder names below the source that hold nothing but labels."""
+
+QUALITY = re.compile(
+    r"(?:^|_)(?:BQA|QA|QA_PIXEL|QA_RADSAT|SR_QA_AEROSOL|ST_(?:QA|ATRAN|CDIST|DRAD|EMIS|EMSD|TRAD|URAD)|SR_(?:CLOUD_QA|ATMOS_OPACITY)|"
+    r"[VS][AZ]A|SCL|TCI|AOT|WVP|CLD|SNW|PVI|QA60)(?:_\d+m)?$",
+    re.IGNORECASE,
+)
+"""Stems of rasters that come with a scene and are no channels: quality bits, angles, classifications, pictures."""
+
+_TEXT = re.compile(r"(?:_MTL\.txt|^MTD_MSIL[12][AC]\.xml)$", re.IGNORECASE)
+
+
+def candidates(source: str, select: Select, sensor: Sensor) -> list[Candidate]:
+    """All candidates below a source, sorted by source id.
+
+    Args:
+        source: A folder, or one file.
+        select: Globs; matched against relative POSIX paths and the folders above them.
+        sensor: Its suffixes and band file names.
+
+    Raises:
+        UserError: The source does not exist.
+    """
+    root = Path(source).expanduser()
+    if root.is_file():
+        # Metadata beside a single file still belongs to it.
+        texts = [name for name in sorted(os.listdir(root.parent)) if _TEXT.search(name)]
+        listing = _taken([root.name, *texts], select)
+        root = root.parent
+    elif root.is_dir():
+        listing = _taken(_walk(root), select)
+    else:
+        raise UserError("ingest.source", f"{source} does not exist", allowed="a folder or a file")
+    return sorted(_grouped(root.absolute(), listing, select, sensor), key=lambda item: item.source_id)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        base = Path(folder).relative_to(root)
+        yield from ((base / name).as_posix() for name in sorted(names) if not name.startswith("."))
+
+
+def _taken(paths: Iterable[str], select: Select) -> list[str]:
+    kept = []
+    for path in paths:
+        text = _TEXT.search(path.rsplit("/", 1)[-1]) is not None
+        wanted = not select.include or text or any(matches(path, glob) for glob in select.include)
+        if wanted and not any(matches(path, glob) for glob in select.exclude):
+            kept.append(path)
+    return kept
+
+
+def matches(path: str, glob: str) -> bool:
+    """Whether a glob matches a relative POSIX path or one of the folders above it; ``*`` crosses folders, ``**/`` may be empty."""
+    glob = glob.removesuffix("/")
+    forms = {glob, glob.removeprefix("**/")}
+    pieces = path.split("/")
+    above = ("/".join(pieces[:n]) for n in range(len(pieces), 0, -1))
+    return any(fnmatchcase(name, form) for name in above for form in forms)
+
+
+def is_label(path: str, select: Select) -> bool:
+    """Whether a relative path looks like a label raster that nobody asked for by name."""
+    *folders, name = path.lower().split("/")
+    if not (LABEL_FOLDERS & set(folders) or any(fnmatchcase(name, glob) for glob in DEFAULT_EXCLUDE)):
+        return False
+    return not any(matches(path, glob) and _names_labels(glob) for glob in select.include)
+
+
+def _names_labels(glob: str) -> bool:
+    literal = not any(sign in glob for sign in "*?[")
+    return literal or any(word in glob.lower() for word in ("mask", "label", "_water", "annotation"))
+
+
+def _grouped(root: Path, listing: list[str], select: Select, sensor: Sensor) -> Iterator[Candidate]:
+    texts = [path for path in listing if _TEXT.search(path.rpartition("/")[2])]
+    scenes: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for path in listing:
+        home, stem = _home(root, path), Path(path).stem
+        if home is None or not path.lower().endswith(sensor.suffixes):
+            continue
+        match = sensor.band_file.match(stem) if sensor.band_file else None
+        if sensor.band_file and QUALITY.search(stem):
+            continue
+        if is_label(path, select):
+            yield Candidate(source_id=path, rasters=(str(root / path),), folder=str(root / home), label=True)
+        elif match is not None:
+            scenes[home][match["prefix"]].append(path)
+        else:
+            own = tuple(str(root / text) for text in texts if _belongs(text, home, stem))
+            yield Candidate(source_id=path, rasters=(str(root / path),), texts=own, folder=str(root / home))
+    for home, by_prefix in scenes.items():
+        yield from _scenes(root, home, by_prefix, texts)
+
+
+def _scenes(root: Path, home: str, by_prefix: dict[str, list[str]], texts: list[str]) -> Iterator[Candidate]:
+    base, safe, alone = _scene_id(root, home), _safe_root(root, home), len(by_prefix) == 1
+    for prefix, rasters in by_prefix.items():
+        own = [text for text in texts if (_folder(text) in (home, safe) if alone else _belongs(text, home, prefix))]
+        yield Candidate(
+            source_id=base if alone else f"{base}#{prefix.rstrip('_-. ')}",
+            rasters=tuple(sorted(str(root / path) for path in rasters)),
+            texts=tuple(sorted(str(root / text) for text in own)),
+            folder=str(root / home) if home else str(root),
+        )
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _belongs(text: str, home: str, stem: str) -> bool:
+    """Whether a metadata file that carries a product's name belongs to a raster or scene of that name in the same folder."""
+    product = re.sub(r"_MTL\.txt$", "", text.rpartition("/")[2], flags=re.IGNORECASE)
+    return text.lower().endswith(".txt") and _folder(text) == home and stem.startswith(product)
+
+
+def _home(root: Path, path: str) -> str | None:
+    """The folder whose files make scenes: the granule of a SAFE product, else the file's own; None for a product's side files."""
+    full = f"{root.name}/{path}"
+    granule = re.match(r"(.*\.SAFE/GRANULE/[^/]+)/IMG_DATA/", full)
+    if granule is not None:
+        return granule[1][len(root.name) + 1 :]
+    return None if ".SAFE/GRANULE/" in full else _folder(path)
+
+
+def _safe_root(root: Path, home: str) -> str | None:
+    """Relative path of the SAFE product around a granule; empty where the source itself is the product."""
+    full = f"{root.name}/{home}"
+    if ".SAFE/GRANULE/" not in full:
+        return None
+    return full[: full.index(".SAFE/GRANULE/") + 5][len(root.name) + 1 :]
+
+
+def _scene_id(root: Path, home: str) -> str:
+    """The scene folder's relative path; the product's where it has one granule; the source itself goes by its own name."""
+    safe = _safe_root(root, home)
+    if safe is not None:
+        granules = [entry for entry in (root / safe / "GRANULE").iterdir() if entry.is_dir()]
+        home = safe if len(granules) == 1 else home
+    return home or root.resolve().name or "scene"

@@ -1,0 +1,180 @@
+"""Reads what a raster says about itself: shape, type, place, names of its bands. No pixel is read here.
+
+A header is plain data, so that everything decided from headers can be tested without files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dinodomain.errors import BadSource, require
+
+EXTRA = "remote-sensing"
+WANTED_BY = "a remote-sensing domain"
+HEAD_BYTES = 65536
+"""How much of each end of a file enters its digest: TIFF directories lie at the beginning (COG) or at the end."""
+
+SIX = tuple[float, float, float, float, float, float]
+"""``(a, b, c, d, e, f)``: x = a * column + b * row + c, y = d * column + e * row + f; pixel (0, 0) begins at its outer corner."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """One raster file as it describes itself.
+
+    Attributes:
+        path: The file.
+        driver: GDAL driver name.
+        count: Number of bands, alpha included.
+        height: Rows.
+        width: Columns.
+        dtypes: numpy dtype name per band.
+        nodata: Declared nodata value per band, or None.
+        crs: WKT of the coordinate reference system, or None.
+        transform: Pixel (column, row) to CRS, or None where the file has none.
+        gcps: Whether ground control points are the only georeference.
+        descriptions: Band descriptions; empty string where there is none.
+        units: Unit per band; empty string where there is none.
+        scales: GDAL scale per band (1 where unset).
+        offsets: GDAL offset per band (0 where unset).
+        colours: Colour interpretation per band, for example ``red``, ``alpha``, ``palette``.
+        tags: Dataset tags, keys in upper case, band tags behind them.
+        nbits: Bits in use per band where the file says so, else None.
+        mask: Whether the file carries a per-dataset mask (internal or ``.msk``).
+    """
+
+    path: str
+    driver: str
+    count: int
+    height: int
+    width: int
+    dtypes: tuple[str, ...]
+    nodata: tuple[float | None, ...]
+    crs: str | None
+    transform: SIX | None
+    gcps: bool
+    descriptions: tuple[str, ...]
+    units: tuple[str, ...]
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    colours: tuple[str, ...]
+    tags: Mapping[str, str]
+    nbits: int | None
+    mask: bool
+
+    @property
+    def name(self) -> str:
+        """File name without folder."""
+        return Path(self.path).name
+
+    @property
+    def stem(self) -> str:
+        """File name without folder and suffix."""
+        return Path(self.path).stem
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Any]:
+    """A rasterio dataset, open for the length of a ``with`` block.
+
+    Raises:
+        BadSource: GDAL cannot open the file.
+    """
+    dataset = open_dataset(path)
+    try:
+        yield dataset
+    finally:
+        dataset.close()
+
+
+def open_dataset(path: str) -> Any:
+    """Opens a raster at full resolution; the caller closes it.
+
+    Raises:
+        BadSource: GDAL cannot open the file.
+    """
+    rasterio = require("rasterio", extra=EXTRA, wanted_by=WANTED_BY)
+    try:
+        with warnings.catch_warnings():
+            # A picture without a place is ordinary for `aerial`; the others refuse it by name.
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except rasterio.errors.RasterioIOError as error:
+        raise BadSource(path, f"not a readable raster ({first_line(error)})", "check that the file is whole; copy it again") from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of a third party, for a message of our own."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def read_header(path: str) -> Header:
+    """Reads the header of one raster.
+
+    Raises:
+        BadSource: The file cannot be opened.
+    """
+    with opened(path) as dataset:
+        transform = tuple(float(value) for value in dataset.transform)[:6]
+        return Header(
+            path=path,
+            driver=dataset.driver,
+            count=dataset.count,
+            height=dataset.height,
+            width=dataset.width,
+            dtypes=tuple(dataset.dtypes),
+            nodata=tuple(dataset.nodatavals),
+            crs=dataset.crs.to_wkt() if dataset.crs else None,
+            transform=None if dataset.transform.is_identity else transform,  # type: ignore[arg-type]
+            gcps=bool(dataset.gcps[0]) and dataset.transform.is_identity,
+            descriptions=tuple(text or "" for text in dataset.descriptions),
+            units=tuple(text or "" for text in dataset.units),
+            scales=tuple(dataset.scales),
+            offsets=tuple(dataset.offsets),
+            colours=tuple(colour.name for colour in dataset.colorinterp),
+            tags=_tags(dataset),
+            nbits=_nbits(dataset),
+            mask=_has_mask(dataset),
+        )
+
+
+def _tags(dataset: Any) -> dict[str, str]:
+    tags = {key.upper(): value for key, value in dataset.tags(1).items()} if dataset.count else {}
+    return tags | {key.upper(): value for key, value in dataset.tags().items()}
+
+
+def _nbits(dataset: Any) -> int | None:
+    bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") if dataset.count else None
+    return int(bits) if bits else None
+
+
+def _has_mask(dataset: Any) -> bool:
+    flags = {flag.name for flag in dataset.mask_flag_enums[0]} if dataset.count else set()
+    return "per_dataset" in flags and "alpha" not in flags
+
+
+def digest(names: Mapping[str, str]) -> str:
+    """sha256 over relative names, sizes and both ends of the files.
+
+    Args:
+        names: Relative name to path.
+
+    Returns:
+        Hex digest; pixels in the middle of a file that change without its size and directory changing are not seen.
+    """
+    running = hashlib.sha256()
+    for name, path in sorted(names.items()):
+        size = Path(path).stat().st_size
+        running.update(f"{name}\0{size}\0".encode())
+        with open(path, "rb") as handle:
+            running.update(handle.read(HEAD_BYTES))
+            if size > HEAD_BYTES:
+                handle.seek(max(HEAD_BYTES, size - HEAD_BYTES))
+                running.update(handle.read(HEAD_BYTES))
+    return running.hexdigest()

@@ -1,0 +1,199 @@
+"""Reads calibrated windows of one scene lazily: decode, find missing pixels, bring every band to one grid, cast to the stored dtype.
+
+Datasets are opened once per reader, at the first read, and closed with it. Nothing here crosses a process or a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dinodomain.errors import BadSource, require
+from dinodomain.types import NODATA, Window
+from dinodomain_remote_sensing.geometry import Relation
+from dinodomain_remote_sensing.header import EXTRA, WANTED_BY, Header, first_line, open_dataset
+from dinodomain_remote_sensing.resample import resampled
+from dinodomain_remote_sensing.sensor import Band, Calibration
+
+SCAN = 1024
+"""Side of the blocks in which a source is searched for a first valid pixel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One channel of a scene.
+
+    Attributes:
+        band: File and band number.
+        calibration: Meaning of its numbers.
+        relation: How it comes to the scene's grid.
+    """
+
+    band: Band
+    calibration: Calibration
+    relation: Relation
+
+
+class SceneReader:
+    """Windows of a scene as stored values, and their validity.
+
+    Args:
+        layers: One per channel.
+        shape: (rows, columns) of the scene's grid, before ``orientation``.
+        dtype: Stored dtype.
+        alpha: Header and 1-based band number of an alpha band, or None.
+        orientation: EXIF orientation 1..8 of a picture without georeference.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], *, shape: tuple[int, int], dtype: str, alpha: tuple[Header, int] | None = None, orientation: int = 1
+    ) -> None:
+        self._layers, self._shape, self._dtype = tuple(layers), shape, np.dtype(dtype)
+        self._alpha, self._orientation = alpha, orientation
+        self._datasets: dict[str, Any] = {}
+        self._last: tuple[Window, np.ndarray] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) as read."""
+        rows, columns = self._shape
+        return (columns, rows) if self._orientation >= 5 else (rows, columns)
+
+    @property
+    def may_miss(self) -> bool:
+        """Whether a pixel of this scene can be invalid at all."""
+        return self._alpha is not None or any(
+            layer.calibration.nodata or layer.calibration.decode != "none" or layer.band.header.mask or _is_float(layer.band)
+            for layer in self._layers
+        )
+
+    def read(self, window: Window) -> np.ndarray:
+        """[C, *window] in the stored dtype; missing values of floating point are 0.
+
+        Raises:
+            BadSource: A file cannot be decoded, or holds infinite values.
+        """
+        rows, columns = _turned(window, self._shape, self._orientation)
+        out = np.empty((len(self._layers), rows.stop - rows.start, columns.stop - columns.start), self._dtype)
+        missing = np.zeros(out.shape[1:], bool)
+        for index, layer in enumerate(self._layers):
+            values, gone = resampled(lambda y, x, layer=layer: self._block(layer, y, x), layer.relation, rows, columns)  # type: ignore[misc]
+            out[index] = _stored(values, gone, layer, self._dtype)
+            missing |= gone
+        if self._alpha is not None:
+            missing |= self._decoded(*self._alpha, rows, columns) == 0
+        self._last = window, _oriented(missing, self._orientation)
+        return np.ascontiguousarray(_oriented(out, self._orientation))
+
+    def read_valid(self, window: Window) -> np.ndarray:
+        """uint8 bit field over the window: bit 1 where any channel, the alpha band or the mask has no data."""
+        if self._last is None or self._last[0] != window:
+            self.read(window)
+        assert self._last is not None
+        return np.where(self._last[1], np.uint8(NODATA), np.uint8(0))
+
+    def has_valid(self) -> bool:
+        """Whether any pixel is valid; stops at the first one."""
+        return any((self.read_valid(window) == 0).any() for window in _blocks(self.shape))
+
+    def _block(self, layer: Layer, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Values and missing pixels of a band on its own grid; values of other quantities are linear power here where they get mixed."""
+        header = layer.band.header
+        values = self._decoded(header, layer.band.index, rows, columns)
+        missing = np.isin(values, np.array(layer.calibration.nodata)) if layer.calibration.nodata else np.zeros(values.shape, bool)
+        if header.mask:
+            missing |= self._decoded(header, layer.band.index, rows, columns, mask=True) == 0
+        if np.issubdtype(values.dtype, np.floating):
+            missing |= np.isnan(values)
+            if (np.isinf(values) & ~missing).any():
+                raise BadSource(header.path, "infinite values", "replace them by NaN, or by a declared nodata value")
+        if layer.calibration.decode != "none":
+            missing |= ~(values > 0)
+        return (_to_power(values, missing, layer) if _mixes_decibels(layer) else values), missing
+
+    def _decoded(self, header: Header, index: int, rows: slice, columns: slice, *, mask: bool = False) -> np.ndarray:
+        rasterio = require("rasterio", extra=EXTRA, wanted_by=WANTED_BY)
+        if header.path not in self._datasets:
+            self._datasets[header.path] = open_dataset(header.path)
+        dataset = self._datasets[header.path]
+        window = rasterio.windows.Window.from_slices((rows.start, rows.stop), (columns.start, columns.stop))
+        try:
+            block: np.ndarray = dataset.read_masks(index, window=window) if mask else dataset.read(index, window=window)
+        except rasterio.errors.RasterioError as error:
+            raise BadSource(
+                header.path, f"cannot be decoded ({first_line(error)})", "the file is damaged or cut short; copy it again"
+            ) from None
+        return block
+
+    def close(self) -> None:
+        """Closes the files; the next read opens them again."""
+        for dataset in self._datasets.values():
+            dataset.close()
+        self._datasets.clear()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _is_float(band: Band) -> bool:
+    return band.header.dtypes[band.place].startswith("float")
+
+
+def _mixes_decibels(layer: Layer) -> bool:
+    """Decibels and amplitudes must become power before they are averaged: the mean of logarithms is not the logarithm of the mean."""
+    return layer.calibration.decode != "none" or (
+        layer.relation.method not in ("native", "replicate") and layer.calibration.channel in ("VV", "VH", "HH", "HV")
+    )
+
+
+def _to_power(values: np.ndarray, missing: np.ndarray, layer: Layer) -> np.ndarray:
+    wide = np.where(missing, 1.0, values.astype(np.float64))
+    if layer.calibration.decode == "none":
+        return np.asarray(10.0 ** (wide / 10.0))
+    return wide * wide if layer.calibration.decode == "amplitude" else wide
+
+
+def _stored(values: np.ndarray, missing: np.ndarray, layer: Layer, dtype: np.dtype[Any]) -> np.ndarray:
+    """Casts to the stored dtype; a missing resampled or floating-point value becomes the channel's nodata, else 0."""
+    if _mixes_decibels(layer):
+        values = 10.0 * np.log10(np.where(missing, 1.0, values))
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            narrow = np.where(missing, 0, values).astype(dtype)
+        if np.isinf(narrow).any():
+            raise BadSource(layer.band.header.path, f"values beyond {dtype}", "scale them to the range of 32-bit floating point")
+        return narrow
+    if layer.relation.method in ("native", "replicate"):
+        return values.astype(dtype, copy=False)
+    fill = layer.calibration.nodata[0] if layer.calibration.nodata else 0
+    return np.where(missing, fill, np.rint(values)).astype(dtype)
+
+
+def _blocks(shape: tuple[int, int]) -> Iterator[Window]:
+    for row in range(0, shape[0], SCAN):
+        for column in range(0, shape[1], SCAN):
+            yield slice(row, min(row + SCAN, shape[0])), slice(column, min(column + SCAN, shape[1]))
+
+
+def _turned(window: Window, shape: tuple[int, int], orientation: int) -> Window:
+    """The window of the file that holds a window of the upright picture (EXIF 2.3, tag 0x0112)."""
+    rows, columns = window
+    if orientation >= 5:
+        rows, columns = columns, rows
+    if orientation in (3, 4, 6, 7):
+        rows = slice(shape[0] - rows.stop, shape[0] - rows.start)
+    if orientation in (2, 3, 7, 8):
+        columns = slice(shape[1] - columns.stop, shape[1] - columns.start)
+    return rows, columns
+
+
+def _oriented(block: np.ndarray, orientation: int) -> np.ndarray:
+    """Mirrors and transposes the last two axes of a file's block to the upright picture."""
+    if orientation in (3, 4, 6, 7):
+        block = block[..., ::-1, :]
+    if orientation in (2, 3, 7, 8):
+        block = block[..., ::-1]
+    return np.swapaxes(block, -1, -2) if orientation >= 5 else block

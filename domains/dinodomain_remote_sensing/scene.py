@@ -1,0 +1,325 @@
+"""From a candidate to a record: place, grid and meaning are settled from headers; pixels stay unread until ``Record.read``.
+
+Every refusal that headers allow is made here, so that discovery lists it before anything is converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dinodomain.errors import BadSource, require
+from dinodomain.types import Layout, Record, Select
+from dinodomain_remote_sensing.geometry import Grid, Relation, ground_spacing, nine, relate
+from dinodomain_remote_sensing.header import Header
+from dinodomain_remote_sensing.naming import named_scene
+from dinodomain_remote_sensing.pixels import Layer, SceneReader
+from dinodomain_remote_sensing.sensor import Band, Calibration, Candidate, Meaning, Scene, Sensor, Value
+
+WHOLE_SIDE = 256
+"""A raster whose sides are both at most this long is one tile: read ``whole``."""
+
+STORED = {
+    "uint8": "uint8",
+    "uint16": "uint16",
+    "int16": "int16",
+    "int32": "int32",
+    "float16": "float32",
+    "float32": "float32",
+    "float64": "float32",
+}
+"""dtype of a file to stored dtype."""
+
+NEAR_INTEGER = 0.01
+"""A ground sample distance asked for in metres means the whole ratio to the finest grid if it is this near to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """A scene as its headers tell it.
+
+    Attributes:
+        layers: One per channel, in stored order.
+        meaning: Fields, date and stages.
+        grid: The common grid; for a picture without georeference rows and columns only count.
+        crs: WKT, or None for a picture.
+        spacing: (y, x) ground metres; NaN for a picture.
+        gsd: Native ground sample distance per channel, metres.
+        dtype: Stored dtype.
+        alpha: Header and band number of an alpha band, or None.
+        orientation: EXIF orientation of a picture.
+        names_from: Where the band names come from.
+        left_out: Described bands of a stack that are no channels.
+    """
+
+    layers: tuple[Layer, ...]
+    meaning: Meaning
+    grid: Grid
+    crs: str | None
+    spacing: tuple[float, float]
+    gsd: Mapping[str, float]
+    dtype: str
+    alpha: tuple[Header, int] | None
+    orientation: int
+    names_from: str
+    left_out: tuple[str, ...]
+
+
+def describe(candidate: Candidate, select: Select, sensor: Sensor) -> Described:
+    """Settles everything about a scene that its headers tell.
+
+    Raises:
+        BadSource: It cannot be read as asked.
+    """
+    if candidate.label:
+        raise BadSource(
+            candidate.rasters[0],
+            "looks like a label raster; labels never enter a store",
+            f"include it explicitly: ingest.include=[{candidate.source_id}]",
+        )
+    scene, names_from = named_scene(candidate, select, sensor)
+    crs = _common_crs(scene, sensor)
+    meaning = sensor.calibrate(scene)
+    chosen = _chosen(scene, meaning, select, sensor)
+    grids = {band.header.path: _grid(band.header) for band, _ in chosen}
+    spacing = {path: ground_spacing(path, crs, grid) for path, grid in grids.items()} if crs else {}
+    target = _target(scene, chosen, select, sensor, grids, spacing)
+    layers = tuple(
+        Layer(band=band, calibration=calibration, relation=relate(band.header.path, grids[band.header.path], target))
+        for band, calibration in chosen
+    )
+    header = chosen[0][0].header
+    return Described(
+        layers=layers,
+        meaning=meaning,
+        grid=target,
+        crs=crs,
+        spacing=ground_spacing(scene.uri, crs, target) if crs else (float("nan"),) * 2,
+        gsd={calibration.channel: round(max(spacing[band.header.path]), 6) for band, calibration in chosen} if crs else {},
+        dtype=_dtype(chosen),
+        alpha=_alpha(chosen),
+        orientation=_orientation(header) if crs is None else 1,
+        names_from=names_from,
+        left_out=_left_out(scene),
+    )
+
+
+def record(candidate: Candidate, select: Select, sensor: Sensor) -> Record:
+    """Opens a scene.
+
+    Raises:
+        BadSource: It cannot be read as asked, or has no valid pixel.
+    """
+    found = describe(candidate, select, sensor)
+    reader = SceneReader(
+        found.layers, shape=(found.grid.height, found.grid.width), dtype=found.dtype, alpha=found.alpha, orientation=found.orientation
+    )
+    if reader.may_miss and not reader.has_valid():
+        raise BadSource(
+            candidate.rasters[0] if len(candidate.rasters) == 1 else candidate.folder,
+            "no valid pixel: everywhere NaN or nodata",
+            "leave it out with ingest.exclude",
+        )
+    calibrations = tuple(layer.calibration for layer in found.layers)
+    return Record(
+        channels=tuple(calibration.channel for calibration in calibrations),
+        shape=(len(found.layers), *reader.shape),
+        dtype=found.dtype,
+        spacing=found.spacing,
+        affine=nine(found.grid.transform) if found.crs else None,
+        crs=found.crs,
+        scale=tuple(calibration.scale for calibration in calibrations),
+        offset=tuple(calibration.offset for calibration in calibrations),
+        nodata=tuple(_declared(calibration, found.dtype) for calibration in calibrations),
+        layout=_layout(found, reader.shape),
+        read=reader.read,
+        read_valid=reader.read_valid if reader.may_miss else None,
+        acquired=found.meaning.acquired,
+        fields=_fields(found),
+        stages=_stages(found),
+    )
+
+
+def _common_crs(scene: Scene, sensor: Sensor) -> str | None:
+    """The one CRS of all bands; None for a picture, where the sensor reads pictures.
+
+    Raises:
+        BadSource: There is none, or more than one.
+    """
+    headers = {band.header.path: band.header for band in scene.bands}
+    for header in headers.values():
+        if header.crs is None and not (sensor.pictures and len(headers) == 1 and _is_picture(header)):
+            raise _no_crs(header)
+        if header.crs is not None and header.transform is None:
+            raise BadSource(header.path, "a CRS but no geotransform", "assign one: gdal_edit.py -a_ullr ULX ULY LRX LRY FILE")
+    first, *others = (header.crs for header in headers.values())
+    if first is not None and any(other != first and not _same_crs(first, other) for other in others):
+        raise BadSource(
+            scene.uri,
+            "its bands are not all of one CRS",
+            "another CRS is its own source: separate the files, or warp them to one (gdalwarp -t_srs)",
+        )
+    return first
+
+
+def _is_picture(header: Header) -> bool:
+    """No georeference at all; of PNG and JPEG with a world file but no CRS the pixels are still a picture."""
+    return not header.gcps and (header.transform is None or header.driver in ("PNG", "JPEG"))
+
+
+def _no_crs(header: Header) -> BadSource:
+    if header.gcps:
+        return BadSource(
+            header.path,
+            "GeoTIFF without CRS grid: placed by ground control points only (raw radar or scan geometry)",
+            "geocode it first (gdalwarp, or the sensor's toolbox)",
+        )
+    return BadSource(header.path, "GeoTIFF without CRS", "assign the real one: gdal_edit.py -a_srs EPSG:CODE FILE")
+
+
+def _same_crs(first: str, other: str | None) -> bool:
+    rasterio = require("rasterio", extra="remote-sensing", wanted_by="a remote-sensing domain")
+    return other is not None and rasterio.crs.CRS.from_wkt(first) == rasterio.crs.CRS.from_wkt(other)
+
+
+def _grid(header: Header) -> Grid:
+    return Grid(transform=header.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), height=header.height, width=header.width)
+
+
+def _chosen(scene: Scene, meaning: Meaning, select: Select, sensor: Sensor) -> tuple[tuple[Band, Calibration], ...]:
+    """Bands in the order of ``ingest.bands``, else in the sensor's own order."""
+    pairs = list(zip(scene.bands, meaning.bands))
+    if not select.bands:
+        order = {name: place for place, name in enumerate(sensor.channels)}
+        return tuple(sorted(pairs, key=lambda pair: order[pair[1].channel]))
+    chosen = []
+    for name in select.bands:
+        hit = next((pair for pair in pairs if _is_named(pair, name, sensor)), None)
+        if hit is None:
+            raise BadSource(
+                scene.uri, f"has no band {name}", f"choose from ingest.bands=[{','.join(calibration.channel for _, calibration in pairs)}]"
+            )
+        chosen.append(hit)
+    return tuple(chosen)
+
+
+def _is_named(pair: tuple[Band, Calibration], name: str, sensor: Sensor) -> bool:
+    band, calibration = pair
+    if name in sensor.channels and name != band.code:
+        return name.removesuffix("_DN") == calibration.channel.removesuffix("_DN")
+    return sensor.code(name) == band.code
+
+
+def _target(
+    scene: Scene,
+    chosen: Sequence[tuple[Band, Calibration]],
+    select: Select,
+    sensor: Sensor,
+    grids: Mapping[str, Grid],
+    spacing: Mapping[str, tuple[float, float]],
+) -> Grid:
+    """The grid that all bands are brought to: the finest of the chosen bands, a named band's, or one of so many metres."""
+    finest = min(grids, key=lambda path: (spacing.get(path, (0.0,))[0], path))
+    if select.grid == "finest":
+        return grids[finest]
+    named = next((pair for pair in zip(scene.bands, scene.bands) if sensor.code(select.grid) == pair[0].code), None)
+    if named is not None:
+        return _grid(named[0].header)
+    try:
+        metres = float(select.grid)
+    except ValueError:
+        raise BadSource(scene.uri, f"has no band {select.grid} to take the grid from", "choose another ingest.grid") from None
+    if not spacing:
+        raise BadSource(scene.uri, "a picture without georeference has no metres", "use ingest.grid=finest")
+    rows, columns = (_ratio(metres / side) for side in spacing[finest])
+    return grids[finest] if (rows, columns) == (1.0, 1.0) else grids[finest].scaled(rows, columns)
+
+
+def _ratio(ratio: float) -> float:
+    whole = float(max(1, round(ratio))) if ratio >= 1 - NEAR_INTEGER else 1.0 / round(1.0 / ratio)
+    return whole if abs(ratio / whole - 1.0) <= NEAR_INTEGER else ratio
+
+
+def _dtype(chosen: Sequence[tuple[Band, Calibration]]) -> str:
+    stored = []
+    for band, _ in chosen:
+        own = band.header.dtypes[band.place]
+        if own not in STORED:
+            raise BadSource(band.header.path, f"values of type {own}", f"convert it (gdal_translate -ot) to one of {', '.join(STORED)}")
+        stored.append(np.dtype(STORED[own]))
+    common = np.result_type(*stored).name
+    if common not in STORED.values():
+        raise BadSource(
+            chosen[0][0].header.path,
+            f"bands of types {', '.join(sorted({d.name for d in stored}))} have no common stored type",
+            "convert them to one",
+        )
+    return common
+
+
+def _alpha(chosen: Sequence[tuple[Band, Calibration]]) -> tuple[Header, int] | None:
+    """The alpha band of a stack, unless a description makes it a channel."""
+    header = chosen[0][0].header
+    if "alpha" not in header.colours or any(band.header.path != header.path for band, _ in chosen):
+        return None
+    index = header.colours.index("alpha") + 1
+    return None if index in {band.index for band, _ in chosen} else (header, index)
+
+
+def _orientation(header: Header) -> int:
+    """EXIF orientation 1..8; only the header of the file is parsed."""
+    image = require("PIL.Image", extra="remote-sensing", wanted_by="domain 'aerial'")
+    try:
+        with image.open(header.path) as picture:
+            value = picture.getexif().get(0x0112, 1)
+    except (OSError, SyntaxError):  # a raster that Pillow does not know (16-bit RGB TIFF layouts, JPEG 2000 variants) has no EXIF for us
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _left_out(scene: Scene) -> tuple[str, ...]:
+    header, named = scene.bands[0].header, {band.index for band in scene.bands}
+    if len(scene.candidate.rasters) > 1:
+        return ()
+    return tuple(text for index, text in enumerate(header.descriptions, start=1) if text and index not in named)
+
+
+def _layout(found: Described, shape: tuple[int, int]) -> Layout:
+    return "whole" if found.crs is None or max(shape) <= WHOLE_SIDE else "window"
+
+
+def _declared(calibration: Calibration, dtype: str) -> float | None:
+    """Missing values of floating point are stored as 0, which is also a value: only the valid field tells them apart."""
+    return None if dtype.startswith("float") or not calibration.nodata else calibration.nodata[0]
+
+
+def _fields(found: Described) -> dict[str, Value]:
+    fields: dict[str, Value] = {**found.meaning.fields, "bands_from": found.names_from}
+    for layer in found.layers:
+        channel = layer.calibration.channel
+        if channel in found.gsd:
+            fields[f"gsd_m.{channel}"] = found.gsd[channel]
+            fields[f"resampling.{channel}"] = _method(layer.relation)
+    if found.left_out:
+        fields["left_out"] = ",".join(found.left_out)
+    return fields
+
+
+def _method(relation: Relation) -> str:
+    return relation.method if relation.factor == (1, 1) else f"{relation.method} {relation.factor[0]}x{relation.factor[1]}"
+
+
+def _stages(found: Described) -> tuple[str, ...]:
+    done = list(found.meaning.stages)
+    methods = sorted({_method(layer.relation) for layer in found.layers} - {"native"})
+    done += [f"bands brought to one grid: {', '.join(methods)}"] if methods else []
+    done += ["turned upright by its EXIF orientation"] if found.orientation != 1 else []
+    done += (
+        ["64-bit values narrowed to float32"]
+        if any(layer.band.header.dtypes[layer.band.place] == "float64" for layer in found.layers)
+        else []
+    )
+    done += ["missing values stored as 0"] if found.dtype == "float32" else []
+    return tuple(done)

@@ -1,0 +1,154 @@
+"""What a sensor is to the shared raster reader: names of bands, calibration, policy. Data and pure functions, no file access.
+
+The reader (``scene.py``) knows rasters; a sensor knows what their numbers mean. Adding a sensor is writing one ``Sensor``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dinodomain.domain import Channel, ProbeSpec, ViewPolicy
+from dinodomain.types import Select
+from dinodomain_remote_sensing.header import Header
+
+Value = str | int | float | bool | None
+Decode = Literal["none", "power", "amplitude"]
+"""``power`` and ``amplitude`` become decibels: 10 log10(power) = 20 log10(amplitude)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """One band of one file, named but not yet calibrated.
+
+    Attributes:
+        code: The sensor's own band code, for example ``B8A``, ``VV``, ``red``.
+        header: The file.
+        index: 1-based band number in it.
+    """
+
+    code: str
+    header: Header
+    index: int
+
+    @property
+    def place(self) -> int:
+        """0-based position in per-band tuples of the header."""
+        return self.index - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Files that may make one source, grouped by name alone.
+
+    Attributes:
+        source_id: Relative path of the file or scene folder, ``#prefix`` added where a folder holds several scenes.
+        rasters: Band files, or the one stack.
+        texts: Metadata files that belong to them (``*_MTL.txt``, ``MTD_MSIL*.xml``).
+        folder: Folder of the scene.
+        label: Whether the name looks like a label raster.
+    """
+
+    source_id: str
+    rasters: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    folder: str = ""
+    label: bool = False
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """All files that make the source, sorted."""
+        return tuple(sorted((*self.rasters, *self.texts)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A candidate with its headers read and its bands named.
+
+    Attributes:
+        candidate: The files.
+        bands: Named bands, in file order.
+        select: What the user asked for.
+        names: Names to look for products and dates in: file stems, then folder, then source id.
+    """
+
+    candidate: Candidate
+    bands: tuple[Band, ...]
+    select: Select
+    names: tuple[str, ...]
+
+    @property
+    def uri(self) -> str:
+        """What an error names: the file of a stack, the folder of band files."""
+        return self.candidate.rasters[0] if len(self.candidate.rasters) == 1 else self.candidate.folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """The meaning of one band's stored numbers.
+
+    Attributes:
+        channel: Channel name, a key of the sensor's ``channels``.
+        scale: physical = stored * scale + offset.
+        offset: See ``scale``.
+        nodata: Stored values that mean "no data"; the first one is the channel's declared nodata.
+        decode: What is done to values before they are stored.
+    """
+
+    channel: str
+    scale: float = 1.0
+    offset: float = 0.0
+    nodata: tuple[float, ...] = ()
+    decode: Decode = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meaning:
+    """What a sensor makes of a scene.
+
+    Attributes:
+        bands: One calibration per band of the scene.
+        fields: Acquisition fields for the index.
+        acquired: ISO date or date-time, or None.
+        stages: What the reader does to values because of the calibration.
+    """
+
+    bands: tuple[Calibration, ...]
+    fields: Mapping[str, Value] = field(default_factory=dict)
+    acquired: str | None = None
+    stages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensor:
+    """A sensor family.
+
+    Attributes:
+        name: Domain name.
+        title: As a user knows it, for messages.
+        channels: Channels by name, in canonical order.
+        policy: Augmentations that keep an image's meaning.
+        probes: Probes worth running.
+        suffixes: File suffixes that are looked at, lower case.
+        band_file: Matches the stem of a one-band file; groups ``prefix`` and ``band``.
+        code: Band code of a description or of a name the user gave, or None.
+        by_count: Band codes of an unnamed stack by its number of bands, where the sensor leaves no doubt.
+        foreign: Matches names of products of other sensors.
+        calibrate: Gives numbers their meaning; raises BadSource.
+        pictures: Whether files without georeference are read (as whole images).
+    """
+
+    name: str
+    title: str
+    channels: Mapping[str, Channel]
+    policy: ViewPolicy
+    probes: Sequence[ProbeSpec]
+    suffixes: tuple[str, ...]
+    band_file: re.Pattern[str] | None
+    code: Callable[[str], str | None]
+    by_count: Mapping[int, tuple[str, ...]]
+    foreign: re.Pattern[str] | None
+    calibrate: Callable[[Scene], Meaning]
+    pictures: bool = False

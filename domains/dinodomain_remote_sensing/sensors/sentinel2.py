@@ -1,0 +1,286 @@
+"""Sentinel-2 MSI: reflectance from digital numbers, Level-1C and Level-2A, files, stacks and SAFE folders.
+
+reflectance = (DN + add offset) / quantification value. The quantification value is 10000. From processing baseline 04.00 on
+(25 January 2022) products carry an add offset of -1000 (ESA, Sentinel-2 Products Specification Document, 14.9: ``RADIO_ADD_OFFSET``,
+``BOA_ADD_OFFSET``). Some hosts take it out again. It is read from the product's XML, from tags, or from the scale and offset of the
+file; it is never guessed from pixels.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dinodomain.domain import Channel, ProbeSpec
+from dinodomain.errors import BadSource
+from dinodomain_remote_sensing.dates import acquired_from
+from dinodomain_remote_sensing.header import Header
+from dinodomain_remote_sensing.sensor import Calibration, Meaning, Scene, Sensor, Value
+from dinodomain_remote_sensing.sensors.policies import NADIR
+
+BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
+"""In the order of ``band_id`` in ESA's metadata."""
+
+QUANTIFICATION = 10000.0
+OFFSET_BASELINE = 4.0
+ADD_OFFSET = -1000.0
+REMEDY_OFFSET = (
+    "keep the product's MTD_MSIL*.xml beside the bands, or state it in the files: "
+    "gdal_edit.py -scale 0.0001 -offset -0.1 FILE (-offset 0 if the host took it out)"
+)
+
+
+def _reflectance(high: float, mean: float, std: float, wavelength_nm: float) -> Channel:
+    return Channel(
+        unit="reflectance", low=0.0, high=high, mean=round(mean / high, 3), std=round(std / high, 3), wavelength_nm=wavelength_nm
+    )
+
+
+# Centre wavelengths: ESA, Sentinel-2A spectral response 3.0.
+# Means and deviations: rounded from the Level-1C statistics of SSL4EO-S12 (Wang et al. 2023).
+CHANNELS: dict[str, Channel] = {
+    "B01": _reflectance(0.4, 0.16, 0.08, 442.7),
+    "B02": _reflectance(0.4, 0.14, 0.09, 492.7),
+    "B03": _reflectance(0.4, 0.13, 0.09, 559.8),
+    "B04": _reflectance(0.4, 0.14, 0.11, 664.6),
+    "B05": _reflectance(0.5, 0.16, 0.11, 704.1),
+    "B06": _reflectance(0.6, 0.21, 0.12, 740.5),
+    "B07": _reflectance(0.6, 0.24, 0.13, 782.8),
+    "B08": _reflectance(0.6, 0.23, 0.12, 832.8),
+    "B8A": _reflectance(0.6, 0.26, 0.13, 864.7),
+    "B09": _reflectance(0.3, 0.08, 0.06, 945.1),
+    "B10": _reflectance(0.02, 0.002, 0.005, 1373.5),
+    "B11": _reflectance(0.6, 0.22, 0.13, 1613.7),
+    "B12": _reflectance(0.5, 0.15, 0.11, 2202.4),
+}
+
+_CODE = re.compile(r"^(?:B|band[ _-]?)0?(8A|1[0-2]|[1-9])(?![0-9A-Za-z])", re.IGNORECASE)
+_BAND_FILE = re.compile(r"^(?P<prefix>|.*[_\-.])(?P<band>B(?:0[1-9]|1[0-2]|8A))(?:_\d+m)?$", re.IGNORECASE)
+_FOREIGN = re.compile(r"^(?:L[COTEM]0[4-9]_|L[COTEM]\d{13}|S1[A-D]_)", re.IGNORECASE)
+_LEVEL = re.compile(r"MSIL(1C|2A)", re.IGNORECASE)
+_NAMED_BASELINE = re.compile(r"_N(\d{2})(\d{2})(?:_|$)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Statement:
+    """What metadata says: DN to reflectance, and where it stands.
+
+    Attributes:
+        quantification: DN per unit of reflectance.
+        add_offset: DN offset per band code; a band that is not named has 0.
+        source: ``xml``, ``tags``, ``baseline``, ``file scale``.
+    """
+
+    quantification: float = QUANTIFICATION
+    add_offset: Mapping[str, float] = field(default_factory=dict)
+    source: str
+
+
+def code(name: str) -> str | None:
+    """``B8A``, ``b2``, ``Band 2``, ``B02 (490 nm)`` as ``B02``; None for anything else."""
+    match = _CODE.match(name.strip())
+    if match is None:
+        return None
+    digits = match[1].upper()
+    return "B8A" if digits == "8A" else f"B{int(digits):02d}"
+
+
+def calibrate(scene: Scene) -> Meaning:
+    """Reflectance, nodata 0, level, baseline and date of a scene.
+
+    Raises:
+        BadSource: Values of floating point that do not say what they are, or statements about the offset that are missing or disagree.
+    """
+    facts = _facts(scene)
+    statements = [_statement(scene, band.header, facts) for band in scene.bands]
+    _refuse_unsaid(scene, facts, statements)
+    bands = []
+    for band, statement in zip(scene.bands, statements):
+        scale, offset = _linear(band.header, band.place, band.code, statement)
+        bands.append(Calibration(channel=band.code, scale=scale, offset=offset, nodata=_nodata(band.header, band.place)))
+    level = _level(scene, facts)
+    fields: dict[str, Value] = {
+        "level": f"L{level}" if level else None,
+        "processing_baseline": facts.get("PROCESSING_BASELINE"),
+        "platform": facts.get("SPACECRAFT_NAME") or _platform(scene),
+        "orbit": facts.get("SENSING_ORBIT_NUMBER"),
+        "cloud_cover_percent": _number(facts.get("CLOUD_COVERAGE_ASSESSMENT")),
+        "offset_from": statements[0].source,
+    }
+    start = facts.get("PRODUCT_START_TIME", "").rstrip("Z").split(".")[0]
+    return Meaning(
+        bands=tuple(bands), fields={k: v for k, v in fields.items() if v is not None}, acquired=start or acquired_from(scene.names)
+    )
+
+
+def _facts(scene: Scene) -> dict[str, str]:
+    """Tags of the files and, over them, the product's XML, as upper-case keys; band offsets as ``ADD_OFFSET B02``."""
+    facts: dict[str, str] = {}
+    for band in scene.bands:
+        facts |= {key: value for key, value in band.header.tags.items() if key in _TAGS}
+    for path in scene.candidate.texts:
+        if path.lower().endswith(".xml"):
+            facts |= _xml_facts(path)
+    return facts
+
+
+_TAGS = frozenset(
+    {
+        "PROCESSING_BASELINE",
+        "BOA_ADD_OFFSET",
+        "RADIO_ADD_OFFSET",
+        "QUANTIFICATION_VALUE",
+        "BOA_QUANTIFICATION_VALUE",
+        "SPACECRAFT_NAME",
+        "PRODUCT_START_TIME",
+        "SENSING_ORBIT_NUMBER",
+        "CLOUD_COVERAGE_ASSESSMENT",
+        "PROCESSING_LEVEL",
+    }
+)
+
+
+def _xml_facts(path: str) -> dict[str, str]:
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+        raise BadSource(path, f"metadata is not readable XML ({error})", "copy the product again") from None
+    facts = {"XML": path}
+    for element in root.iter():
+        key = element.tag.rpartition("}")[2].upper()
+        text = (element.text or "").strip()
+        if key in ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET") and element.get("band_id", "").isdigit():
+            facts[f"ADD_OFFSET {BANDS[int(element.get('band_id', '0'))]}"] = text
+        elif key in _TAGS:
+            facts.setdefault(key, text)
+    return facts
+
+
+def _statement(scene: Scene, header: Header, facts: Mapping[str, str]) -> _Statement:
+    quantification = _number(facts.get("BOA_QUANTIFICATION_VALUE") or facts.get("QUANTIFICATION_VALUE")) or QUANTIFICATION
+    per_band = {key[11:]: _required(header, key, value) for key, value in facts.items() if key.startswith("ADD_OFFSET ")}
+    single = facts.get("BOA_ADD_OFFSET") or facts.get("RADIO_ADD_OFFSET")
+    baseline = _baseline(header, facts)
+    if per_band or "XML" in facts:
+        return _Statement(quantification=quantification, add_offset=per_band, source="xml")
+    if single is not None:
+        return _Statement(
+            quantification=quantification, add_offset=dict.fromkeys(BANDS, _required(header, "ADD_OFFSET", single)), source="tags"
+        )
+    if baseline is not None:
+        offset = ADD_OFFSET if baseline >= OFFSET_BASELINE else 0.0
+        return _Statement(quantification=quantification, add_offset=dict.fromkeys(BANDS, offset), source="baseline tag")
+    return _Statement(quantification=quantification, source="not stated")
+
+
+def _baseline(header: Header, facts: Mapping[str, str]) -> float | None:
+    """``04.00``, ``N0400`` and ``0400`` as 4.0."""
+    text = facts.get("PROCESSING_BASELINE")
+    if text is None:
+        return None
+    digits = text.strip().upper().removeprefix("N")
+    return _required(header, "PROCESSING_BASELINE", digits if "." in digits else f"{digits[:2]}.{digits[2:] or 0}")
+
+
+def _refuse_unsaid(scene: Scene, facts: Mapping[str, str], statements: list[_Statement]) -> None:
+    """A product named by ESA as baseline 04.00 or later has the offset, unless a host took it out: the name alone cannot tell."""
+    silent = any(statement.source == "not stated" for statement in statements)
+    named = next((match for match in map(_NAMED_BASELINE.search, scene.names) if match), None)
+    scaled = all(_file_scale(band.header, band.place) is not None for band in scene.bands)
+    if silent and named is not None and int(named[1]) >= OFFSET_BASELINE and not scaled:
+        raise BadSource(
+            scene.uri,
+            f"its name says processing baseline {named[1]}.{named[2]}, which shifts DN by 1000, and nothing says whether that was undone",
+            REMEDY_OFFSET,
+        )
+
+
+def _file_scale(header: Header, place: int) -> tuple[float, float] | None:
+    pair = header.scales[place], header.offsets[place]
+    return None if pair == (1.0, 0.0) else pair
+
+
+def _linear(header: Header, place: int, band: str, statement: _Statement) -> tuple[float, float]:
+    """Scale and offset of one band; the file's own GDAL scale wins where nothing contradicts it."""
+    stated = 1.0 / statement.quantification, statement.add_offset.get(band, 0.0) / statement.quantification
+    own = _file_scale(header, place)
+    if own is not None:
+        if statement.source != "not stated" and any(abs(a - b) > 1e-9 for a, b in zip(own, stated)):
+            raise BadSource(
+                header.path,
+                f"scale and offset {own[0]:g}, {own[1]:g} in the file, {stated[0]:g}, {stated[1]:g} from its {statement.source}",
+                "correct one of the two (gdal_edit.py)",
+            )
+        return own
+    if header.dtypes[place].startswith("float"):
+        if header.units[place].lower() in ("reflectance", "1"):
+            return 1.0, 0.0
+        raise BadSource(
+            header.path,
+            "floating-point values that do not say whether they are reflectance or DN",
+            "state it in the file: gdal_edit.py -scale 0.0001 FILE for DN, band unit 'reflectance' (-units) for reflectance",
+        )
+    return stated
+
+
+def _nodata(header: Header, place: int) -> tuple[float, ...]:
+    """DN 0 is nodata in every product (specification, SPECIAL_VALUES); a declared value counts besides."""
+    own = header.nodata[place]
+    if header.dtypes[place].startswith("float"):
+        return () if own is None else (own,)
+    return (0.0,) if own is None or own == 0 or own != own else (0.0, own)
+
+
+def _level(scene: Scene, facts: Mapping[str, str]) -> str | None:
+    match = next(
+        (match for match in map(_LEVEL.search, (facts.get("PROCESSING_LEVEL", "").replace("Level-", "MSIL"), *scene.names)) if match), None
+    )
+    return match[1].upper() if match else None
+
+
+def _platform(scene: Scene) -> str | None:
+    match = next((match for match in (re.match(r"S2([A-D])_", name) for name in scene.names) if match), None)
+    return f"Sentinel-2{match[1]}" if match else None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+def _required(header: Header, key: str, text: str) -> float:
+    number = _number(text)
+    if number is None:
+        raise BadSource(header.path, f"{key} is {text!r}, not a number", REMEDY_OFFSET)
+    return number
+
+
+SENTINEL2 = Sensor(
+    name="sentinel2",
+    title="Sentinel-2",
+    channels=CHANNELS,
+    policy=NADIR,
+    probes=(
+        ProbeSpec(
+            name="eurosat",
+            task="classify",
+            target="label",
+            metric="balanced_accuracy",
+            unit="ground cell",
+            source="Helber et al. 2019, EuroSAT",
+        ),
+        ProbeSpec(
+            name="water", task="segment", target="water", metric="iou", unit="ground cell", source="Bonafilia et al. 2020, Sen1Floods11"
+        ),
+    ),
+    suffixes=(".tif", ".tiff", ".jp2"),
+    band_file=_BAND_FILE,
+    code=code,
+    by_count={13: BANDS, 12: tuple(band for band in BANDS if band != "B10")},
+    foreign=_FOREIGN,
+    calibrate=calibrate,
+)
