@@ -5,6 +5,10 @@ Every function works without a process group, as one rank of one.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, distributed
 
@@ -12,6 +16,27 @@ from torch import Tensor, distributed
 def is_distributed() -> bool:
     """Whether a process group is running."""
     return distributed.is_available() and distributed.is_initialized()
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Joins the group that ``torchrun`` laid out in the environment, for the length of the block; alone it does nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_distributed():
+        yield
+        return
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def local_device(device: str) -> torch.device:
+    """The device of this process: ``cuda`` becomes the one ``torchrun`` gave it."""
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(device)
 
 
 def rank() -> int:
@@ -49,3 +74,35 @@ def broadcast_module(module: torch.nn.Module) -> None:
     if is_distributed():
         for tensor in (*module.parameters(), *module.buffers()):
             distributed.broadcast(tensor.data, src=0)
+
+
+def average_gradients(module: torch.nn.Module) -> None:
+    """Mean of every parameter's gradient over ranks, in place; one collective per 64 MiB.
+
+    A parameter that got no gradient on this rank counts as zero: another rank may have one, and all must take part alike.
+    """
+    if not is_distributed():
+        return
+    gradients: list[Tensor] = []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        all_reduce_sum(flat).div_(world())
+        for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket])):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def _buckets(tensors: list[Tensor], size: int = 64 * 2**20) -> list[list[Tensor]]:
+    buckets: list[list[Tensor]] = [[]]
+    held = 0
+    for tensor in tensors:
+        if buckets[-1] and held + tensor.nbytes > size:
+            buckets.append([])
+            held = 0
+        buckets[-1].append(tensor)
+        held += tensor.nbytes
+    return buckets

@@ -17,6 +17,7 @@ from dinodomain import lineage
 from dinodomain.errors import require
 
 logger = logging.getLogger("dinodomain")
+steps = logging.getLogger("dinodomain.steps")
 
 Row = Mapping[str, Any]
 
@@ -95,17 +96,27 @@ def scalars(row: Row) -> dict[str, float]:
 
 
 @contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    """Sends what the package logs to a file as well, without hosts or process ids."""
+def log_to(path: Path, *, quiet: bool = False) -> Iterator[None]:
+    """Sends what the package logs to a file as well, without hosts or process ids.
+
+    Args:
+        path: Appended to.
+        quiet: Keep step lines out of the terminal, where a progress bar shows the same.
+    """
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     before = logger.level
-    logger.addHandler(handler)
     logger.setLevel(min(before or logging.INFO, logging.INFO))
+    logger.addHandler(handler)
+    if quiet:
+        steps.propagate = False
+        steps.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        steps.propagate = True
+        for holder in (logger, steps):
+            holder.removeHandler(handler)
         logger.setLevel(before)
         handler.close()
 

@@ -1,14 +1,15 @@
 """Watches the numbers that tell a collapse, a blow-up or a starved run, and says so in plain words with the likely cause.
 
-Works on metrics rows alone (dicts as in metrics.jsonl), so the live run, ``dinodomain doctor`` and tests share it. Entropy and
-KL are in nats; K prototypes give log K at most.
+Works on metrics rows alone (dicts as in metrics.jsonl), so the live run, ``dinodomain doctor`` and tests share it. Entropy is the
+mean over images, KL that of the mean target from uniform, both in nats; ``max_entropy`` is log K for K prototypes. A sharp but
+balanced teacher has both low, a collapsed one has one of them near log K.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -16,24 +17,31 @@ Row = Mapping[str, Any]
 WINDOW = 20
 """Rows looked at together; one odd step is no verdict."""
 
-LOW_ENTROPY, HIGH_ENTROPY = 0.02, 0.98
-"""Share of log K under which the teacher has picked one prototype, and over which it says nothing."""
+NEAR = 0.95
+"""Share of log K from which entropy or KL counts as having reached it."""
 
 FLAT_STD = 0.1
-"""Standard deviation of L2-normalised features times sqrt(width): 1 for isotropic directions, 0 when all images look alike."""
+"""Std of unit features times sqrt(width): about 1 where directions are spread, 0 where all images look alike."""
+
+GRACE = 200
+"""Steps before flat features count as collapse: with a small LayerScale a fresh network sees all images alike."""
 
 
 class Monitor:
     """Keeps the last rows of a run and names each new problem once, until it has passed and come back."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self._rows: deque[Row] = deque(rows, maxlen=WINDOW)
+        self._rows: deque[Row] = deque(maxlen=WINDOW)
         self._told: set[str] = set()
+        self._spread = False
+        for row in rows:
+            self.observe(row)
 
     def observe(self, row: Row) -> list[str]:
         """Takes one row; returns warnings that are new."""
         self._rows.append(row)
-        found = _findings(self._rows)
+        self._spread = self._spread or _was_spread(row)
+        found = _findings(self._rows, self._spread)
         new = [text for key, text in found.items() if key not in self._told]
         self._told = set(found)
         return new
@@ -50,43 +58,43 @@ def diagnose(rows: Sequence[Row]) -> list[str]:
     """
     if not rows:
         return ["metrics.jsonl has no rows: the run stopped before its first step; see log.txt"]
-    return list(_findings(rows[-WINDOW:]).values()) + _history(rows)
+    spread = any(_was_spread(row) for row in rows)
+    return list(_findings(rows[-WINDOW:], spread).values()) + _history(rows)
 
 
-def _findings(rows: Iterable[Row]) -> dict[str, str]:
+def _was_spread(row: Row) -> bool:
+    """Whether features told images apart at this step, so that flat ones later are a collapse however early."""
+    return _is_number(row.get("feature_std")) and row["feature_std"] > 2 * FLAT_STD
+
+
+def _findings(rows: Iterable[Row], spread: bool) -> dict[str, str]:
     """Problems of one window by name."""
     held = list(rows)
     if len(held) < WINDOW:
         return {}
-    checks = {"collapse": _collapse, "skipped": _skipped, "starved": _starved, "gradient": _gradient}
+    checks: dict[str, Callable[[Sequence[Row]], str | None]] = {"skipped": _skipped, "starved": _starved, "gradient": _gradient}
+    if spread or held[-1]["step"] >= GRACE:
+        checks = {"collapse": _collapse, **checks}
     found = {name: check(held) for name, check in checks.items()}
     return {name: text for name, text in found.items() if text is not None}
 
 
 def _collapse(rows: Sequence[Row]) -> str | None:
-    """Both textbook collapses of DINO (Caron et al. 2021, section 5.3): one prototype wins, or all are equal."""
-    entropy, std = _mean(rows, "teacher_entropy"), _mean(rows, "feature_std")
-    kl = _mean(rows, "kl_to_uniform")
-    if entropy is None or std is None or kl is None:
+    """Both textbook collapses of DINO (Caron et al. 2021, section 5.3): one prototype takes everything, or all are equal."""
+    entropy, kl, std, most = (_mean(rows, name) for name in ("teacher_entropy", "kl_to_uniform", "feature_std", "max_entropy"))
+    if entropy is None or kl is None or std is None or most is None:
         return None
-    share = entropy / max(entropy + kl, 1e-9)  # KL to uniform = log K - entropy
+    numbers = f"teacher entropy {entropy:.3g} and KL to uniform {kl:.3g} of at most {most:.3g} nats, feature std {std:.2g}"
+    if kl > NEAR * most:
+        return (f"collapse to one prototype: {numbers}. Likely cause: too little centring. Use objective.centering=sinkhorn, or lower "
+                "objective.center_momentum, and start again in another folder")  # fmt: skip
     if std > FLAT_STD:
         return None
-    numbers = f"teacher entropy {entropy:.3g} nats ({share:.1%} of the maximum), feature std {std:.2g}"
-    if share < LOW_ENTROPY:
-        return (
-            f"collapse to one prototype: {numbers}. Likely cause: too little centring or a teacher temperature that is too low. "
-            "Use objective.centering=sinkhorn, or lower objective.center_momentum, and start again from a checkpoint before it began"
-        )
-    if share > HIGH_ENTROPY:
-        return (
-            f"collapse to a uniform teacher: {numbers}. Likely cause: a teacher temperature that is too high, or a learning rate that "
-            "is too high. Lower objective.teacher_temperature or optim.lr, and start again from a checkpoint before it began"
-        )
-    return (
-        f"features have gone flat: {numbers}. All images look alike to the backbone. Likely cause: a learning rate that is too high or "
-        "views that share too little. Lower optim.lr, or raise views.local_scale"
-    )
+    if entropy > NEAR * most:
+        return (f"collapse to a uniform teacher: {numbers}. Likely cause: a teacher temperature or a learning rate that is too high. Lower "
+                "objective.teacher_temperature or optim.lr, and start again in another folder")  # fmt: skip
+    return (f"features have gone flat: {numbers}. All images look alike to the backbone. Likely cause: a learning rate that is too high or "
+            "views that share too little. Lower optim.lr, or raise views.local_scale")  # fmt: skip
 
 
 def _skipped(rows: Sequence[Row]) -> str | None:

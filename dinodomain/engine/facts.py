@@ -1,0 +1,43 @@
+"""What ``resolve`` must know of data and machine, as plain values, so that it needs neither a store nor a device to be tested."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dinodomain.domain import ViewPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Facts about the tiles that will be trained on.
+
+    Attributes:
+        ndim: Spatial axes, 2 or 3.
+        channels: Channel names.
+        extents: Tile extent in pixels (array order) to number of eligible tiles.
+        policy: The domain's augmentations.
+        world: Number of processes.
+    """
+
+    ndim: int
+    channels: tuple[str, ...]
+    extents: Mapping[tuple[int, ...], int]
+    policy: ViewPolicy
+    world: int = 1
+
+    @property
+    def num_tiles(self) -> int:
+        """Eligible tiles in all."""
+        return sum(self.extents.values())
+
+    @property
+    def side(self) -> int:
+        """Shortest side of the commonest tile, pixels."""
+        return min(Counter(self.extents).most_common(1)[0][0])
+
+    @property
+    def smallest_side(self) -> int:
+        """Shortest side of any tile, pixels."""
+        return min(min(extent) for extent in self.extents)

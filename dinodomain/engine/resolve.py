@@ -1,0 +1,158 @@
+"""Settles every open choice of a plan once, with reasons, and refuses combinations that cannot work, naming the key to change."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from dinodomain.engine.facts import Facts
+from dinodomain.engine.plan import PretrainPlan
+from dinodomain.engine.precision import choose_device, choose_precision, choose_threads
+from dinodomain.engine.recipe import Choice, auto_recipe, replace_key
+from dinodomain.errors import Problems, UserError
+
+_ENLARGE = 2.0
+"""Largest factor by which a global crop of a whole tile may be enlarged: beyond it a patch holds hardly any detail."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A plan without open choices.
+
+    Attributes:
+        plan: Fully known.
+        reasons: One line per choice, in order, and remarks on what is unusual.
+    """
+
+    plan: PretrainPlan
+    reasons: tuple[str, ...]
+
+
+def resolve(plan: PretrainPlan, facts: Facts) -> Resolved:
+    """Settles device, precision, threads, views and the automatic recipe.
+
+    Args:
+        plan: As composed; may hold ``auto`` and None.
+        facts: Of the data and the processes.
+
+    Raises:
+        Problems: Impossible combinations, all at once.
+    """
+    if facts.num_tiles == 0:
+        raise UserError(
+            "store", "has no tile to train on: all are held out or below loader.min_valid", remedy="lower loader.min_valid, or ingest more"
+        )
+    choices = _machine(plan)
+    device = torch.device(str(choices[0].value)).type
+    if plan.recipe == "auto":
+        choices += auto_recipe(plan, facts, device)
+    settled = _replace(plan, choices)
+    views = _views(settled, facts, device)
+    settled = _replace(settled, views)
+    check(settled, facts)
+    return Resolved(plan=settled, reasons=(*map(str, choices + views), *_remarks(settled, facts)))
+
+
+def check(plan: PretrainPlan, facts: Facts) -> None:
+    """Refuses what cannot work.
+
+    Raises:
+        Problems: One entry per key.
+    """
+    problems = [*_view_problems(plan, facts), *_batch_problems(plan, facts)]
+    if problems:
+        raise Problems(problems)
+
+
+def _machine(plan: PretrainPlan) -> list[Choice]:
+    device, why_device = choose_device(plan.engine.device)
+    precision, why_precision = choose_precision(plan.engine.precision, device)
+    threads, why_threads = choose_threads(plan.engine.threads)
+    return [
+        Choice(key="engine.device", value=device, reason=why_device),
+        Choice(key="engine.precision", value=precision, reason=why_precision),
+        Choice(key="engine.threads", value=threads, reason=why_threads),
+    ]
+
+
+def _views(plan: PretrainPlan, facts: Facts, device: str) -> list[Choice]:
+    views, policy, choices = plan.views, facts.policy, []
+    if views.normalise == "auto":
+        choices.append(Choice(key="views.normalise", value=policy.default_mode, reason=f"the default of domain {plan.domain!r}"))
+    if views.filter == "auto":
+        kind = "cubic" if facts.ndim == 2 else "linear"
+        choices.append(Choice(key="views.filter", value=kind, reason=f"{facts.ndim}-D tiles"))
+    if views.renderer == "auto":
+        resize = device == "cpu" and facts.ndim == 2 and facts.side > 96
+        reason = "cheapest for 2-D tiles on a CPU" if resize else "batched products suit accelerators, volumes and small tiles"
+        choices.append(Choice(key="views.renderer", value="resize" if resize else "matmul", reason=reason))
+    for key, held, own in (
+        ("global_scale", views.global_scale, policy.global_scale),
+        ("local_scale", views.local_scale, policy.local_scale),
+    ):
+        if held is None:
+            choices.append(Choice(key=f"views.{key}", value=own, reason=f"the policy of domain {plan.domain!r}"))
+    return choices
+
+
+def _view_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
+    views, patch = plan.views, plan.model.patch
+    sizes = {"global_size": views.global_size, **({"local_size": views.local_size} if views.num_local else {})}
+    problems = [
+        UserError(
+            f"views.{name}",
+            f"is {size}",
+            allowed=f"a multiple of model.patch={patch}, for example {max(patch, round(size / patch) * patch)}",
+        )
+        for name, size in sizes.items()
+        if size % patch
+    ]
+    limit = int(_ENLARGE * facts.smallest_side)
+    if views.global_size > limit:
+        found = f"is {views.global_size}, the smallest tiles have {facts.smallest_side} pixels a side"
+        problems.append(UserError(
+            "views.global_size", found, allowed=f"up to {limit}",
+            remedy="recipe=auto chooses sizes from the data; loader.tile takes larger tiles of volumes and scenes",
+        ))  # fmt: skip
+    if views.num_global == 1 and views.num_local == 0:
+        problems.append(UserError("views.num_local", "is 0 with one global crop", allowed="two views of a sample or more"))
+    if views.renderer == "resize" and (facts.ndim == 3 or torch.device(plan.engine.device).type != "cpu"):
+        problems.append(UserError("views.renderer", f"'resize' cannot do {facts.ndim}-D on {plan.engine.device}", allowed="matmul, auto"))
+    return problems
+
+
+def _batch_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
+    batch, world = plan.loader.batch, facts.world
+    if batch % world:
+        return [UserError("loader.batch", f"is {batch} on {world} processes", allowed=f"a multiple of {world}")]
+    if batch // world < 2 and plan.objective.koleo_weight > 0:
+        return [UserError("loader.batch", f"is {batch} on {world} processes", allowed=f"{2 * world} or more",
+                          remedy="KoLeo compares samples of one process; objective.koleo_weight=0 turns it off")]  # fmt: skip
+    return []
+
+
+def _remarks(plan: PretrainPlan, facts: Facts) -> list[str]:
+    remarks = []
+    if plan.views.global_size > facts.smallest_side:
+        remarks.append(f"views.global_size = {plan.views.global_size} enlarges the smallest tiles ({facts.smallest_side} pixels a side)")
+    if facts.num_tiles < plan.loader.batch:
+        remarks.append(
+            f"loader.batch = {plan.loader.batch} is more than the {facts.num_tiles} eligible tiles: a batch holds a tile several times"
+        )
+    epochs = plan.engine.steps * plan.loader.batch / facts.num_tiles
+    remarks.append(f"{plan.engine.steps} steps of {plan.loader.batch} samples are {epochs:.3g} epochs of {facts.num_tiles} tiles")
+    return remarks
+
+
+def _replace(plan: PretrainPlan, choices: list[Choice]) -> PretrainPlan:
+    """Applies choices section by section, so that checks across keys of one section see all of them at once."""
+    for section in dict.fromkeys(choice.key.split(".")[0] for choice in choices):
+        values = {choice.key.split(".")[1]: choice.value for choice in choices if choice.key.split(".")[0] == section}
+        plan = replace_key(plan, section, _updated(getattr(plan, section), values))
+    return plan
+
+
+def _updated(section: object, values: dict[str, object]) -> object:
+    return dataclasses.replace(section, **values)  # type: ignore[type-var]  # every section is a plan dataclass

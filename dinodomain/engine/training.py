@@ -1,0 +1,90 @@
+"""What a run keeps in memory, and how it becomes a checkpoint and comes back. No files and no store here.
+
+The step number, the weights, the moments, the centres and the loader's few integers are all the state there is: schedules,
+views, masks and stochastic depth are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dinodomain import lineage
+from dinodomain.checkpoint import TrainState, optimizer_tensors, restore_module, restore_optimizer
+from dinodomain.domain import ViewPolicy
+from dinodomain.engine.plan import PretrainPlan
+from dinodomain.model import Pair
+from dinodomain.objective import Objective
+from dinodomain.optim import Schedules
+from dinodomain.types import Normalisation
+from dinodomain.views.normalise import ToFloat
+
+
+@dataclass(slots=True, kw_only=True)
+class Training:
+    """The objects of a run; the step changes them in place.
+
+    Attributes:
+        plan: Resolved.
+        pair: Student and teacher, on the device.
+        objective: Losses; its buffers hold the centres.
+        optimizer: AdamW over the student.
+        schedules: Functions of the step.
+        policy: The domain's augmentations.
+        to_float: The domain's; stored values to the unit range.
+        normalisation: Frozen numbers of the network's range.
+        step: Finished steps, which is the index of the next one.
+        bad_in_row: Steps with NaN or Inf since the last good one.
+        bad_total: Such steps in the whole run.
+    """
+
+    plan: PretrainPlan
+    pair: Pair
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedules: Schedules
+    policy: ViewPolicy
+    to_float: ToFloat
+    normalisation: Normalisation
+    step: int = 0
+    bad_in_row: int = 0
+    bad_total: int = 0
+
+    def snapshot(self, loader: Mapping[str, Any], record: Mapping[str, Any]) -> TrainState:
+        """The state after ``step`` steps.
+
+        Args:
+            loader: The loader's ``state_dict``.
+            record: Lineage of the weights.
+        """
+        return TrainState(
+            step=self.step,
+            tensors={
+                "student": self.pair.student.state_dict(),
+                "teacher": self.pair.teacher.state_dict(),
+                "objective": self.objective.state_dict(),
+                "optimizer": optimizer_tensors(self.optimizer, self.pair.student),
+            },
+            plan=lineage.to_json(self.plan),
+            loader=loader,
+            backbone=self.pair.teacher.backbone.spec,
+            counters={"bad_in_row": self.bad_in_row, "bad_total": self.bad_total},
+            lineage=record,
+        )
+
+    def restore(self, state: TrainState, place: str) -> None:
+        """Takes a state back, checking every name and shape.
+
+        Args:
+            state: From a checkpoint of the same plan.
+            place: Its folder, for messages.
+        """
+        restore_module(self.pair.student, state.tensors["student"], f"{place}/student.safetensors")
+        restore_module(self.pair.teacher, state.tensors["teacher"], f"{place}/teacher.safetensors")
+        restore_module(self.objective, state.tensors["objective"], f"{place}/objective.safetensors")
+        restore_optimizer(self.optimizer, self.pair.student, state.tensors["optimizer"], f"{place}/optimizer.safetensors")
+        self.step = state.step
+        self.bad_in_row, self.bad_total = int(state.counters["bad_in_row"]), int(state.counters["bad_total"])
