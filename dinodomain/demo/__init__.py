@@ -1,0 +1,1 @@
+"""The first-run scenarios and the data they run on."""
