@@ -27,5 +27,5 @@ def class_attention(vit: VisionTransformer, x: Tensor) -> Tensor:
     qkv = block.attn.qkv(block.norm1(tokens)).unflatten(-1, (3, block.attn.heads, -1))
     query, key = qkv[:, 0, 0], qkv[:, :, 1]
     scores = torch.einsum("nhd,nthd->nht", query, key) / query.shape[-1] ** 0.5
-    weights = scores.softmax(dim=-1)[:, :, vit.num_prefix :]
-    return weights.unflatten(-1, features.grid)
+    weights: Tensor = scores.softmax(dim=-1)[:, :, vit.num_prefix :]
+    return weights.reshape(*weights.shape[:2], *features.grid)

@@ -37,8 +37,9 @@ def sincos(grid: Grid, dim: int) -> Tensor:
 def axis_matrix(old: int, new: int, mode: str, device: torch.device) -> Tensor:
     """[new, old] weights that resample one axis with antialiasing; the response of the framework's own resize to unit impulses."""
     with torch.inference_mode(False), torch.no_grad():
-        impulses = torch.eye(old, device=device)[None, :, :, None]
-        return functional.interpolate(impulses, size=(new, 1), mode=mode, antialias=True, align_corners=False)[0, :, :, 0].T.contiguous()
+        # The unit matrix as an image whose rows are resized; images one pixel wide come out wrong in torch 2.14.
+        impulses = torch.eye(old, device=device)[None, None]
+        return functional.interpolate(impulses, size=(new, old), mode=mode, antialias=True, align_corners=False)[0, 0]
 
 
 def resample(positions: Tensor, old: Grid, new: Grid) -> Tensor:
