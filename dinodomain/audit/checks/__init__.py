@@ -1,0 +1,1 @@
+"""The checks: pure functions from arrays to findings, each with its own planted positive and clean negative."""

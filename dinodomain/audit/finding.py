@@ -1,0 +1,176 @@
+"""The audit's record: findings and the report that holds them, as pydantic models; their JSON Schema is published beside them.
+
+``audit.json`` is this record and the truth; HTML and Markdown are drawn from it. Holds no statistics and no wording of checks.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonschema
+from pydantic import BaseModel, ConfigDict, Field
+
+from dinodomain.audit.protocol.verdict import Thresholds, Verdict
+from dinodomain.errors import UserError
+from dinodomain.lineage import to_json, write_json
+from dinodomain.probes.scores import Interval
+
+SCHEMA = "dinodomain.audit/1.0"
+Question = Literal["Q1", "Q2", "Q3", "Q4"]
+QUESTIONS: dict[Question, str] = {
+    "Q1": "What data shaped the model?",
+    "Q2": "What domains does it fail in?",
+    "Q3": "Do its features leak what they should not?",
+    "Q4": "What downstream systems does it enable?",
+}
+Outcome = Literal["pass", "fail", "not_run"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Estimate(_Frozen):
+    """A number with its interval and what it rests on."""
+
+    metric: str = Field(description="What is measured, e.g. auroc, share.")
+    value: float | None
+    low: float | None = Field(description="Lower end of the 95 % interval.")
+    high: float | None = Field(description="Upper end of the 95 % interval.")
+    method: str = Field(description="How the interval was made.")
+
+
+class Null(_Frozen):
+    """What chance gives."""
+
+    kind: str
+    count: int = Field(description="Permutations.")
+    mean: float | None
+    sd: float | None
+    low: float | None = Field(description="2.5th percentile.")
+    high: float | None = Field(description="97.5th percentile.")
+    p: float
+    p_adjusted: float = Field(description="After Holm's correction over the family.")
+    family: int = Field(description="Tests corrected together.")
+
+
+class Baseline(_Frozen):
+    """The same measurement on features that owe nothing to the training."""
+
+    name: Literal["pixels", "untrained"]
+    value: float
+    low: float
+    high: float
+    excess: float = Field(description="Audited minus baseline.")
+    excess_low: float
+    excess_high: float
+
+
+class SelfTest(_Frozen):
+    """Did the check find what was planted, and stay silent where nothing was?"""
+
+    positive: Outcome
+    negative: Outcome
+    detail: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether either control failed."""
+        return "fail" in (self.positive, self.negative)
+
+
+class Finding(_Frozen):
+    """One question asked of the data, and the answer the evidence allows."""
+
+    id: str = Field(description="Check, and what it was run on: attribute/sex.")
+    check: str
+    question: Question
+    title: str = Field(description="The question in words.")
+    answer: str = Field(description="One sentence.")
+    verdict: Verdict
+    reason_code: str = ""
+    reason: str = Field("", description="Why it could not be assessed, or why the verdict is milder than the numbers.")
+    remedy: str = Field("", description="What would make it assessable.")
+    estimate: Estimate | None = None
+    null: Null | None = None
+    baselines: tuple[Baseline, ...] = ()
+    mdl: float | None = Field(None, description="Minimum detectable leak, on the scale of the estimate.")
+    n_units: int = 0
+    n_minor: int | None = Field(None, description="Units in the smallest class.")
+    n_images: int = 0
+    self_test: SelfTest
+    counts: dict[str, int | str] = Field(default_factory=dict)
+    evidence: dict[str, Any] = Field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+    action: str = ""
+
+
+class Report(_Frozen):
+    """The whole audit."""
+
+    schema_: str = Field(SCHEMA, alias="schema")
+    audit_id: str = Field(description="Digest of subject, data, policy and plan.")
+    created: str = Field(description="UTC, ISO 8601.")
+    tool: dict[str, str]
+    notice: str = Field("", description="Printed in every section, e.g. that the data are made up.")
+    subject: dict[str, Any] = Field(description="What was audited: digests of weights, store, features.")
+    data: dict[str, Any] = Field(description="Rows, units, columns used and left out.")
+    policy: dict[str, Any]
+    plan: dict[str, Any]
+    findings: tuple[Finding, ...]
+    unanswered: dict[str, str] = Field(default_factory=dict, description="Question to why no check answers it in this report.")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; a NaN is null."""
+        plain: dict[str, Any] = to_json(self.model_dump(mode="python", by_alias=True))
+        return plain
+
+
+def estimate_of(interval: Interval, metric: str, method: str) -> Estimate:
+    """An interval as the record keeps it."""
+    return Estimate(metric=metric, value=interval.value, low=interval.low, high=interval.high, method=method)
+
+
+def write_schema(path: Path) -> None:
+    """Writes the JSON Schema (2020-12) of ``audit.json`` from the models."""
+    body = Report.model_json_schema(by_alias=True, mode="serialization")
+    write_json(path, {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA, **body})
+
+
+@cache
+def published_schema() -> dict[str, Any]:
+    """The schema that ships with the package."""
+    body: dict[str, Any] = json.loads(files("dinodomain.audit").joinpath("audit.schema.json").read_text("utf-8"))
+    return body
+
+
+def read_report(path: Path) -> Report:
+    """Reads and validates an ``audit.json``.
+
+    Raises:
+        UserError: Not there, not JSON, or not a report of this schema.
+    """
+    try:
+        body = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError("report", f"{path} does not exist", remedy="run the audit, or give the path of its audit.json") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError("report", f"{path} is not JSON: {error}", allowed="an audit.json") from None
+    check_report(body, str(path))
+    return Report.model_validate(body)
+
+
+def check_report(body: Any, place: str) -> None:
+    """Validates plain values against the published schema.
+
+    Raises:
+        UserError: They differ from it; names where.
+    """
+    problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(published_schema()).iter_errors(body))
+    if problem is not None:
+        where = "/".join(str(part) for part in problem.absolute_path) or "the whole document"
+        raise UserError(place, f"does not follow {SCHEMA} at {where}: {problem.message[:200]}", remedy="audit again with this version")

@@ -1,0 +1,175 @@
+"""How well an attribute is read from features: estimate, unit-level null and interval, by multi-target ridge through fixed folds.
+
+Scores: AUROC for classes (mean of one-against-rest with more than two), for numbers (1 + Spearman) / 2, so that .5 is chance and 1 perfect for all.
+Does not decide a verdict. n rows, K permutations, B bootstrap draws, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import rankdata
+
+from dinodomain.audit.protocol.attribute import Attribute, permuted
+from dinodomain.probes.folds import grouped_folds
+from dinodomain.probes.ridge import FoldedRidge
+from dinodomain.probes.scores import Z95, Interval, macro_auroc, spearman, unit_weights
+
+LOGIT_ABOVE = 0.8  # intervals of higher scores are made on the logit scale
+_PIECE = 128  # permutations scored together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How hard to look.
+
+    Attributes:
+        folds: Folds by unit.
+        permutations: K.
+        bootstraps: B.
+        seed: Decides folds, permutations and draws.
+    """
+
+    folds: int = 5
+    permutations: int = 1000
+    bootstraps: int = 2000
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leak:
+    """One attribute read from one kind of features.
+
+    Attributes:
+        value: Score of the out-of-fold predictions.
+        draws: [B] the score under resampled units.
+        null: [K] the score of permuted values.
+        predictions: [n, C] or [n] out-of-fold predictions.
+    """
+
+    value: float
+    draws: np.ndarray
+    null: np.ndarray
+    predictions: np.ndarray
+
+    @property
+    def p(self) -> float:
+        """(1 + permutations that reach the estimate) / (1 + K). Source: Phipson and Smyth 2010."""
+        return float((1 + (self.null >= self.value).sum()) / (1 + len(self.null)))
+
+    @property
+    def standard_error(self) -> float:
+        """The larger of the bootstrap's and the null's deviation: each alone covers too rarely (.75-.87 for .95)."""
+        return max(float(np.nanstd(self.draws)), float(np.std(self.null)))
+
+    @property
+    def interval(self) -> Interval:
+        """95 %: estimate +- 1.96 standard errors, on the logit scale above .8."""
+        return interval_of(self.value, self.standard_error)
+
+
+def interval_of(value: float, error: float) -> Interval:
+    """Estimate +- 1.96 errors inside 0..1; above .8 on the logit scale by the delta method."""
+    half = Z95 * error
+    if value <= LOGIT_ABOVE:
+        return Interval(value=value, low=max(0.0, value - half), high=min(1.0, value + half))
+    inside = min(value, 1 - 1e-6)
+    half /= inside * (1 - inside)
+    low, high = expit(logit(inside) - half), expit(logit(inside) + half)
+    if value > 1 - 1e-3:  # the logit scale has no width left at 1: fall back on the plain lower end
+        low = value - Z95 * error
+    return Interval(value=value, low=float(low), high=float(min(1.0, high)))
+
+
+class Reader:
+    """Reads any values of one attribute's shape from the same features through the same folds.
+
+    Args:
+        features: [n, E] of the attribute's rows.
+        attribute: What is read.
+        folds: [n].
+    """
+
+    def __init__(self, features: np.ndarray, attribute: Attribute, folds: np.ndarray) -> None:
+        self._attribute = attribute
+        self._ridge = FoldedRidge(features, attribute.unit_index, folds)
+
+    def predict(self, values: np.ndarray) -> np.ndarray:
+        """Out-of-fold predictions of K versions of the values: [K, n] to [K, n, C] (classes) or [K, n] (numbers)."""
+        if self._attribute.kind == "number":
+            return self._ridge.scores(rankdata(values, axis=1).T / values.shape[1], centre=True).T
+        num_classes, (count, rows) = len(self._attribute.classes), values.shape
+        if num_classes == 2:
+            positive = self._ridge.scores(values.T.astype(np.float64), centre=True).T
+            return np.stack([-positive, positive], axis=2)
+        wanted = (values[:, :, None] == np.arange(num_classes)).transpose(1, 0, 2).reshape(rows, count * num_classes)
+        return self._ridge.scores(wanted, centre=True).reshape(rows, count, num_classes).transpose(1, 0, 2)
+
+    def score(self, values: np.ndarray) -> np.ndarray:
+        """Scores of K versions of the values: [K, n] to [K]."""
+        pieces = []
+        for start in range(0, len(values), _PIECE):
+            part = values[start : start + _PIECE]
+            pieces.append(score_many(self._attribute.kind, self.predict(part), part))
+        return np.concatenate(pieces)
+
+
+def score_many(kind: str, predictions: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Unweighted scores of K predictions [K, n, C] or [K, n] against K values [K, n]; the rank-sum form of the AUROC."""
+    if kind == "number":
+        a, b = rankdata(predictions, axis=1), rankdata(values, axis=1)
+        a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+        norm = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
+        return 0.5 + 0.5 * (a * b).sum(axis=1) / np.maximum(norm, 1e-300)
+    num_classes = predictions.shape[2]
+    columns = (1,) if num_classes == 2 else range(num_classes)
+    return np.mean([_rank_auroc(predictions[:, :, column], values == column) for column in columns], axis=0)
+
+
+def _rank_auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    ups = positive.sum(axis=1)
+    ranks = np.where(positive, rankdata(scores, axis=1), 0.0).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (ranks - ups * (ups + 1) / 2) / (ups * (positive.shape[1] - ups))
+
+
+def weighted_score(kind: str, predictions: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The score under row weights [B, n]: [B]."""
+    if kind == "number":
+        return 0.5 + 0.5 * spearman(predictions, values, weights)
+    return macro_auroc(predictions, values, weights)
+
+
+def read_leaks(features: Mapping[str, np.ndarray], attribute: Attribute, effort: Effort) -> tuple[dict[str, Leak], Reader]:
+    """Reads one attribute from several kinds of features, through the same folds, permutations and resampled units.
+
+    Args:
+        features: Kind to [N, width] of the whole audited set; the first kind is the audited one.
+        attribute: What to read.
+        effort: Folds, permutations, draws.
+
+    Returns:
+        A leak per kind, and the reader of the first kind, for planting.
+    """
+    folds = grouped_folds(attribute.unit_index, attribute.values, effort.folds, effort.seed)
+    shuffled = permuted(attribute, effort.permutations, effort.seed)
+    weights = list(unit_weights(attribute.unit_index, effort.bootstraps, effort.seed))
+    leaks, readers = {}, []
+    for name, rows in features.items():
+        reader = Reader(rows[attribute.rows], attribute, folds)
+        readers.append(reader)
+        found = reader.predict(attribute.values[None])[0]
+        draws = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
+        value = float(score_many(attribute.kind, found[None], attribute.values[None])[0])
+        leaks[name] = Leak(value=value, draws=draws, null=reader.score(shuffled), predictions=found)
+    return leaks, readers[0]
+
+
+def excess(ours: Leak, baseline: Leak) -> Interval:
+    """Audited minus baseline, paired: the same resampled units and the same permutations on both sides."""
+    value = ours.value - baseline.value
+    error = max(float(np.nanstd(ours.draws - baseline.draws)), float(np.std(ours.null - baseline.null)))
+    return Interval(value=value, low=value - Z95 * error, high=value + Z95 * error)

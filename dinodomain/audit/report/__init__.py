@@ -1,0 +1,5 @@
+"""The report: ``audit.json`` first, everything else drawn from it."""
+
+from dinodomain.audit.report.write import Paths, draw_report, write_report
+
+__all__ = ["Paths", "draw_report", "write_report"]
