@@ -6,21 +6,28 @@ equal pixels on any machine. Pixels are ``(C, Y, X)`` or ``(C, Z, Y, X)``; a ``.
 ``spacing``, ``crs``, ``unit`` and ``acquired``. Not covered: whether features learned from a domain are any good.
 """
 
+# ruff: noqa: D102, PT018 (the names of the conformance tests are their docstrings; a promise of several parts is one assert)
+
 from __future__ import annotations
 
 import hashlib
+import math
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dinodomain.domain import Channel, Domain, ProbeSpec, ViewPolicy, linear_to_unit
+from dinodomain.domain import Channel, Domain, ProbeSpec, ViewPolicy, find_domain, linear_to_unit
 from dinodomain.errors import BadSource, UserError
 from dinodomain.ingest import IngestPlan, ingest
-from dinodomain.types import NODATA, Layout, Record, Select, SourceRef, TileInfo
+from dinodomain.lineage import canonical, content_hash
+from dinodomain.store.format import DTYPES
+from dinodomain.store.read import Store, open_store
+from dinodomain.types import NODATA, Layout, Record, Select, SourceRef, TileInfo, Window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -311,3 +318,201 @@ def _ground(epsg: int, index: int, size: tuple[int, ...]) -> dict[str, Any]:
     crs = pyproj.CRS.from_epsg(epsg).to_wkt()
     affine = (10.0, 0.0, 500000.0 + 10.0 * size[1] * index, 0.0, -10.0, 5000000.0, 0.0, 0.0, 1.0)
     return {"crs": crs, "affine": np.array(affine), "spacing": (10.0, 10.0), "acquired": f"2020-01-{1 + index % 28:02d}"}
+
+
+class DomainTests:
+    """The conformance suite of a domain: subclass it in a test file, say what to test, and pytest runs the rest.
+
+    ```python
+    class TestMyDomain(DomainTests):
+        domain = MyDomain()
+        source = "tests/data"  # or a fixture that overrides ``source_folder``
+        expected = 3  # readable sources below it
+        entry_point = "mydomain"  # None for a domain that is not installed
+    ```
+
+    Attributes:
+        domain: The domain.
+        source: What it discovers.
+        expected: Number of readable sources there; None for "at least one".
+        entry_point: Name it is installed under, or None.
+        select: Which files and bands are taken.
+    """
+
+    domain: Domain
+    source: str = ""
+    expected: int | None = None
+    entry_point: str | None = None
+    select: Select = Select()
+
+    def source_folder(self) -> str:
+        """What is discovered; override it where the files are made by the test."""
+        return self.source
+
+    def refs(self) -> list[SourceRef]:
+        """All readable sources."""
+        return [item for item in self.domain.discover(self.source_folder(), self.select) if isinstance(item, SourceRef)]
+
+    def test_it_is_a_domain(self) -> None:
+        assert isinstance(self.domain, Domain), "a member of dinodomain.domain.Domain is missing"
+        assert self.domain.ndim in (2, 3)
+        assert self.domain.layout in ("window", "whole")
+
+    def test_its_name_is_that_of_its_entry_point(self) -> None:
+        assert self.domain.name.isidentifier(), "a name is typed on the command line"
+        if self.entry_point is not None:
+            assert self.domain.name == self.entry_point
+            assert find_domain(self.entry_point).name == self.entry_point
+
+    def test_its_channels_have_a_unit_and_a_finite_range(self) -> None:
+        assert self.domain.channels, "a domain names at least one channel"
+        for name, channel in self.domain.channels.items():
+            assert channel.unit, f"channel {name} has no unit; use '1' where it is arbitrary"
+            assert math.isfinite(channel.low) and math.isfinite(channel.high) and channel.low < channel.high, name
+            assert 0 <= channel.mean <= 1 and channel.std > 0, f"channel {name}: mean and std are those of the unit range"
+            assert channel.wavelength_nm is None or channel.wavelength_nm > 0, name
+
+    def test_it_pickles(self) -> None:
+        copy = pickle.loads(pickle.dumps(self.domain))
+        assert copy.name == self.domain.name
+        assert dict(copy.channels) == dict(self.domain.channels)
+
+    def test_discovery_is_sorted_unique_and_picklable(self) -> None:
+        refs = self.refs()
+        ids = [ref.source_id for ref in refs]
+        assert ids == sorted(ids), "discover yields sources sorted by source_id"
+        assert len(set(ids)) == len(ids), "two sources have one id"
+        assert len(refs) == self.expected if self.expected is not None else refs, f"{len(refs)} sources found"
+        assert pickle.loads(pickle.dumps(refs)) == refs
+
+    def test_every_source_offers_the_keys_a_csv_may_join_on(self) -> None:
+        for ref in self.refs():
+            assert {"path", "name", "stem", "folder"} <= set(ref.keys), ref.source_id
+            assert ref.uris and list(ref.uris) == sorted(ref.uris), ref.source_id
+            assert ref.digest, ref.source_id
+
+    def test_discovery_twice_gives_the_same_sources(self) -> None:
+        assert self.refs() == self.refs()
+
+    def test_a_folder_without_sources_gives_none(self, tmp_path: Path) -> None:
+        assert not list(self.domain.discover(str(tmp_path), self.select))
+
+    def test_records_are_consistent(self) -> None:
+        for ref in self.refs():
+            check_record(self.domain.read(ref), self.domain, ref)
+
+    def test_reading_twice_gives_equal_pixels(self) -> None:
+        for ref in self.refs()[:3]:
+            first, second = self.domain.read(ref), self.domain.read(ref)
+            assert _plain_fields(first) == _plain_fields(second)
+            np.testing.assert_array_equal(first.read(_whole(first)), second.read(_whole(second)))
+
+    def test_a_window_is_a_part_of_the_whole(self) -> None:
+        for ref in self.refs()[:3]:
+            record = self.domain.read(ref)
+            window = tuple(slice(extent // 3, max(extent // 3 + 1, 2 * extent // 3)) for extent in record.shape[1:])
+            np.testing.assert_array_equal(record.read(window), record.read(_whole(record))[(slice(None), *window)])
+            if record.read_valid is not None:
+                np.testing.assert_array_equal(record.read_valid(window), record.read_valid(_whole(record))[window])
+
+    def test_no_field_names_a_person(self) -> None:
+        """Fields lie in the store in the clear."""
+        for ref in self.refs() if self.domain.personal else ():
+            names = {ref.source_id, ref.unit, *(ref.keys.get(kind) for kind in ("path", "name", "stem", "PatientID"))} - {None, ""}
+            leaks = {name: value for name, value in self.domain.read(ref).fields.items() if value in names}
+            assert not leaks, f"{ref.source_id}: {leaks}"
+
+    def test_to_float_gives_finite_numbers_in_the_unit_range(self) -> None:
+        import torch
+
+        for ref in self.refs()[:3]:
+            record = self.domain.read(ref)
+            pixels = np.nan_to_num(np.ascontiguousarray(record.read(_whole(record))), posinf=0, neginf=0)  # as the store holds them
+            unit = self.domain.to_float(torch.from_numpy(pixels)[None], _tile_info(record, self.domain, pixels))
+            assert unit.dtype == torch.float32
+            assert unit.shape == (1, *pixels.shape)
+            assert bool(torch.isfinite(unit).all())
+            assert float(unit.min()) >= 0
+            assert float(unit.max()) <= 1
+
+    def test_its_policy_names_the_array_axes(self) -> None:
+        policy = self.domain.view_policy()
+        assert len(policy.axes) == self.domain.ndim
+        assert all(0 <= probability <= 1 for probability in policy.flips.values())
+        assert not policy.quarter_turns or set(policy.flips) >= set(policy.axes[-2:]), "quarter turns without flips make no symmetry"
+
+    def test_its_probes_have_a_task_and_a_target(self) -> None:
+        for probe in self.domain.probes():
+            assert probe.task in ("classify", "regress", "segment")
+            assert probe.target and probe.metric and probe.unit and probe.name
+
+    def test_it_is_ingested_and_read_back_exactly(self, tmp_path: Path) -> None:
+        select, name = self.select, self.domain.name
+        plan = IngestPlan(domain=name, source=self.source_folder(), store=str(tmp_path / "store"), workers=0,
+                          include=select.include, exclude=select.exclude, bands=select.bands, grid=select.grid, sar=select.sar)  # fmt: skip
+        ingest(plan, domain=self.domain, progress=lambda done, total: None)
+        store = open_store(tmp_path / "store")
+        assert len(store) == len(self.refs())
+        assert store.domain == name
+        for row in range(len(store)):
+            assert content_hash(read_source(store, row), tuple(store.row(row)["channels"])) == store.row(row)["content_hash"]
+        records = [self.domain.read(ref) for ref in self.refs()]
+        exact = [record for record in records if max(record.shape[1:]) <= plan.max_side or record.layout == "window"]
+        hashes = {content_hash(np.nan_to_num(record.read(_whole(record)), posinf=0, neginf=0), record.channels) for record in exact}
+        assert hashes <= set(store.column("content_hash"))
+
+
+def read_source(store: Store, row: int) -> np.ndarray:
+    """All pixels of one source of a store, (C, (Z,) Y, X) without padding."""
+    facts = store.row(row)
+    pixels = np.zeros(facts["shape"], facts["dtype"])
+    store.read_box(row, (0,) * (len(facts["shape"]) - 1), pixels)
+    return pixels
+
+
+def check_record(record: Record, domain: Domain, ref: SourceRef) -> None:
+    """Asserts that a record keeps its promises: shapes, channels, units, finite numbers, validity where pixels are not finite."""
+    place, count = ref.source_id, len(record.channels)
+    assert record.layout in ("window", "whole"), place
+    assert len(record.shape) == domain.ndim + 1 and record.shape[0] == count and min(record.shape) > 0, place
+    assert record.dtype in DTYPES, f"{place}: {record.dtype} cannot be stored"
+    assert len(set(record.channels)) == count, f"{place}: a channel twice"
+    assert set(record.channels) <= set(domain.channels), f"{place}: channels that the domain does not know"
+    assert len(record.scale) == len(record.offset) == len(record.nodata) == count, place
+    assert all(math.isfinite(value) for value in (*record.scale, *record.offset)) and all(record.scale), place
+    assert len(record.spacing) == domain.ndim and all(math.isnan(step) or step > 0 for step in record.spacing), place
+    assert record.affine is None or len(record.affine) == (9 if domain.ndim == 2 else 16), place
+    pixels = record.read(_whole(record))
+    assert pixels.shape == record.shape and pixels.dtype.name == record.dtype, place
+    bits = None if record.read_valid is None else record.read_valid(_whole(record))
+    assert bits is None or (bits.shape == record.shape[1:] and bits.dtype == np.uint8), place
+    finite = np.isfinite(pixels).all(axis=0) | (0 if bits is None else bits != 0) | any(value is not None for value in record.nodata)
+    assert finite.all(), f"{place}: pixels that are not finite, and neither nodata nor flagged"
+
+
+def _whole(record: Record) -> Window:
+    return tuple(slice(0, extent) for extent in record.shape[1:])
+
+
+def _plain_fields(record: Record) -> str:
+    return canonical({item.name: getattr(record, item.name) for item in fields(record) if item.name not in ("read", "read_valid")})
+
+
+def _tile_info(record: Record, domain: Domain, pixels: np.ndarray) -> TileInfo:
+    """As the loader makes it, with the declared ranges; a batch of one."""
+    import torch
+
+    def row(values: Sequence[float]) -> Tensor:
+        return torch.tensor([list(values)], dtype=torch.float32)
+
+    known = [domain.channels[name] for name in record.channels]
+    box = torch.tensor([[[0, extent] for extent in pixels.shape[1:]]], dtype=torch.int64)
+    return TileInfo(
+        scale=row(record.scale),
+        offset=row(record.offset),
+        nodata=row([math.nan if value is None else value for value in record.nodata]),
+        low=row([channel.low for channel in known]),
+        high=row([channel.high for channel in known]),
+        spacing=row(record.spacing),
+        valid_box=box,
+    )

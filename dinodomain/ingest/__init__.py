@@ -1,7 +1,8 @@
-"""Sources to a store: parallel, resumable, safe to kill. No torch."""
+"""Sources to a store: parallel, resumable, safe to kill; and what a store holds. No torch."""
 
 from dinodomain.ingest.ingest import Summary, ingest
+from dinodomain.ingest.inspect import Inspection, inspect
 from dinodomain.ingest.join import join_labels
 from dinodomain.ingest.plan import IngestPlan
 
-__all__ = ["IngestPlan", "Summary", "ingest", "join_labels"]
+__all__ = ["IngestPlan", "Inspection", "Summary", "ingest", "inspect", "join_labels"]

@@ -25,7 +25,7 @@ from dinodomain.ingest.progress import Progress, reporting
 from dinodomain.ingest.secret import find_secret, make_secret, private_folder, secret_file
 from dinodomain.ingest.sources import Found, Metadata, Names, Skipped, discover, nothing_readable, read_metadata
 from dinodomain.ingest.stage import Outcome, Stager, Task
-from dinodomain.lineage import Json, digest, write_bytes
+from dinodomain.lineage import Json, digest, to_json, write_bytes
 from dinodomain.store.format import MANIFEST
 from dinodomain.store.read import Store, open_store
 
@@ -60,6 +60,11 @@ class Summary:
     counts: Mapping[str, Json] = field(default_factory=dict)
     holdout: str = ""
     dry_run: bool = False
+
+    def as_json(self) -> dict[str, Json]:
+        """Plain values."""
+        body: dict[str, Json] = to_json(self)
+        return body
 
     def text(self) -> str:
         """A few lines for a person."""

@@ -1,0 +1,1 @@
+"""Every figure. matplotlib is imported at the point of use."""
