@@ -137,7 +137,7 @@ def split_words(words: Sequence[str]) -> Words:
 def make_plan(verb: Verb, words: Words) -> Any:
     """Composes YAML, user YAML and command line into the verb's plan.
 
-    Precedence: command line > ``config=FILE`` > recipe > other groups > defaults.
+    Precedence: single keys > ``config=FILE`` > groups chosen on the command line > recipe > defaults.
 
     Raises:
         Problems: Unknown, missing or ill-typed keys, all at once.

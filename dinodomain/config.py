@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import yaml
+
 import dinodomain
 from dinodomain.errors import Problems, UserError
 
@@ -258,3 +260,29 @@ def attribute_docs(plan_class: type[Any]) -> dict[str, str]:
         elif inside and current and line.strip():
             docs[current] += " " + line.strip()
     return docs
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """A recipe's values without Hydra, for the Python API.
+
+    Raises:
+        UserError: There is no recipe of this name.
+    """
+    folder = config_dir() / "recipe"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else None
+        raise UserError("recipe", f"{name!r} is not known", allowed=", ".join(known), remedy=hint)
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
+def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings joined key by key; ``over`` wins."""
+    joined = dict(base)
+    for key, value in over.items():
+        below = joined.get(key)
+        joined[key] = overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return joined

@@ -189,7 +189,7 @@ _TABLE = (
     Verb(
         name="doctor",
         usage="doctor [run=RUN]",
-        plan="dinodomain.api:DoctorPlan",
+        plan="dinodomain.engine.doctor:DoctorPlan",
         call=_describe("doctor"),
         summary="Checks the installation, or reads a run's metrics and says in plain words how it fares.",
     ),

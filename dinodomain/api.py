@@ -1,0 +1,199 @@
+"""What ``import dinodomain`` offers: one function per verb. Each takes the verb's plan, or its keys as keyword arguments.
+
+``dinodomain.pretrain(domain="xray", store="s", out="run", recipe="tiny", engine={"steps": 200})`` reads like the command.
+Rooms are imported when a function is called, so that ``import dinodomain`` stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dinodomain import config
+from dinodomain.lineage import Json
+
+if TYPE_CHECKING:
+    from dinodomain.audit import AuditPlan, AuditResult
+    from dinodomain.embed import Embedded, EmbedPlan
+    from dinodomain.engine import PretrainPlan, Run
+    from dinodomain.engine.doctor import DoctorPlan, Findings
+    from dinodomain.export import Exported, ExportPlan
+    from dinodomain.finetune import FinetunePlan, Tuned
+    from dinodomain.ingest import IngestPlan, Inspection, Summary
+    from dinodomain.model import Backbone
+    from dinodomain.probes import ProbePlan, ProbeReport
+    from dinodomain.store import Store
+    from dinodomain.views import ViewsPlan
+
+Plan = TypeVar("Plan")
+
+
+def _plan(plan_class: type[Plan], plan: Plan | None, keys: Mapping[str, Any]) -> Plan:
+    """The plan given, or one built strictly from keywords; a ``recipe`` is read from its YAML first."""
+    if plan is not None:
+        if keys:
+            raise TypeError("give a plan or its keys, not both")
+        return plan
+    recipe = config.load_recipe(keys["recipe"]) if isinstance(keys.get("recipe"), str) else {}
+    return config.build(plan_class, config.overlay(recipe, keys))
+
+
+def open_store(path: str | Path) -> Store:
+    """Opens a store for reading.
+
+    Raises:
+        UserError: It is not a store, half-written, or of a newer format.
+    """
+    from dinodomain.store import open_store as run
+
+    return run(path)
+
+
+def load(path: str | Path) -> Backbone:
+    """Loads a backbone from a run, a checkpoint or an exported file.
+
+    Raises:
+        UserError: Nothing usable there.
+    """
+    from dinodomain.checkpoint import load_backbone
+
+    return load_backbone(path)
+
+
+def ingest(plan: IngestPlan | None = None, **keys: Any) -> Summary:
+    """Converts files into a store; see ``IngestPlan``."""
+    from dinodomain.ingest import IngestPlan
+    from dinodomain.ingest import ingest as run
+
+    return run(_plan(IngestPlan, plan, keys))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectPlan:
+    """What a store holds.
+
+    Attributes:
+        store: The store.
+        out: Folder for the contact sheet; None writes it beside the store, as STORE.contact.png.
+    """
+
+    store: str
+    out: str | None = None
+
+
+def inspect(plan: InspectPlan | None = None, **keys: Any) -> Inspection:
+    """Summarises a store and writes a contact sheet; see ``InspectPlan``."""
+    from dinodomain.ingest import inspect as run
+
+    made = _plan(InspectPlan, plan, keys)
+    return run(made.store, made.out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewsFigurePlan:
+    """A figure of source tiles, their crops and the crops' boxes.
+
+    Attributes:
+        store: The store.
+        out: Folder for the figure.
+        domain: Domain whose policy is drawn; None takes the store's.
+        num: Number of tiles.
+        seed: Decides tiles and views.
+        patch: Side of a patch in pixels, for the share of valid pixels under each token.
+        tile: Side of a source tile in pixels; None takes the loader's default.
+        views: Crops.
+    """
+
+    store: str
+    out: str
+    domain: str | None = None
+    num: int = 4
+    seed: int = 0
+    patch: int = 8
+    tile: int | None = None
+    views: ViewsPlan = field(default_factory=lambda: _views_plan())
+
+
+def _views_plan() -> ViewsPlan:
+    from dinodomain.views import ViewsPlan
+
+    return ViewsPlan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """Files that a verb wrote, with a line about them.
+
+    Attributes:
+        files: Paths.
+        note: One line.
+    """
+
+    files: tuple[str, ...]
+    note: str
+
+    def text(self) -> str:
+        """What the command prints."""
+        return "\n".join([self.note, *self.files])
+
+    def as_json(self) -> Mapping[str, Json]:
+        """Plain values for ``--json``."""
+        return {"files": list(self.files), "note": self.note}
+
+
+def pretrain(plan: PretrainPlan | None = None, **keys: Any) -> Run:
+    """Pretrains a backbone, or goes on where the run stopped; see ``PretrainPlan``."""
+    from dinodomain.engine import PretrainPlan
+    from dinodomain.engine import pretrain as run
+
+    return run(_plan(PretrainPlan, plan, keys))
+
+
+def probe(plan: ProbePlan | None = None, **keys: Any) -> ProbeReport:
+    """Scores frozen features beside the untrained backbone and raw pixels; see ``ProbePlan``."""
+    from dinodomain.probes import ProbePlan
+    from dinodomain.probes import probe as run
+
+    return run(_plan(ProbePlan, plan, keys))
+
+
+def finetune(plan: FinetunePlan | None = None, **keys: Any) -> Tuned:
+    """Trains a head, or head and backbone, on few labels; see ``FinetunePlan``."""
+    from dinodomain.finetune import FinetunePlan
+    from dinodomain.finetune import finetune as run
+
+    return run(_plan(FinetunePlan, plan, keys))
+
+
+def audit(plan: AuditPlan | None = None, **keys: Any) -> AuditResult:
+    """Audits a checkpoint or a table of features; see ``AuditPlan``."""
+    from dinodomain.audit import AuditPlan
+    from dinodomain.audit import audit as run
+
+    return run(_plan(AuditPlan, plan, keys))
+
+
+def embed(plan: EmbedPlan | None = None, **keys: Any) -> Embedded:
+    """Writes features of a store to disk; see ``EmbedPlan``."""
+    from dinodomain.embed import EmbedPlan
+    from dinodomain.embed import embed as run
+
+    return run(_plan(EmbedPlan, plan, keys))
+
+
+def export(plan: ExportPlan | None = None, **keys: Any) -> Exported:
+    """Writes a backbone for other pipelines; see ``ExportPlan``."""
+    from dinodomain.export import ExportPlan
+    from dinodomain.export import export as run
+
+    return run(_plan(ExportPlan, plan, keys))
+
+
+def doctor(plan: DoctorPlan | None = None, **keys: Any) -> Findings:
+    """Looks at the installation, or at one run; see ``DoctorPlan``."""
+    from dinodomain.engine.doctor import DoctorPlan
+    from dinodomain.engine.doctor import doctor as run
+
+    return run(_plan(DoctorPlan, plan, keys))

@@ -1,0 +1,132 @@
+"""Trains a predictor on labelled tiles and predicts every scored source; views are drawn and rendered as in pretraining."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinodomain.domain import Domain
+from dinodomain.finetune.data import Split
+from dinodomain.finetune.plan import FinetunePlan
+from dinodomain.finetune.task import Predictor
+from dinodomain.loader import Loader, LoaderPlan, sweep
+from dinodomain.model import Backbone
+from dinodomain.store import Store
+from dinodomain.types import Batch
+from dinodomain.views import ViewsPlan, draw, render, to_network
+
+Report = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A trained predictor and what it says of the scored sources.
+
+    Attributes:
+        predictor: In evaluation mode, on its device.
+        predictions: [m, classes] probabilities or [m] values, in the order of ``Split.test``.
+        losses: Training loss of each step.
+    """
+
+    predictor: Predictor
+    predictions: np.ndarray
+    losses: tuple[float, ...]
+
+
+def fit(backbone: Backbone, store: Store, domain: Domain, split: Split, plan: FinetunePlan, report: Report, device: str) -> Fitted:
+    """Trains a fresh head (and the backbone in mode ``full``) and predicts the test sources.
+
+    Args:
+        backbone: Changed in place in mode ``full``.
+        store: Opened.
+        domain: Of the store.
+        split: Labels.
+        plan: Budget.
+        report: Called with step and loss after each step.
+        device: Where to compute.
+    """
+    torch.manual_seed(plan.seed)
+    predictor = Predictor(backbone, split.target, full=plan.mode == "full").to(device)
+    losses = _train(predictor, store, domain, split, plan, report, device)
+    predictions = _predict(predictor.eval(), store, domain, split, plan, device)
+    return Fitted(predictor=predictor, predictions=predictions, losses=tuple(losses))
+
+
+def _train(
+    predictor: Predictor, store: Store, domain: Domain, split: Split, plan: FinetunePlan, report: Report, device: str
+) -> list[float]:
+    rows = split.rows[split.train]
+    labels = torch.as_tensor(split.target.y[split.train])
+    order = np.argsort(rows)
+    loader = Loader(store, LoaderPlan(batch=plan.batch), seed=plan.seed, device=device, rows=rows)
+    optimizer = _optimizer(predictor, plan)
+    losses = []
+    for step, batch in enumerate(islice(loader, plan.steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * _share(step, plan.steps)
+        position = order[np.searchsorted(rows, batch.rows.cpu().numpy(), sorter=order)]
+        # The backbone stays in evaluation mode: few labels do not feed stochastic depth.
+        loss = predictor.loss(predictor(_augmented(batch, predictor.backbone, domain, plan)), labels[position].to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in predictor.parameters() if p.requires_grad], 3.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        report(step, losses[-1])
+    return losses
+
+
+def _optimizer(predictor: Predictor, plan: FinetunePlan) -> torch.optim.Optimizer:
+    head = [*predictor.norm.parameters(), *predictor.linear.parameters()]
+    groups = [{"params": head, "peak": plan.lr}]
+    if plan.mode == "full":
+        groups.append({"params": list(predictor.backbone.parameters()), "peak": plan.backbone_lr})
+    return torch.optim.AdamW(groups, lr=plan.lr, weight_decay=plan.weight_decay)
+
+
+def _share(step: int, steps: int) -> float:
+    """Linear rise over a tenth of the steps, then a cosine to 0."""
+    warmup = max(1, steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _augmented(batch: Batch, backbone: Backbone, domain: Domain, plan: FinetunePlan) -> Tensor:
+    views = ViewsPlan(global_size=backbone.image_size[0], num_global=1, num_local=0, global_scale=plan.scale)
+    # Blur is always on for the first global view in pretraining; it would hide what labels are about.
+    policy = replace(domain.view_policy(), blur_probability=(0.0, 0.0, 0.0), solarise_probability=0.0)
+    params = draw(
+        policy, views, seed=plan.seed, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
+        valid_box=batch.info.valid_box, spacing=batch.info.spacing,
+    )  # fmt: skip
+    rendered = render(batch, params, to_float=domain.to_float, normalisation=backbone.normalisation, patch_size=backbone.patch)
+    return rendered.groups[0].pixels
+
+
+@torch.no_grad()
+def _predict(predictor: Predictor, store: Store, domain: Domain, split: Split, plan: FinetunePlan, device: str) -> np.ndarray:
+    """Mean over the tiles of a source."""
+    rows = split.rows[split.test]
+    sums: dict[int, np.ndarray] = {}
+    counts: dict[int, int] = {}
+    for found, outputs in _outputs(
+        predictor, sweep(store, LoaderPlan(batch=plan.batch), rows=rows, holdout="exclude", device=device), domain
+    ):
+        for row, values in zip(found, outputs):
+            sums[row] = sums.get(row, 0) + values
+            counts[row] = counts.get(row, 0) + 1
+    return np.stack([sums[row] / counts[row] for row in rows.tolist()])
+
+
+def _outputs(predictor: Predictor, batches: Iterable[Batch], domain: Domain) -> Iterable[tuple[list[int], np.ndarray]]:
+    backbone = predictor.backbone
+    for batch in batches:
+        x, _ = to_network(batch, to_float=domain.to_float, normalisation=backbone.normalisation, size=backbone.image_size[0])
+        yield batch.rows.tolist(), predictor.predict(predictor(x)).float().cpu().numpy()

@@ -1,0 +1,129 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dinodomain import cli, config
+from dinodomain.errors import Problems, UserError
+from dinodomain.verbs import VERBS
+
+
+def plan_of(*words: str):
+    return cli.make_plan(cli.find_verb(words[0]), cli.split_words(words[1:]))
+
+
+PRETRAIN = ("pretrain", "domain=ct", "store=s", "out=o")
+
+
+def test_paths_are_taken_letter_for_letter():
+    hard = "/data/scan (1)/a,b={c}[d]'\"$x: ü"
+    plan = plan_of("pretrain", "domain=ct", f"store={hard}", "out=s3://b/k=1")
+    assert plan.store == hard
+    assert plan.out == "s3://b/k=1"
+    assert plan_of("ingest", "domain=ct", "source=torchgeo:X?root=/y", "store=a").source == "torchgeo:X?root=/y"
+
+
+def test_command_line_wins_over_user_yaml_over_recipe_over_default(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("views: {num_local: 5, local_size: 8}\nengine: {steps: 7}\n")
+    assert plan_of(*PRETRAIN).views.num_local == 8
+    assert plan_of(*PRETRAIN, "recipe=tiny").views.num_local == 4
+    plan = plan_of(*PRETRAIN, "recipe=tiny", f"config={file}", "engine.steps=3")
+    assert (plan.views.num_local, plan.views.local_size, plan.engine.steps, plan.model.dim) == (5, 8, 3, 96)
+
+
+def test_a_group_on_the_command_line_wins_over_the_recipe():
+    plan = plan_of(*PRETRAIN, "recipe=tiny", "model=vit_small")
+    assert (plan.model.dim, plan.model.patch, plan.objective.prototypes) == (384, 16, 1024)
+
+
+def test_outside_groups_are_found_in_configs_dir(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "ours.yaml").write_text("# @package _global_\nrecipe: ours\nengine: {steps: 11}\n")
+    plan = plan_of(*PRETRAIN, "recipe=ours", f"configs_dir={tmp_path}")
+    assert (plan.recipe, plan.engine.steps) == ("ours", 11)
+
+
+def test_a_misspelt_key_is_refused_with_a_hint():
+    with pytest.raises(Problems, match=r"engine.stesp: unknown key; did you mean 'engine.steps'\?"):
+        plan_of(*PRETRAIN, "engine.stesp=3")
+    with pytest.raises(Problems, match=r"ingest.inclde: unknown key; did you mean 'ingest.include'\?"):
+        plan_of("ingest", "domain=ct", "source=a", "store=b", "ingest.inclde=[x]")
+
+
+def test_store_names_a_folder_and_a_section_in_ingest():
+    plan = plan_of("ingest", "domain=ct", "source=a", "store=b", "store.chunk=32", "ingest.workers=0")
+    assert (plan.store, plan.storage.chunk, plan.workers) == ("b", 32, 0)
+
+
+def test_a_misspelt_recipe_is_refused_with_a_hint():
+    with pytest.raises(UserError, match=r"recipe: 'tny' is not known; allowed: dino, dinov2, tiny; did you mean 'tiny'\?"):
+        plan_of(*PRETRAIN, "recipe=tny")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pretrian"], "unknown command 'pretrian'.*did you mean 'pretrain'"),
+        (["pretrain", "domain"], "'domain' is not key=value"),
+        (["pretrain", "engine.steps=[1"], "command line: .*quote values"),
+        (["pretrain", "store=a", "store=b"], "store: is given twice"),
+        (["pretrain", "config=/nowhere.yaml"], "config: '/nowhere.yaml' cannot be read"),
+    ],
+)
+def test_bad_input_exits_2_with_one_message_and_no_traceback(words, message, capsys):
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+
+
+def test_an_interruption_exits_130(monkeypatch, capsys):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert "kept" in capsys.readouterr().err
+
+
+def test_a_bug_exits_3_with_its_traceback(monkeypatch, capsys):
+    def broken(words):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    assert cli.main(["doctor"]) == 3
+    assert "boom" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_help_explains_every_key(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    keys = {VERBS[name].keys.to_user(key): entry for key, entry, _ in config.plan_keys(VERBS[name].plan_class())}
+    text = capsys.readouterr().out
+    for key, entry in keys.items():
+        assert f"  {key}  [" in text
+        assert entry.meaning, f"{key} has no meaning in its docstring"
+
+
+def test_overview_lists_every_verb_and_no_other(capsys):
+    assert cli.main([]) == 0
+    assert set(re.findall(r"^  dinodomain (\w+)", capsys.readouterr().out, re.M)) == set(VERBS)
+
+
+def test_json_goes_to_standard_output_alone(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    assert "torch" in json.loads(capsys.readouterr().out)["versions"]
+
+
+@pytest.mark.parametrize("file", sorted(path.relative_to(config.config_dir()) for path in config.config_dir().rglob("*.yaml")), ids=str)
+def test_every_yaml_builds(file: Path):
+    group, name = str(file.parent), file.stem
+    if group == ".":
+        keys = {"pretrain": PRETRAIN[1:], "ingest": ("domain=ct", "source=a", "store=b")}
+        required = [key for key, entry, _ in config.plan_keys(VERBS[name].plan_class()) if entry.default == "required"]
+        words = keys.get(name) or tuple(f"{VERBS[name].keys.to_user(key)}=x" for key in required)
+        assert plan_of(name, *words) is not None
+    else:
+        assert plan_of(*PRETRAIN, f"{group}={name}") is not None
