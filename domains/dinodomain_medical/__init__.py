@@ -9,6 +9,7 @@
 | ``sources.py`` | walking a folder, selection, label maps, keys, digests |
 | ``geometry.py`` | affines, closest canonical orientation, spacing |
 | ``values.py`` | stored number types, one scale for many slices, the Hounsfield check |
+| ``opened.py`` | from an array in memory to a Record |
 | ``nifti.py``, ``itk.py``, ``images.py`` | readers of one file |
 | ``dicom_header.py``, ``dicom_pixels.py``, ``dicom_series.py`` | DICOM: header fields, stored values, slices to a volume |
 

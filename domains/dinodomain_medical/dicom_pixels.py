@@ -95,6 +95,8 @@ def _pixels(dataset: Any, uri: str) -> np.ndarray:
         raise BadSource(uri, "no pixel data: the file is truncated, or holds no image", "copy the file again, or exclude it")
     if not dataset.file_meta.get("TransferSyntaxUID"):
         dataset.file_meta.TransferSyntaxUID = _default_syntax(dataset)
+    # pydicom's own correction drops the top bits before HighBit is looked at; ours follows.
+    dataset.pixel_array_options(correct_unused_bits=False)
     try:
         return np.asarray(dataset.pixel_array)
     except Exception as error:  # decoders are plug-ins and raise what they like; each case names the file and goes on
@@ -124,8 +126,9 @@ def _meaningful_bits(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, int,
     width = pixels.dtype.itemsize * 8
     if pixels.dtype.kind == "f" or bits >= width:
         return pixels, low, high
-    compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
-    drop = 0 if compressed else max(int(dataset.get("HighBit") or bits - 1) + 1 - bits, 0)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    # A JPEG codestream holds the meaningful bits alone; native and RLE frames hold the cell as it was allocated.
+    drop = 0 if syntax.is_compressed and "RLE" not in syntax.name else max(int(dataset.get("HighBit") or bits - 1) + 1 - bits, 0)
     kind = np.dtype(f"i{pixels.dtype.itemsize}" if signed else f"u{pixels.dtype.itemsize}")
     # Shifting left to the top and back keeps exactly `bits` bits; a signed type shifts back with its sign.
     shifted = np.left_shift(pixels.view(kind), width - bits - drop)

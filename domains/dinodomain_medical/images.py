@@ -63,8 +63,8 @@ def read_grey(path: Path) -> GreyImage:
     uri = str(path)
     with _open(path) as image:
         mode, white_is_zero = image.mode, _is_white_zero(image)
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
         try:
+            turned = image.getexif().get(_ORIENTATION, 1) != 1
             upright: Any = ImageOps.exif_transpose(image) if turned else image
             bands = _bands(upright, uri)
         except (OSError, SyntaxError, ValueError) as error:

@@ -42,13 +42,14 @@ def storable(array: np.ndarray, uri: str) -> Stored:
     dtype = array.dtype
     if dtype.fields is not None or dtype.kind not in "biuf":
         raise BadSource(uri, f"values of type {dtype} (colour or complex)", "convert it to one real number per voxel")
+    array = array.astype(dtype.newbyteorder("="), copy=False)
     if dtype.kind == "f":
         return _floats(array, uri)
     if dtype.kind == "b":
         return Stored(array=array.astype(np.uint8))
     if dtype.itemsize > 2:
         return _narrowed(array, uri)
-    return Stored(array=array.astype(dtype.newbyteorder("="), copy=False))
+    return Stored(array=array)
 
 
 def _floats(array: np.ndarray, uri: str) -> Stored:
@@ -60,7 +61,7 @@ def _floats(array: np.ndarray, uri: str) -> Stored:
             "replace them in the file (for example numpy.nan_to_num) or exclude it",
         )
     if array.dtype == np.float32:
-        return Stored(array=array.astype(np.float32, copy=False))
+        return Stored(array=array)
     with np.errstate(over="ignore"):
         narrow = array.astype(np.float32)
     over = int(np.count_nonzero(~np.isfinite(narrow)))
