@@ -58,7 +58,7 @@ def test_store_names_a_folder_and_a_section_in_ingest():
 
 
 def test_a_misspelt_recipe_is_refused_with_a_hint():
-    with pytest.raises(UserError, match=r"recipe: 'tny' is not known; allowed: dino, dinov2, tiny; did you mean 'tiny'\?"):
+    with pytest.raises(UserError, match=r"recipe: 'tny' is not known; allowed: auto, dino, dinov2, tiny; did you mean 'tiny'\?"):
         plan_of(*PRETRAIN, "recipe=tny")
 
 
