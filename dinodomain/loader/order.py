@@ -1,14 +1,13 @@
 """The order of training tiles as a pure function of (seed, step): nothing is shuffled, stored or replayed.
 
 A step belongs to a bucket by a smooth weighted cycle. Inside a bucket tiles form an endless stream, epoch after epoch, each a keyed
-permutation: a balanced Feistel network over the next power of four, walked until it lands inside (Black and Rogaway, "Ciphers with
+permutation: a Feistel network over the next power of two, walked until it lands inside (Black and Rogaway, "Ciphers with
 arbitrary finite domains", 2002). Batches are consecutive positions of the stream and run across epoch borders, so that nothing is lost
 or doubled. Any step costs the same.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,12 +22,11 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def mix(values: np.ndarray) -> np.ndarray:
     """SplitMix64 finaliser (Steele, Lea and Flood 2014) of uint64 values."""
-    with np.errstate(over="ignore"):
-        x = values + _GOLDEN
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: np.ndarray = x ^ (x >> np.uint64(31))
-        return mixed
+    x = values + _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def key_of(*parts: np.ndarray | int) -> np.ndarray:
@@ -50,22 +48,24 @@ def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     Returns:
         [n] int64 in 0..size-1.
     """
-    # At least 16 values: Feistel halves of one bit permute too few ways.
-    half = max(2, -(-max(size - 1, 1).bit_length() // 2))
-    values, keys = index.astype(np.uint64), np.broadcast_to(key, index.shape)
+    bits = max(4, (size - 1).bit_length())  # fewer would leave Feistel halves of one bit, which permute too few ways
+    rounds = np.stack([mix(key ^ np.uint64(number)) for number in range(_ROUNDS)])
+    values, keys = index.astype(np.uint64), np.broadcast_to(rounds, (_ROUNDS, len(index)))
     walking = np.arange(len(values))
     while len(walking):
-        values[walking] = _feistel(values[walking], half, keys[walking])
+        values[walking] = _feistel(values[walking], bits, keys[:, walking])
         walking = walking[values[walking] >= size]
     return values.astype(np.int64)
 
 
-def _feistel(values: np.ndarray, half: int, key: np.ndarray) -> np.ndarray:
-    bits, mask = np.uint64(half), np.uint64(2**half - 1)
-    left, right = values >> bits, values & mask
-    for number in range(_ROUNDS):
-        left, right = right, left ^ (mix(mix(key ^ np.uint64(number)) ^ right) & mask)
-    joined: np.ndarray = (left << bits) | right
+def _feistel(values: np.ndarray, bits: int, round_keys: np.ndarray) -> np.ndarray:
+    """A bijection of 0..2^bits-1; the halves differ by one bit where ``bits`` is odd and change places every round."""
+    left_bits, right_bits = bits // 2, bits - bits // 2
+    left, right = values >> np.uint64(right_bits), values & np.uint64(2**right_bits - 1)
+    for key in round_keys:
+        left, right = right, left ^ (mix(key ^ right) & np.uint64(2**left_bits - 1))
+        left_bits, right_bits = right_bits, left_bits
+    joined: np.ndarray = (left << np.uint64(right_bits)) | right
     return joined
 
 
@@ -155,15 +155,16 @@ def _cycle_counts(shares: Sequence[float]) -> np.ndarray:
     wanted = np.asarray(shares, dtype=np.float64)
     if not np.any(wanted > 0):
         raise UserError("loader.weights", "leave no bucket to draw from", remedy="give at least one bucket a weight above 0")
-    used = np.count_nonzero(wanted)
+    used = sum(share > 0 for share in shares)
     if used == 1:
         return (wanted > 0).astype(np.int64)
     length = max(_CYCLE, 16 * used)
     exact = wanted / wanted.sum() * length
     counts = np.where(wanted > 0, np.maximum(np.floor(exact), 1), 0).astype(np.int64)
-    missing: int = max(0, length - int(counts.sum()))
+    missing = max(0, length - int(counts.sum()))
     counts[np.argsort(np.floor(exact) - exact, kind="stable")[:missing]] += 1
-    return counts // math.gcd(*counts.tolist())
+    divisor: int = np.gcd.reduce(counts)
+    return counts // divisor
 
 
 def _smooth_cycle(counts: np.ndarray) -> np.ndarray:

@@ -64,18 +64,19 @@ class PixelSample:
 
     def stats(self, scale: Sequence[float], offset: Sequence[float]) -> ChannelStats:
         """Statistics in physical units."""
-        values = np.concatenate(self._parts, axis=1)
-        rows = [_channel_stats(channel, gain, shift) for channel, gain, shift in zip(values, scale, offset)]
-        low, high, mean, std = (tuple(column) for column in zip(*rows))
-        return ChannelStats(low=low, high=high, mean=mean, std=std)
-
-
-def _channel_stats(values: np.ndarray, gain: float, shift: float) -> tuple[float, float, float, float]:
-    if values.size == 0:
-        return (math.nan,) * 4
-    ends = np.percentile(values, _PERCENTILES).astype(np.float64) * gain + shift
-    wide = values.astype(np.float64)
-    return float(ends.min()), float(ends.max()), float(wide.mean() * gain + shift), float(wide.std() * abs(gain))
+        values = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts, axis=1)
+        if values.shape[1] == 0:
+            nothing = (math.nan,) * len(values)
+            return ChannelStats(low=nothing, high=nothing, mean=nothing, std=nothing)
+        gain, shift = np.asarray(scale, dtype=np.float64), np.asarray(offset, dtype=np.float64)
+        ends = np.percentile(values, _PERCENTILES, axis=1).astype(np.float64) * gain + shift
+        mean, std = values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64)
+        return ChannelStats(  # a negative scale exchanges the two ends
+            low=tuple(ends.min(axis=0).tolist()),
+            high=tuple(ends.max(axis=0).tolist()),
+            mean=tuple((mean * gain + shift).tolist()),
+            std=tuple((std * np.abs(gain)).tolist()),
+        )
 
 
 class ValidShare:
@@ -176,6 +177,6 @@ def _stored(value: float, dtype: np.dtype[np.generic]) -> np.generic | None:
     if not math.isfinite(value):
         return None  # pixels that are not finite were mended and flagged already
     if dtype.kind == "f":
-        return np.float32(value) if abs(value) <= np.finfo(np.float32).max else None
+        return np.float32(value) if abs(value) <= float(np.finfo(np.float32).max) else None
     bounds = np.iinfo(dtype.name)
     return dtype.type(int(value)) if value == int(value) and bounds.min <= value <= bounds.max else None

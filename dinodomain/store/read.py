@@ -94,10 +94,7 @@ class Store:
     @cached_property
     def channels(self) -> tuple[str, ...]:
         """Names of all channels of the store, in order of first appearance."""
-        names: dict[str, None] = {}
-        for row in self.index["channels"].unique().to_pylist():
-            names |= dict.fromkeys(row)
-        return tuple(names)
+        return tuple(self.index["channels"].combine_chunks().flatten().unique().to_pylist())
 
     def column(self, name: str) -> np.ndarray:
         """One column of the index, a value per source; list columns give arrays of lists.

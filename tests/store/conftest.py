@@ -7,7 +7,7 @@ import pytest
 
 
 def smooth(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
-    """Ramps plus noise over the middle of the dtype's range."""
+    """Ramps plus noise."""
     rng = np.random.default_rng(seed)
     ramps = sum(np.linspace(0, 1 + axis, size).reshape((-1,) + (1,) * (len(shape) - 1 - axis)) for axis, size in enumerate(shape))
     noisy = ramps * 20 + rng.normal(0, 3, shape) + 40
