@@ -1,0 +1,61 @@
+"""What a user may choose about views. Sizes in pixels; scales as area (2-D) or volume (3-D) fractions of a tile's valid box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dinodomain.errors import Problems, UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewsPlan:
+    """Multi-crop settings; everything else about views belongs to the domain's policy.
+
+    Attributes:
+        global_size: Side of a global crop, pixels.
+        local_size: Side of a local crop, pixels.
+        num_global: Global crops of each sample.
+        num_local: Local crops of each sample; 0 for none.
+        normalise: Which range becomes 0..1: `domain` declared, `store` measured, `source` each source's own percentiles, `auto` the domain's choice.
+        global_scale: Smallest and largest area (volume) fraction of a global crop; empty for the domain's policy.
+        local_scale: Smallest and largest area (volume) fraction of a local crop; empty for the domain's policy.
+        renderer: `matmul` resampling matrices, `resize` the framework's antialiased resize (CPU, 2-D), `auto` the faster one.
+        filter: `cubic` (Keys, a = -0.5) or `linear` (triangle), both antialiased; `auto` is cubic in 2-D and linear in 3-D.
+        augment: False leaves crops only: no flip, turn, blur, noise or change of intensity.
+    """
+
+    global_size: int = 224
+    local_size: int = 96
+    num_global: int = 2
+    num_local: int = 8
+    normalise: Literal["auto", "domain", "store", "source"] = "auto"
+    global_scale: tuple[float, float] | None = None
+    local_scale: tuple[float, float] | None = None
+    renderer: Literal["auto", "matmul", "resize"] = "auto"
+    filter: Literal["auto", "linear", "cubic"] = "auto"
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        problems = [*self._count_problems(), *self._scale_problems()]
+        if problems:
+            raise Problems(problems)
+
+    def _count_problems(self) -> list[UserError]:
+        lowest = {"global_size": 1, "local_size": 1, "num_global": 1, "num_local": 0}
+        found = [
+            UserError(f"views.{name}", f"is {getattr(self, name)}", allowed=f"{least} or more")
+            for name, least in lowest.items()
+            if getattr(self, name) < least
+        ]
+        if self.num_local and self.local_size > self.global_size:
+            found.append(UserError("views.local_size", f"is {self.local_size}", allowed=f"at most global_size, {self.global_size}"))
+        return found
+
+    def _scale_problems(self) -> list[UserError]:
+        pairs = {"global_scale": self.global_scale, "local_scale": self.local_scale}
+        return [
+            UserError(f"views.{name}", f"is {pair}", allowed="two fractions with 0 < smallest <= largest <= 1")
+            for name, pair in pairs.items()
+            if pair is not None and not 0 < pair[0] <= pair[1] <= 1
+        ]

@@ -1,0 +1,184 @@
+"""Three ways to resample stored values into crops; same parameters, same result within stated bounds.
+
+``Matmul``: dense matrices over whole tiles, batched; any device, 2-D and 3-D. ``Banded``: the same matrices crop by crop without
+their zeros; needs the boxes on the host, so a CPU. ``Resize``: the framework's antialiased resize; CPU, 2-D, whole-pixel boxes.
+A warp is prepared once for all rows of a group and then called for runs of rows.
+
+Shapes: N = V x B rows of a group (row v * B + b), n of them in a run, C channels. Weights are the share of known pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinodomain.types import TileInfo
+from dinodomain.views.banded import Band, bands, contract_window
+from dinodomain.views.draw import GroupParams, ViewParams
+from dinodomain.views.resample import axis_matrices, blur_image, contract, gaussian_matrices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """Tiles of a batch.
+
+    Attributes:
+        pixels: [B, C, *L] as stored.
+        known: [B, 1, *L] bool, or None where every pixel is known.
+        info: Meaning of the pixels, with the range that becomes 0..1.
+    """
+
+    pixels: Tensor
+    known: Tensor | None
+    info: TileInfo
+
+
+class Warp(Protocol):
+    """A renderer prepared for one group."""
+
+    def __call__(self, tiles: Tiles, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Resamples rows start..stop.
+
+        Returns:
+            Stored values [n, C, *S] float32 and weights [n, 1, *S], None where every pixel is known.
+        """
+        ...
+
+
+def may_blur(group: GroupParams, params: ViewParams) -> bool:
+    """Whether the policy blurs any view of this group; asks no device."""
+    first, second, local = params.policy.blur_probability
+    chances = (local,) if group.name == "local" else (first, second)[: group.num_views]
+    return max(chances) > 0
+
+
+class Matmul:
+    """Rows of a matrix hold crop, antialiased resize, flip and blur; float32 accumulation."""
+
+    def __init__(self, group: GroupParams, params: ViewParams) -> None:
+        self._group, self._params = group, params
+
+    def __call__(self, tiles: Tiles, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """See ``Warp``."""
+        group, known = self._group.rows(start, stop), tiles.known
+        matrices = self._matrices(group, tiles.pixels.shape[2:])
+        stored, weight, row = [], [], start
+        for samples in _segments(start, stop, tiles.pixels.shape[0]):
+            own = [m[row - start : row - start + samples.stop - samples.start] for m in matrices]
+            stored.append(contract(_channels_last(tiles.pixels[samples], None if known is None else known[samples]), own))
+            if known is not None:
+                # Exactly 1 where a sample is whole, so that its bits do not depend on the others of its batch.
+                whole = known[samples].flatten(1).all(dim=1).reshape(-1, *(1,) * (known.ndim - 1))
+                weight.append(torch.where(whole, 1.0, contract(known[samples].movedim(1, -1).float(), own)))
+            row += samples.stop - samples.start
+        return self._turn(torch.cat(stored), group), self._turn(torch.cat(weight), group) if weight else None
+
+    def _matrices(self, group: GroupParams, extent: tuple[int, ...]) -> list[Tensor]:
+        found = [
+            axis_matrices(group.boxes[:, axis], group.flips[:, axis], size=group.size, length=length, kind=self._params.filter)
+            for axis, length in enumerate(extent)
+        ]
+        if not may_blur(group, self._params):
+            return found
+        gauss = gaussian_matrices(group.sigma, group.size)
+        return [torch.bmm(gauss, matrix) for matrix in found]
+
+    def _turn(self, x: Tensor, group: GroupParams) -> Tensor:
+        if not self._params.policy.quarter_turns:
+            return x
+        return torch.where(group.transpose.reshape(-1, *(1,) * (x.ndim - 1)), x.transpose(-1, -2), x)
+
+
+def _segments(start: int, stop: int, samples: int) -> Iterator[slice]:
+    """Rows start..stop as runs of samples, one per view touched."""
+    while start < stop:
+        first = start % samples
+        last = min(samples, first + stop - start)
+        yield slice(first, last)
+        start += last - first
+
+
+def _channels_last(pixels: Tensor, known: Tensor | None) -> Tensor:
+    """[b, C, *L] to [b, *L, C] float32, 0 where unknown: such pixels may hold anything, NaN too."""
+    last = torch.empty((pixels.shape[0], *pixels.shape[2:], pixels.shape[1]), device=pixels.device)
+    last.copy_(pixels.movedim(1, -1))
+    return last if known is None else last.masked_fill_(~known.movedim(1, -1), 0.0)
+
+
+class _PerCrop:
+    """Common to the CPU warps: crop by crop, validity only where a crop holds unknown pixels."""
+
+    def __init__(self, group: GroupParams, params: ViewParams) -> None:
+        self._group, self._kind = group, params.filter
+        self._first = torch.floor(group.boxes[..., 0]).long()
+        last = torch.ceil(group.boxes[..., 1]).long()
+        self._windows = [
+            tuple(slice(a, b) for a, b in zip(start, stop)) for start, stop in zip(self._first.tolist(), last.tolist())
+        ]
+        self._transpose = group.transpose.tolist()
+
+    def _crop(self, crop: Tensor, row: int) -> Tensor:
+        """One crop [C, *l] as stored or float32 to [C, *S], before the transpose."""
+        raise NotImplementedError
+
+    def __call__(self, tiles: Tiles, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """See ``Warp``."""
+        samples, channels = tiles.pixels.shape[:2]
+        size = (self._group.size,) * (tiles.pixels.ndim - 2)
+        stored = torch.empty((stop - start, channels, *size))
+        weight = None if tiles.known is None else torch.ones((stop - start, 1, *size))
+        for row in range(start, stop):
+            window = (row % samples, slice(None), *self._windows[row])
+            crop, known = tiles.pixels[window], None if tiles.known is None else tiles.known[window]
+            if known is None or bool(known.all()):
+                self._put(stored[row - start], crop, row)
+                continue
+            assert weight is not None
+            self._put(stored[row - start], crop.float().masked_fill(~known, 0.0), row)
+            self._put(weight[row - start], known.float(), row)
+        return stored, weight
+
+    def _put(self, out: Tensor, crop: Tensor, row: int) -> None:
+        image = self._crop(crop, row)
+        out.copy_(image.transpose(-1, -2) if self._transpose[row] else image)
+
+
+class Banded(_PerCrop):
+    """Banded matrices on each crop's own window."""
+
+    def __init__(self, group: GroupParams, params: ViewParams) -> None:
+        super().__init__(group, params)
+        inner = group.boxes.double() - self._first[..., None]
+        per_axis = [
+            bands(inner[:, axis], group.flips[:, axis], group.sigma, size=group.size, kind=params.filter) for axis in range(inner.shape[1])
+        ]
+        self._bands: list[tuple[Band, ...]] = list(zip(*per_axis))
+
+    def _crop(self, crop: Tensor, row: int) -> Tensor:
+        return contract_window(crop, self._bands[row], self._group.size)
+
+
+class Resize(_PerCrop):
+    """The framework's antialiased resize.
+
+    Against the other two, before intensity operations: 1e-5 of the value range for every dtype but uint8. Crops of uint8 stay
+    uint8: at most 1 level away with ``linear``; with ``cubic``, whose overshoot is clipped between the axes, up to 4 on photographs.
+    """
+
+    def __init__(self, group: GroupParams, params: ViewParams) -> None:
+        super().__init__(group, params)
+        self._flips = [[axis - 2 for axis in (0, 1) if flips[axis]] for flips in group.flips.tolist()]
+        self._sigma = group.sigma.tolist()
+
+    def _crop(self, crop: Tensor, row: int) -> Tensor:
+        crop = crop if crop.dtype in (torch.uint8, torch.float32) else crop.float()
+        mode = "bicubic" if self._kind == "cubic" else "bilinear"
+        size = (self._group.size, self._group.size)
+        image = F.interpolate(crop[None], size, mode=mode, antialias=True, align_corners=False)[0]
+        image = image.flip(self._flips[row]) if self._flips[row] else image
+        return blur_image(image.float(), self._sigma[row]) if self._sigma[row] > 0 else image
