@@ -14,8 +14,8 @@ import numpy as np
 
 from dinodomain.errors import BadSource
 
-_NARROW = (np.dtype(np.int16), np.dtype(np.uint16))
-_WIDEST = 2**24  # float32 holds every integer up to here; pixels are widened to float32 on the device
+_SIXTEEN_BITS = (np.dtype(np.int16), np.dtype(np.uint16))
+_EXACT_IN_FLOAT32 = 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +27,15 @@ class Stored:
 
 
 def storable(array: np.ndarray, uri: str) -> Stored:
-    """Brings an array to a type that a store holds: integers of 8 or 16 bits, int32 within 2^24, or float32.
+    """Brings an array to a type that a store holds: uint8, uint16, int16 or float32.
 
     Args:
         array: Any shape, as read from the file.
         uri: The file, for the message.
 
     Returns:
-        The array in native byte order. Wider integers are narrowed where every value fits; floats become float32.
+        The array in native byte order. Wider integers are narrowed to 16 bits where every value fits, else become float32 where
+        that is exact; floats become float32.
 
     Raises:
         BadSource: Colour or complex values, integers too large, NaN or infinite values, floats beyond float32.
@@ -47,8 +48,8 @@ def storable(array: np.ndarray, uri: str) -> Stored:
         return _floats(array, uri)
     if dtype.kind == "b":
         return Stored(array=array.astype(np.uint8))
-    if dtype.itemsize > 2:
-        return _narrowed(array, uri)
+    if dtype.itemsize > 2 or dtype == np.int8:
+        return _to_sixteen_bits(array, uri)
     return Stored(array=array)
 
 
@@ -74,15 +75,14 @@ def _floats(array: np.ndarray, uri: str) -> Stored:
     return Stored(array=narrow, stages=(f"{array.dtype.name} -> float32",))
 
 
-def _narrowed(array: np.ndarray, uri: str) -> Stored:
+def _to_sixteen_bits(array: np.ndarray, uri: str) -> Stored:
     low, high = int(array.min()), int(array.max())
-    for dtype in _NARROW:
+    for dtype in _SIXTEEN_BITS:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return Stored(array=array.astype(dtype), stages=(f"{array.dtype.name} -> {dtype.name} (values {low}..{high} fit)",))
-    if max(-low, high) > _WIDEST:
-        raise BadSource(uri, f"values {low}..{high} do not fit 24 bits, which is what float32 holds exactly", "rescale the file to 16 bits")
-    note = () if array.dtype == np.int32 else (f"{array.dtype.name} -> int32 (values {low}..{high} fit)",)
-    return Stored(array=array.astype(np.int32, copy=False), stages=note)
+    if max(-low, high) > _EXACT_IN_FLOAT32:
+        raise BadSource(uri, f"values {low}..{high} fit neither 16 bits nor float32 exactly", "rescale the file to 16 bits")
+    return Stored(array=array.astype(np.float32), stages=(f"{array.dtype.name} -> float32, exact (values {low}..{high})",))
 
 
 def check_not_mask(array: np.ndarray, uri: str) -> None:
@@ -153,7 +153,7 @@ def one_scale(slopes: Sequence[Fraction], offsets: Sequence[Fraction], ranges: S
     gain = tuple(int(slope / scale) for slope in slopes)
     shift = tuple(int((offset - base) / scale) for offset in offsets)
     ends = [edge * g + s for g, s, edges in zip(gain, shift, ranges) for edge in edges]
-    fits = [dtype for dtype in _NARROW if np.iinfo(dtype).min <= min(ends) and max(ends) <= np.iinfo(dtype).max]
+    fits = [dtype for dtype in _SIXTEEN_BITS if np.iinfo(dtype).min <= min(ends) and max(ends) <= np.iinfo(dtype).max]
     return OneScale(scale=scale, offset=base, gain=gain, shift=shift, dtype=fits[0]) if fits else None
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -255,11 +256,7 @@ def test_what_is_no_volume_is_refused_by_its_header(tmp_path, slices, write_seri
     write_series(tmp_path / "s", slices, **tags)
     sources, refused = found(ct, tmp_path)
     assert not sources
-    pytest.raises(BadSource, raiser, refused[0]).match(reason)
-
-
-def raiser(error):
-    raise error
+    assert re.search(reason, refused[0].reason)
 
 
 def test_one_slice_is_no_volume(tmp_path, slices, write_series, found):

@@ -8,8 +8,10 @@ import SimpleITK as sitk
 from dinodomain.errors import BadSource
 from dinodomain_medical import ct, mri
 
+IDENTITY = np.eye(3)
 
-def image_of(array_zyx: np.ndarray, direction=np.eye(3)) -> sitk.Image:
+
+def image_of(array_zyx: np.ndarray, direction=IDENTITY) -> sitk.Image:
     image = sitk.GetImageFromArray(array_zyx)
     image.SetSpacing((0.5, 0.75, 3.0))
     image.SetOrigin((10.0, -20.0, 30.0))

@@ -38,7 +38,7 @@ def test_label_maps_are_refused_in_a_row_and_taken_only_when_named(archive, foun
     named, rows = found(ct, archive, include=("b/*_seg.nii.gz",))
     assert [source.source_id for source in named] == ["b/x_seg.nii.gz"]
     assert not rows
-    excluded, rows = found(ct, archive, exclude=("*_seg.nii.gz", "labelsTr/*", "*_mask.nii"))
+    _, rows = found(ct, archive, exclude=("*_seg.nii.gz", "labelsTr/*", "*_mask.nii"))
     assert not rows
 
 
