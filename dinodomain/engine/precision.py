@@ -80,7 +80,8 @@ def apply_switches(*, device: str, threads: int, deterministic: bool) -> None:
         if deterministic:
             # cuBLAS reads this when its handle is made; without it deterministic mode refuses matrix products.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call loads torch's compiler: seconds, when nothing changes
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def autocast(device: str, precision: Precision) -> AbstractContextManager[object]:

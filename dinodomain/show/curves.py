@@ -62,8 +62,8 @@ def _names(stem: str, row: Row) -> tuple[str, ...]:
 def _panel(stem: str, names: Sequence[str], rows: Sequence[Row]) -> bytes:
     figures = require("matplotlib.figure", extra="dev", wanted_by="figures")
     title, unit = PANELS[stem]
-    figure = figures.Figure(figsize=(7, 3.6), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    figure = figures.Figure(figsize=(7, 3.6), dpi=110)
+    axes = figure.add_axes((0.1, 0.14, 0.87, 0.77))
     for name in names:
         points = [(row["step"], row[name]) for row in _thinned(rows) if _finite(row.get(name))]
         axes.plot(*zip(*points), label=name, linewidth=1.2)

@@ -37,15 +37,15 @@ def volume_store(tmp_path_factory) -> Path:
     return tiny_store(tmp_path_factory.mktemp("store") / "volumes", domain=VOLUMES, num=4)
 
 
-@pytest.fixture
-def make_plan(store, tmp_path) -> Callable[..., PretrainPlan]:
-    """A run that takes a fraction of a second; sections given by name replace keys of the default ones."""
+@pytest.fixture(scope="session")
+def tiny_plan(store) -> Callable[..., PretrainPlan]:
+    """A run that takes a fraction of a second."""
 
-    def make(**changes: object) -> PretrainPlan:
-        plan = PretrainPlan(
+    def make(out: Path) -> PretrainPlan:
+        return PretrainPlan(
             domain="synthetic",
             store=str(store),
-            out=str(tmp_path / "run"),
+            out=str(out),
             loader=LoaderPlan(batch=4, workers=0),
             views=ViewsPlan(global_size=16, local_size=8, num_local=2),
             model=ModelPlan(dim=16, depth=2, heads=2, patch=8, registers=1, drop_path=0.3, layer_scale=0.1),
@@ -53,6 +53,16 @@ def make_plan(store, tmp_path) -> Callable[..., PretrainPlan]:
             checkpoint=CheckpointPlan(every=5),
             engine=EnginePlan(steps=10, device="cpu", precision="fp32", threads=1, tensorboard=False),
         )
+
+    return make
+
+
+@pytest.fixture
+def make_plan(tiny_plan, tmp_path) -> Callable[..., PretrainPlan]:
+    """The tiny run with changes: a dict replaces keys of a section, anything else a key."""
+
+    def make(**changes: object) -> PretrainPlan:
+        plan = tiny_plan(tmp_path / "run")
         for name, value in changes.items():
             plan = replace(plan, **{name: replace(getattr(plan, name), **value) if isinstance(value, dict) else value})
         return plan
