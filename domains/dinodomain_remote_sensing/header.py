@@ -146,7 +146,9 @@ def read_header(path: str) -> Header:
 
 def _tags(dataset: Any) -> dict[str, str]:
     tags = {key.upper(): value for key, value in dataset.tags(1).items()} if dataset.count else {}
-    return tags | {key.upper(): value for key, value in dataset.tags().items()}
+    # GDAL shows CMYK pictures as RGB; only the structure domain tells.
+    space = dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
+    return tags | {key.upper(): value for key, value in dataset.tags().items()} | ({"SOURCE_COLOR_SPACE": space} if space else {})
 
 
 def _nbits(dataset: Any) -> int | None:

@@ -14,7 +14,7 @@ from dinodomain_remote_sensing.sensor import Band, Candidate, Scene, Sensor
 _GENERIC = re.compile(r"band[ _]?\d+", re.IGNORECASE)
 """Numbers that software gives to unnamed bands: position in the file, not the sensor's band number."""
 
-_INKS = frozenset({"cyan", "magenta", "yellow", "black", "hue", "saturation", "lightness"})
+_INKS = frozenset({"cyan", "magenta", "yellow", "black", "hue", "saturation", "lightness", "cmyk", "ycck"})
 
 MAX_BANDS = 20
 """More bands than any of the four sensors has: a hyperspectral cube."""
@@ -141,8 +141,8 @@ def _codes(header: Header, plain: list[int], select: Select, sensor: Sensor) -> 
     if any(described):
         return described, "descriptions"
     colours = [header.colours[index] for index in plain]
-    if _INKS & set(colours):
-        raise BadSource(header.path, f"colours {', '.join(colours)}: ink or hue, not light", "convert it to RGB")
+    if _INKS & {*colours, header.tags.get("SOURCE_COLOR_SPACE", "").lower()}:
+        raise BadSource(header.path, "ink or hue, not light: a CMYK or HLS picture", "convert it to RGB")
     if colours and all(sensor.code(colour) for colour in colours):
         return [sensor.code(colour) for colour in colours], "colour interpretation"
     if len(select.bands) == len(plain):
@@ -158,4 +158,8 @@ def _unnamed(header: Header, count: int, texts: list[str], sensor: Sensor) -> Ba
     else:
         certain = " or ".join(str(n) for n in sensor.by_count)
         reason = f"{count} band{'s' * (count != 1)} without names" + (f"; only {certain} are certain for {sensor.title}" if certain else "")
-    return BadSource(header.path, reason, f"name all {count} in file order: ingest.bands=[...] of {', '.join(sensor.channels)}")
+    return BadSource(
+        header.path,
+        reason,
+        f"name all {count} in file order: ingest.bands=[...] of {', '.join(name for name in sensor.channels if not name.endswith('_DN'))}",
+    )

@@ -78,18 +78,23 @@ class SceneReader:
         """
         rows, columns = _turned(window, self._shape, self._orientation)
         out = np.empty((len(self._layers), rows.stop - rows.start, columns.stop - columns.start), self._dtype)
-        missing = np.zeros(out.shape[1:], bool)
+        missing, dark = np.zeros(out.shape[1:], bool), np.ones(out.shape[1:], bool)
         for index, layer in enumerate(self._layers):
             values, gone = resampled(lambda y, x, layer=layer: self._block(layer, y, x), layer.relation, rows, columns)  # type: ignore[misc]
             out[index] = _stored(values, gone, layer, self._dtype)
-            missing |= gone
+            if layer.calibration.shared_nodata:
+                dark &= gone
+            else:
+                missing |= gone
+        if any(layer.calibration.shared_nodata for layer in self._layers):
+            missing |= dark
         if self._alpha is not None:
             missing |= self._decoded(*self._alpha, rows, columns) == 0
         self._last = window, _oriented(missing, self._orientation)
         return np.ascontiguousarray(_oriented(out, self._orientation))
 
     def read_valid(self, window: Window) -> np.ndarray:
-        """uint8 bit field over the window: bit 1 where any channel, the alpha band or the mask has no data."""
+        """uint8 bit field over the window: bit 1 where a channel (all of them, if their nodata is shared), alpha or mask has no data."""
         if self._last is None or self._last[0] != window:
             self.read(window)
         assert self._last is not None

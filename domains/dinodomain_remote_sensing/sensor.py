@@ -95,6 +95,8 @@ class Calibration:
         offset: See ``scale``.
         nodata: Stored values that mean "no data"; the first one is the channel's declared nodata.
         decode: What is done to values before they are stored.
+        shared_nodata: Whether a pixel is invalid only where all channels have no data. Products that clip at 0 hold zeros in single
+            bands over dark water; there 0 means "no data" only where every band is 0.
     """
 
     channel: str
@@ -102,6 +104,7 @@ class Calibration:
     offset: float = 0.0
     nodata: tuple[float, ...] = ()
     decode: Decode = "none"
+    shared_nodata: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

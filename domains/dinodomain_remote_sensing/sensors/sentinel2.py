@@ -99,7 +99,9 @@ def calibrate(scene: Scene) -> Meaning:
     bands = []
     for band, statement in zip(scene.bands, statements):
         scale, offset = _linear(band.header, band.place, band.code, statement)
-        bands.append(Calibration(channel=band.code, scale=scale, offset=offset, nodata=_nodata(band.header, band.place)))
+        nodata = _nodata(band.header, band.place)
+        shared = nodata == (0.0,) and not band.header.mask
+        bands.append(Calibration(channel=band.code, scale=scale, offset=offset, nodata=nodata, shared_nodata=shared))
     level = _level(scene, facts)
     fields: dict[str, Value] = {
         "level": f"L{level}" if level else None,
