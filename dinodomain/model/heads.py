@@ -63,4 +63,4 @@ class Head(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """Unit vectors along the last axis, in float32; a half-precision square underflows below 2e-4, so eps is 1e-6 and never cast."""
     with torch.autocast(x.device.type, enabled=False):
-        return functional.normalize(x.float(), dim=-1, eps=1e-6)
+        return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)

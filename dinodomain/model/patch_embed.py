@@ -63,10 +63,13 @@ class PatchEmbed(nn.Module):
         return grid_of(tuple(x.shape[2:]), self.patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, *size] to [N, P, E] float32, row-major over the grid."""
-        grid = self.grid(x)
+        """[N, C, *size] to [N, P, E] in the weights' type (float32 in training), row-major over the grid."""
+        grid, weight, bias = self.grid(x), self.proj.weight.flatten(1), self.proj.bias
+        assert bias is not None
+        wide = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            return functional.linear(self._unfold(x.float(), grid), self.proj.weight.flatten(1), self.proj.bias)
+            tokens = functional.linear(self._unfold(x.to(wide), grid), weight.to(wide), bias.to(wide))
+        return tokens.to(weight.dtype)
 
     def _unfold(self, x: Tensor, grid: Grid) -> Tensor:
         """[N, P, C * patch^ndim]; the order inside a patch is that of the convolution's kernel."""

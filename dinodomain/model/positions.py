@@ -57,9 +57,9 @@ def resample(positions: Tensor, old: Grid, new: Grid) -> Tensor:
         return positions
     mode = "bicubic" if len(old) == 2 else "bilinear"
     with torch.autocast(positions.device.type, enabled=False):
-        field = positions.float().reshape(*old, -1)
+        field = positions.to(torch.promote_types(positions.dtype, torch.float32)).reshape(*old, -1)
         for axis, (before, after) in enumerate(zip(old, new)):
             if before != after:
-                weights = axis_matrix(before, after, mode, positions.device)
+                weights = axis_matrix(before, after, mode, positions.device).to(field.dtype)
                 field = torch.tensordot(weights, field, dims=([1], [axis])).movedim(0, axis)
-        return field.reshape(1, -1, positions.shape[-1])
+        return field.reshape(1, -1, positions.shape[-1]).to(positions.dtype)

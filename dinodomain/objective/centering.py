@@ -14,6 +14,8 @@ from dinodomain.parallel import all_reduce_max, all_reduce_sum
 
 ITERATIONS = 3
 """Sinkhorn-Knopp sweeps (Caron 2020, section 4; kept by DINOv2)."""
+LEAST = 1e-30
+"""Least mass of a prototype; its inverse times any K stays inside float32."""
 
 
 class Centering(Protocol):
@@ -108,8 +110,9 @@ class Sinkhorn(nn.Module):
 def sinkhorn_knopp(logits: Tensor, temperature: float, weight: Tensor) -> Tensor:
     """Rows that sum to 1, columns that sum (nearly) to samples / K.
 
-    exp(logits / temperature) is formed once, less the largest logit of all ranks; the sweeps only scale its rows and columns, by
-    matrix-vector products. One reduction of K numbers per sweep; the row step needs none.
+    exp(logits / temperature) is formed once and the sweeps only scale its rows and columns, by matrix-vector products: one reduction of
+    K numbers per sweep, none for the row step. Each row is formed less its own largest logit, and the difference to the largest of
+    all ranks goes into the first row scale: the same numbers, but no row can underflow to nothing.
 
     Args:
         logits: [n, K] float32 or wider.
@@ -119,14 +122,18 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, weight: Tensor) -> Tensor
     Returns:
         [n, K].
     """
-    lowest = torch.finfo(logits.dtype)
-    largest = logits.amax() if logits.numel() else logits.new_tensor(lowest.min)
-    kernel = ((logits - all_reduce_max(largest)) / temperature).exp() * weight[:, None]
-    count = all_reduce_sum(weight.sum())
-    rows = torch.ones_like(weight)
+    if logits.numel() == 0:  # this rank has no rows, but the reductions below need all ranks
+        logits, weight = logits.new_zeros(1, logits.shape[1]), weight.new_zeros(1)
+        return sinkhorn_knopp(logits, temperature, weight)[:0]
+    peaks = logits.amax(1)
+    largest = all_reduce_max(peaks.amax())
+    kernel = ((logits - peaks[:, None]) / temperature).exp()
+    rows = ((peaks - largest) / temperature).exp() * weight
+    count = all_reduce_sum(weight.sum()).clamp_min(1.0)
+    columns = kernel.new_ones(kernel.shape[1])
     for _ in range(ITERATIONS):
-        columns = 1.0 / (all_reduce_sum(rows @ kernel) * logits.shape[1]).clamp_min(lowest.tiny)
-        rows = weight / ((kernel @ columns) * count).clamp_min(lowest.tiny)
+        columns = 1.0 / (all_reduce_sum(rows @ kernel) * kernel.shape[1]).clamp_min(LEAST)
+        rows = weight / ((kernel @ columns) * count)
     return kernel * columns * (rows * count)[:, None]
 
 

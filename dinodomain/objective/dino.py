@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dinodomain.errors import UserError
@@ -26,7 +27,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, temperature: float) -> Tensor
     Returns:
         [...].
     """
-    scaled = (logits if logits.dtype.itemsize >= 4 else logits.float()) / temperature
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     return targets.sum(-1) * scaled.logsumexp(-1) - (targets * scaled).sum(-1)
 
 

@@ -24,7 +24,7 @@ def koleo_loss(features: Tensor) -> Tensor:
     if features.shape[1] < 2:
         return features.sum() * 0.0
     with torch.autocast(features.device.type, enabled=False):
-        points = functional.normalize(features if features.dtype.itemsize >= 4 else features.float(), dim=-1, eps=EPS)
+        points = functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1, eps=EPS)
         with torch.no_grad():
             similarity = points @ points.transpose(1, 2)
             similarity.diagonal(dim1=1, dim2=2).fill_(-2.0)

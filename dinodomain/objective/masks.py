@@ -94,8 +94,8 @@ def mask_counts(crops: np.ndarray, patches: int, *, seed: int, step: int, probab
 def block_masks(crops: np.ndarray, counts: np.ndarray, grid: tuple[int, ...], *, seed: int, step: int) -> np.ndarray:
     """Masks of exactly ``counts`` patches, made of overlapping blocks.
 
-    Patches are ranked by the first block that covers them and, within a block, by nearness to its centre; the best ``counts`` are
-    hidden. So the last block is trimmed from outside, and exact counts cost no loop.
+    Patches are ranked by the first block that covers them and, within a block, by nearness to its corner; the best ``counts`` are
+    hidden. So the last block is trimmed to a smaller one, and exact counts cost no loop.
 
     Args:
         crops: [n] crop numbers, which key the draw.
@@ -136,13 +136,16 @@ def _block_sides(volume: np.ndarray, aspect: np.ndarray, counts: np.ndarray, gri
 
 
 def _rank(first: np.ndarray, sides: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """[n, P] number of the first covering block plus distance from its centre (0..1); infinite where no block covers."""
+    """[n, P] number of the first covering block plus distance from its outer corner (0..1); infinite where no block covers."""
     places = np.stack(np.meshgrid(*(np.arange(side) for side in grid), indexing="ij"), axis=-1).reshape(-1, len(grid))
     rank = np.full((len(first), len(places)), np.inf)
     for block in reversed(range(NUM_BLOCKS)):
-        half = sides[:, block, None, :] / 2
-        away = (np.abs(places + 0.5 - first[:, block, None, :] - half) / half).max(axis=-1)
-        rank = np.where(away < 1.0, block + away, rank)
+        side, start = sides[:, block, None, :], first[:, block, None, :]
+        into = (places - start + 0.5) / side
+        covered = ((into > 0) & (into < 1)).all(axis=-1)
+        # Blocks are trimmed from the middle of the grid outwards: placed at random they cover its middle more often than its rim.
+        away = np.where(2 * start + side <= np.array(grid), into, 1 - into).max(axis=-1)
+        rank = np.where(covered, block + away, rank)
     return rank
 
 

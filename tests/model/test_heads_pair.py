@@ -49,7 +49,15 @@ def test_head_equals_weight_normalisation_with_a_gain_of_one():
 
 
 def test_head_state_holds_plain_tensors():
-    assert set(head().state_dict()) == {"mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias", "mlp.4.weight", "mlp.4.bias", "prototypes.weight"}
+    assert set(head().state_dict()) == {
+        "mlp.0.weight",
+        "mlp.0.bias",
+        "mlp.2.weight",
+        "mlp.2.bias",
+        "mlp.4.weight",
+        "mlp.4.bias",
+        "prototypes.weight",
+    }
 
 
 def test_tiny_features_are_normalised_in_float32_under_bfloat16():
@@ -64,7 +72,7 @@ def test_tiny_features_are_normalised_in_float32_under_bfloat16():
 
 
 def test_a_head_without_prototypes_is_refused():
-    with pytest.raises(UserError, match="objective.prototypes: is 0; allowed: at least 1"):
+    with pytest.raises(UserError, match=r"objective\.prototypes: is 0; allowed: at least 1"):
         Head(24, prototypes=0)
 
 

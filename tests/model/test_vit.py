@@ -143,7 +143,7 @@ def test_raw_layers_end_in_the_final_tokens():
 
 def test_bad_inputs_name_the_shape_and_what_fits():
     vit = build()
-    with pytest.raises(UserError, match="30x32 is not a multiple of model.patch=8; allowed: multiples of 8, for example 24x32"):
+    with pytest.raises(UserError, match=r"30x32 is not a multiple of model\.patch=8; allowed: multiples of 8, for example 24x32"):
         vit(torch.randn(1, 3, 30, 32))
     with pytest.raises(UserError, match=r"has shape \(1, 2, 32, 32\); allowed: \[N, 3, Y, X\]"):
         vit(torch.randn(1, 2, 32, 32))
