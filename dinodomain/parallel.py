@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed
 
+from dinodomain.errors import UserError
+
 
 def is_distributed() -> bool:
     """Whether a process group is running."""
@@ -29,6 +31,31 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def choose_device(wanted: str, *, key: str = "engine.device") -> tuple[str, str]:
+    """A usable device and the reason for it.
+
+    Args:
+        wanted: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        key: The user's key, for the message.
+
+    Raises:
+        UserError: The device is unknown or not there.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return "cuda", "a CUDA device is there"
+        return "cpu", "no CUDA device is there"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UserError(key, f"is {wanted!r}", allowed="auto, cpu, cuda, cuda:N, mps") from error
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts.get(device.type, 0):
+        there = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in counts.items() if count)
+        raise UserError(key, f"{wanted!r} is not on this machine", allowed=there, remedy=f"{key}=auto takes what is there")
+    return wanted, "asked for"
 
 
 def local_device(device: str) -> torch.device:

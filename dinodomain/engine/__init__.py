@@ -11,8 +11,9 @@ from dinodomain.engine.resolve import Resolved, resolve
 from dinodomain.engine.run import Run, open_run
 from dinodomain.engine.step import StepResult, train_step
 from dinodomain.engine.training import Training
+from dinodomain.parallel import choose_device
 
 __all__ = [
     "EnginePlan", "Facts", "Monitor", "PretrainPlan", "Resolved", "Run", "Setup", "StepResult", "Tracker", "Training", "TrainingStopped",
-    "build", "diagnose", "fit", "open_run", "pretrain", "resolve", "train_step",
+    "build", "choose_device", "diagnose", "fit", "open_run", "pretrain", "resolve", "train_step",
 ]  # fmt: skip

@@ -17,31 +17,6 @@ from dinodomain.errors import UserError
 Precision = Literal["fp32", "bf16"]
 
 
-def choose_device(wanted: str) -> tuple[str, str]:
-    """A usable device and the reason for it.
-
-    Raises:
-        UserError: The device is unknown or not there.
-    """
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return "cuda", "a CUDA device is there"
-        return "cpu", "no CUDA device is there"
-    try:
-        kind = torch.device(wanted).type
-    except RuntimeError as error:
-        raise UserError("engine.device", f"is {wanted!r}", allowed="auto, cpu, cuda, cuda:N, mps") from error
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(kind, False):
-        raise UserError(
-            "engine.device",
-            f"{wanted!r} is not on this machine",
-            allowed=", ".join(name for name, there in present.items() if there),
-            remedy="engine.device=auto takes what is there",
-        )
-    return wanted, "asked for"
-
-
 def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
     """A number format the device computes fast, and the reason for it.
 

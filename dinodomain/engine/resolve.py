@@ -9,9 +9,10 @@ import torch
 
 from dinodomain.engine.facts import Facts
 from dinodomain.engine.plan import PretrainPlan
-from dinodomain.engine.precision import choose_device, choose_precision, choose_threads
+from dinodomain.engine.precision import choose_precision, choose_threads
 from dinodomain.engine.recipe import Choice, auto_recipe, replace_key
 from dinodomain.errors import Problems, UserError
+from dinodomain.parallel import choose_device
 
 _ENLARGE = 2.0
 """Largest factor by which a global crop of a whole tile may be enlarged: beyond it a patch holds hardly any detail."""

@@ -157,7 +157,7 @@ def to_network_(unit: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, ou
 
 
 def to_network(
-    batch: Batch, *, to_float: ToFloat, normalisation: Normalisation, size: int | None = None, kind: Filter | None = None
+    batch: Batch, *, to_float: ToFloat, normalisation: Normalisation, size: int | Sequence[int] | None = None, kind: Filter | None = None
 ) -> tuple[Tensor, Tensor]:
     """Whole tiles for inference, the same maths as the views without augmentation.
 
@@ -165,7 +165,7 @@ def to_network(
         batch: Tiles as stored, one date.
         to_float: The domain's.
         normalisation: The run's.
-        size: Side of the output in pixels (antialiased); None keeps the tile's own.
+        size: Side of the output in pixels (antialiased), one for all axes or one for each; None keeps the tile's own.
         kind: Filter; None is cubic in 2-D and linear in 3-D.
 
     Returns:
@@ -199,13 +199,14 @@ def _inside(valid_box: Tensor, extent: tuple[int, ...]) -> Tensor:
     return inside
 
 
-def _resize(stored: Tensor, mask: Tensor, size: int, kind: Filter) -> tuple[Tensor, Tensor]:
+def _resize(stored: Tensor, mask: Tensor, size: int | Sequence[int], kind: Filter) -> tuple[Tensor, Tensor]:
     """Whole-tile antialiased resize of pixels x validity and of validity, divided."""
     rows = stored.shape[0]
     stay = torch.zeros(rows, dtype=torch.bool, device=stored.device)
     matrices = []
-    for length in stored.shape[2:]:
+    sides = (size,) * (stored.ndim - 2) if isinstance(size, int) else size
+    for side, length in zip(sides, stored.shape[2:]):
         box = torch.stack([torch.zeros_like(stay, dtype=torch.float32), torch.full((rows,), float(length), device=stored.device)], dim=1)
-        matrices.append(axis_matrices(box, stay, size=size, length=length, kind=kind))
+        matrices.append(axis_matrices(box, stay, size=side, length=length, kind=kind))
     resized, weight = (contract(x.movedim(1, -1).contiguous(), matrices) for x in (stored, mask.float()))
     return resized / weight.clamp_min(KNOWN), weight >= KNOWN

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dinodomain.engine.precision import autocast, choose_device, choose_precision, choose_threads
+from dinodomain.engine.precision import autocast, choose_precision, choose_threads
 from dinodomain.errors import UserError
+from dinodomain.parallel import choose_device
 
 
 def test_auto_takes_what_is_there():
@@ -14,11 +15,11 @@ def test_auto_takes_what_is_there():
 
 
 def test_an_absent_or_unknown_device_is_refused_with_what_is_allowed(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match=r"engine\.device: 'cuda' is not on this machine; allowed: cpu"):
         choose_device("cuda")
-    with pytest.raises(UserError, match=r"engine\.device: is 'gpu'"):
-        choose_device("gpu")
+    with pytest.raises(UserError, match=r"embed\.device: is 'gpu'"):
+        choose_device("gpu", key="embed.device")
 
 
 def test_auto_precision_on_a_cpu_is_exact():
