@@ -132,7 +132,7 @@ def record(candidate: Candidate, select: Select, sensor: Sensor) -> Record:
         crs=found.crs,
         scale=tuple(calibration.scale for calibration in calibrations),
         offset=tuple(calibration.offset for calibration in calibrations),
-        nodata=tuple(_declared(calibration, found.dtype) for calibration in calibrations),
+        nodata=tuple(_declared(calibration, found) for calibration in calibrations),
         layout=_layout(found, reader.shape),
         read=reader.read,
         read_valid=reader.read_valid if reader.may_miss else None,
@@ -290,9 +290,13 @@ def _layout(found: Described, shape: tuple[int, int]) -> Layout:
     return "whole" if found.crs is None or max(shape) <= WHOLE_SIDE else "window"
 
 
-def _declared(calibration: Calibration, dtype: str) -> float | None:
-    """Missing values of floating point are stored as 0, which is also a value: only the valid field tells them apart."""
-    return None if dtype.startswith("float") or not calibration.nodata else calibration.nodata[0]
+def _declared(calibration: Calibration, found: Described) -> float | None:
+    """The channel's nodata value where that value alone tells a missing pixel; elsewhere only the valid field does.
+
+    Missing values of floating point are stored as 0, which is also a value; a shared 0 is one wherever another band has data.
+    """
+    shared = calibration.shared_nodata and len(found.layers) > 1
+    return None if shared or found.dtype.startswith("float") or not calibration.nodata else calibration.nodata[0]
 
 
 def _fields(found: Described) -> dict[str, Value]:

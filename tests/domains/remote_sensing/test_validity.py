@@ -19,7 +19,7 @@ def test_dn_zero_of_all_bands_makes_a_pixel_invalid_and_of_one_does_not(lab):
     record = lab.only(sentinel2, lab.write("a.tif", pixels, per_band=TWO))
     np.testing.assert_array_equal(lab.invalid(record), [[0, 1], [0, 0]])
     assert lab.invalid(record).dtype == np.uint8
-    assert record.nodata == (0.0, 0.0)
+    assert record.nodata == (None, None)  # a zero alone tells nothing; the valid field does
     np.testing.assert_array_equal(lab.everything(record), pixels)
 
 
