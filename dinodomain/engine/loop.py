@@ -93,9 +93,10 @@ def make_row(result: StepResult, step: int, measured: Mapping[str, float]) -> di
 
 
 def host_values(result: StepResult) -> dict[str, float]:
-    """Brings all metrics to the host in one copy."""
+    """Means over ranks of all metrics, brought to the host in one copy."""
     stacked = torch.stack([value.float().reshape(()) for value in result.metrics.values()])
-    return dict(zip(result.metrics, stacked.tolist()))
+    mean = parallel.all_reduce_sum(stacked) / parallel.world()
+    return dict(zip(result.metrics, mean.tolist()))
 
 
 def _stop_if_bad(training: Training) -> None:

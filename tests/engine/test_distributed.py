@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from dinodomain.engine import open_run, pretrain
+from dinodomain.lineage import to_json
+
+CHILD = """
+import json, sys
+from dinodomain.config import build
+from dinodomain.engine import PretrainPlan, pretrain
+from dinodomain.testing import SyntheticImages
+pretrain(build(PretrainPlan, json.loads(sys.argv[1])), domain=SyntheticImages(size=(32, 32)))
+"""
+
+
+def run_on_two(plan):
+    """What ``torchrun --nproc-per-node 2`` lays out, without its launcher."""
+    port = free_port()
+    children = []
+    for rank in range(2):
+        environment = {
+            **os.environ,
+            "WORLD_SIZE": "2",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        command = [sys.executable, "-c", CHILD, json.dumps(to_json(plan))]
+        children.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    outputs = [child.communicate(timeout=120)[0].decode() for child in children]
+    assert [child.returncode for child in children] == [0, 0], outputs
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.mark.usefixtures("socket_enabled")
+def test_two_processes_train_like_one(make_plan, images, tmp_path):
+    """Without KoLeo, which compares samples within a process, and dropped paths, which are drawn per process."""
+    changes = {"model": {"drop_path": 0.0}, "objective": {"koleo_weight": 0.0}, "checkpoint": {"every": 2}}
+    one = pretrain(make_plan(**changes, out=str(tmp_path / "one"), engine={"steps": 4}), domain=images)
+    plan = make_plan(**changes, out=str(tmp_path / "two"), engine={"steps": 4})
+    run_on_two(plan)
+    two = open_run(plan.out)
+    assert two.finished
+    first, second = (load_file(run.path / "checkpoints" / "step-000004" / "student.safetensors") for run in (one, two))
+    for name, value in first.items():
+        assert value.allclose(second[name], atol=2e-4), (name, (value - second[name]).abs().max())
+    assert [row["loss"] for row in two.metrics()] == pytest.approx([row["loss"] for row in one.metrics()], rel=1e-3)
