@@ -32,18 +32,28 @@ class Loader:
         rank: This process, 0 <= rank < world.
         world: Number of processes.
         device: Where batches go.
+        rows: Rows of the index to draw from, for example those with a label; None for all.
 
     Raises:
         UserError: The batch does not divide among the ranks, a weight names no bucket, or no tile is eligible.
     """
 
     def __init__(
-        self, store: Store, plan: LoaderPlan, *, seed: int, rank: int = 0, world: int = 1, device: str | torch.device = "cpu"
+        self,
+        store: Store,
+        plan: LoaderPlan,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        device: str | torch.device = "cpu",
+        rows: Iterable[int] | None = None,
     ) -> None:
         assert 0 <= rank < world, f"rank {rank} of {world}"
         if plan.batch % world:
             raise UserError("loader.batch", f"{plan.batch} tiles do not divide among {world} ranks", allowed=f"multiples of {world}")
-        self.tiles: Tiles = find_tiles(store, plan)
+        tiles = find_tiles(store, plan)
+        self.tiles: Tiles = tiles if rows is None else tiles.of_rows(rows)
         self._plan, self._seed, self._rank, self._world = plan, seed, rank, world
         weights = _weights(plan, self.tiles.buckets)
         self.order = Order(seed, [len(members) for members in self.tiles.members], weights, plan.batch)

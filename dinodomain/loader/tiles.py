@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -71,6 +71,18 @@ class Tiles:
     def members(self) -> tuple[np.ndarray, ...]:
         """Indexes of the tiles of each bucket, in order."""
         return tuple(np.flatnonzero(self.bucket == i) for i in range(len(self.buckets)))
+
+    def of_rows(self, rows: Iterable[int]) -> Tiles:
+        """The tiles of some rows of the index only; buckets stay, even where empty.
+
+        Raises:
+            UserError: None is left.
+        """
+        kept = np.isin(self.rows, np.fromiter(rows, dtype=np.int64))
+        if not kept.any():
+            raise UserError("rows", "none of the chosen sources has an eligible tile", remedy="lower loader.min_valid, or choose others")
+        columns = ("rows", "starts", "bucket", "tile_ids", "units", "valid_fraction")
+        return replace(self, **{name: getattr(self, name)[kept] for name in columns})
 
     @cached_property
     def digest(self) -> str:

@@ -7,6 +7,7 @@ checksum, and a flipped byte could decode to wrong pixels. Anything this file ca
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,26 +75,40 @@ class FastLayout:
 
 
 def decode(data: memoryview, out: np.ndarray, layout: FastLayout, *, verify: bool) -> None:
-    """Decodes one inner chunk into ``out``, a C-contiguous array of exactly one chunk.
+    """Decodes one compressed inner chunk into ``out``, a C-contiguous array of exactly one chunk.
 
     Raises:
         Corrupt: Checksum, length or frame is wrong.
     """
-    if layout.checked:
-        body = data[: -_CRC.size]
-        if verify and crc32c(body) != _CRC.unpack(data[-_CRC.size :])[0]:
-            raise Corrupt("its checksum differs")
-        data = body
-    if not layout.compressed:
-        if data.nbytes != out.nbytes:
-            raise Corrupt(f"{data.nbytes} bytes where {out.nbytes} were expected")
-        out[...] = np.frombuffer(data, dtype=layout.dtype).reshape(out.shape)
-        return
-    _check_frame(data, out.nbytes)
+    body = _body(data, layout, verify=verify)
+    _check_frame(body, out.nbytes)
     try:
-        blosc.decompress(data, out)
+        blosc.decompress(body, out)
     except RuntimeError as error:
         raise Corrupt(str(error)) from error
+
+
+def view(data: memoryview, layout: FastLayout, *, verify: bool) -> np.ndarray:
+    """An inner chunk that is not compressed, as an array over the stored bytes: no copy, read-only.
+
+    Raises:
+        Corrupt: Checksum or length is wrong.
+    """
+    body = _body(data, layout, verify=verify)
+    expected = math.prod(layout.grid.chunk) * layout.dtype.itemsize
+    if body.nbytes != expected:
+        raise Corrupt(f"{body.nbytes} bytes where {expected} were expected")
+    return np.frombuffer(body, dtype=layout.dtype).reshape(layout.grid.chunk)
+
+
+def _body(data: memoryview, layout: FastLayout, *, verify: bool) -> memoryview:
+    """What lies before the checksum."""
+    if not layout.checked:
+        return data
+    body = data[: -_CRC.size]
+    if verify and (data.nbytes < _CRC.size or crc32c(body) != _CRC.unpack(data[-_CRC.size :])[0]):
+        raise Corrupt("its checksum differs")
+    return body
 
 
 def _check_frame(data: memoryview, expected: int) -> None:
@@ -102,7 +117,7 @@ def _check_frame(data: memoryview, expected: int) -> None:
         raise Corrupt("it is shorter than a blosc header")
     decoded, encoded = struct.unpack_from("<I4xI", data, 4)
     if decoded != expected or encoded != data.nbytes:
-        raise Corrupt(f"blosc header says {decoded} pixels bytes from {encoded}, expected {expected} from {data.nbytes}")
+        raise Corrupt(f"blosc header says {decoded} bytes from {encoded}, expected {expected} from {data.nbytes}")
 
 
 def encode_index(index: np.ndarray) -> bytes:
@@ -124,7 +139,7 @@ def decode_index(data: bytes, cells: Sequence[int]) -> np.ndarray:
 
 def index_bytes(cells: Sequence[int]) -> int:
     """Length of an encoded index."""
-    return int(np.prod(cells)) * 16 + _CRC.size
+    return math.prod(cells) * 16 + _CRC.size
 
 
 def array_metadata(

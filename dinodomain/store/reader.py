@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from dinodomain.errors import UserError
-from dinodomain.store.codec import MISSING, Corrupt, FastLayout, decode, decode_index, index_bytes, parse_layout
+from dinodomain.store.codec import MISSING, Corrupt, FastLayout, decode, decode_index, index_bytes, parse_layout, view
 
 Box = tuple[slice, ...]
 _V = TypeVar("_V")
@@ -101,17 +101,27 @@ class Shard:
         if not np.all(inside | ~present):
             raise _damaged(self.path, "its index points outside the file")
 
-    def read(self, cell: tuple[int, ...], out: np.ndarray) -> bool:
-        """Decodes the inner chunk at ``cell`` of this shard into ``out``; False, with ``out`` untouched, where it is missing."""
+    def read(self, cell: tuple[int, ...], out: np.ndarray, part: Box) -> bool:
+        """Copies ``part`` of the inner chunk at ``cell`` of this shard into ``out``; False, with ``out`` untouched, where it is missing."""
         offset, length = (int(value) for value in self._index[cell])
         if offset == MISSING and length == MISSING:
             return False
         try:
-            decode(self._data[offset : offset + length], out, self._layout, verify=not self._verified[cell])
+            self._copy(self._data[offset : offset + length], out, part, verify=not self._verified[cell])
         except Corrupt as error:
             raise _damaged(self.path, f"chunk {cell} cannot be read: {error}") from error
         self._verified[cell] = True
         return True
+
+    def _copy(self, data: memoryview, out: np.ndarray, part: Box, *, verify: bool) -> None:
+        if not self._layout.compressed:
+            out[...] = view(data, self._layout, verify=verify)[part]
+        elif out.shape == self._layout.grid.chunk and out.flags.c_contiguous:
+            decode(data, out, self._layout, verify=verify)
+        else:
+            scratch = _scratch(self._layout)
+            decode(data, scratch, self._layout, verify=verify)
+            out[...] = scratch[part]
 
 
 def _damaged(path: Path, problem: str) -> UserError:
@@ -162,21 +172,11 @@ class DirectArray:
     def _read_chunk(self, cell: tuple[int, ...], start: Sequence[int], stop: Sequence[int], out: np.ndarray) -> None:
         spans = [(i * n, (i + 1) * n) for i, n in zip(cell, self._layout.grid.chunk)]
         target = out[tuple(slice(max(low, a) - a, min(high, b) - a) for (low, high), a, b in zip(spans, start, stop))]
-        whole = target.shape == self._layout.grid.chunk
-        if whole and target.flags.c_contiguous:
-            if not self._decode(cell, target):
-                target[...] = self._layout.fill
-            return
-        scratch = _scratch(self._layout)
-        if not self._decode(cell, scratch):
-            target[...] = self._layout.fill
-            return
-        target[...] = scratch[tuple(slice(max(low, a) - low, min(high, b) - low) for (low, high), a, b in zip(spans, start, stop))]
-
-    def _decode(self, cell: tuple[int, ...], out: np.ndarray) -> bool:
+        part = tuple(slice(max(low, a) - low, min(high, b) - low) for (low, high), a, b in zip(spans, start, stop))
         key = tuple(i // n for i, n in zip(cell, self._per_shard))
         shard = self._shards.get((self._path, key), lambda: self._open(key))
-        return shard is not None and shard.read(tuple(i % n for i, n in zip(cell, self._per_shard)), out)
+        if shard is None or not shard.read(tuple(i % n for i, n in zip(cell, self._per_shard)), target, part):
+            target[...] = self._layout.fill
 
     def _open(self, key: tuple[int, ...]) -> Shard | None:
         path = self._path.joinpath("c", *(str(i) for i in key))

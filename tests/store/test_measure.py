@@ -10,8 +10,7 @@ import pytest
 
 from dinodomain.errors import UserError
 from dinodomain.lineage import ContentHash, content_hash
-from dinodomain.store import array_record
-from dinodomain.store import measure
+from dinodomain.store import array_record, measure
 from dinodomain.store.measure import PixelSample, ValidShare, read_slab, slabs
 from dinodomain.types import CLOUD, NODATA
 
