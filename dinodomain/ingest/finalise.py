@@ -127,8 +127,12 @@ class Finaliser:
 
     def _image(self, member: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
         stored, columns = member["stored"], member["columns"]
-        pixels, bits = self.partial.load_image(stored)
-        if content_hash(pixels, tuple(columns["channels"])) != columns["content_hash"]:
+        try:
+            pixels, bits = self.partial.load_image(stored)
+            whole = content_hash(pixels, tuple(columns["channels"])) == columns["content_hash"]
+        except (ValueError, EOFError):
+            whole = False
+        if not whole:
             self.partial.forget(stored)
             raise UserError("store", f"a staged image in {str(self.partial.root)!r} is damaged", remedy="run again: it is staged anew")
         return pixels, bits

@@ -23,7 +23,7 @@ from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.pool import Lost, run_here, run_processes
 from dinodomain.ingest.progress import Progress, reporting
 from dinodomain.ingest.secret import find_secret, make_secret, private_folder, secret_file
-from dinodomain.ingest.sources import Found, Metadata, Names, Skipped, discover, nothing_readable, read_metadata
+from dinodomain.ingest.sources import Found, Metadata, Names, Skipped, discover, nothing_readable, read_metadata, refused, relative_to
 from dinodomain.ingest.stage import Outcome, Stager, Task
 from dinodomain.lineage import Json, digest, to_json, write_bytes
 from dinodomain.store.format import MANIFEST
@@ -94,20 +94,26 @@ def ingest(plan: IngestPlan, *, domain: Domain | None = None, progress: Progress
     """
     domain = find_domain(plan.domain) if domain is None else domain
     store = Path(os.path.abspath(plan.store))
+    _refuse_other_folder(store)
+    found = discover(domain, plan)
+    metadata = read_metadata(plan, found, personal=domain.personal)
     if plan.dry_run:
-        return _dry_run(plan, domain, _existing(store, plan, domain), store)
+        return _dry_run(plan, domain, found, metadata, store)
     partial = Partial(store)
     with disk_errors(store), partial.open_after_commit():
-        old = _existing(store, plan, domain)
-        names = Names(source=plan.source, secret=_secret(plan, store, domain, old), personal=domain.personal)
-        return _Run(plan, domain, names, partial, old).run(progress)
+        old = _existing(store, plan)
+        names = Names(secret=_secret(plan, store, domain, old), personal=domain.personal)
+        return _Run(plan, domain, names, partial, old).run(found, metadata, progress)
 
 
-def _existing(store: Path, plan: IngestPlan, domain: Domain) -> Store | None:
-    """The store that is added to, if there is one; refuses any other folder and other settings."""
+def _refuse_other_folder(store: Path) -> None:
+    if store.exists() and not (store / MANIFEST).exists() and (not store.is_dir() or any(store.iterdir())):
+        raise UserError("store", f"{str(store)!r} exists and is not a store", remedy="choose another folder")
+
+
+def _existing(store: Path, plan: IngestPlan) -> Store | None:
+    """The store that is added to, if there is one; refuses other settings than it was made with."""
     if not (store / MANIFEST).exists():
-        if store.exists() and (not store.is_dir() or any(store.iterdir())):
-            raise UserError("store", f"{str(store)!r} exists and is not a store", remedy="choose another folder")
         return None
     old = open_store(store)
     wanted, known = plan.signature(), old.manifest["settings"]
@@ -123,18 +129,25 @@ def _secret(plan: IngestPlan, store: Path, domain: Domain, old: Store | None) ->
     return make_secret(secret_file(store)) if found is None else found
 
 
-def _dry_run(plan: IngestPlan, domain: Domain, old: Store | None, store: Path) -> Summary:
+def _dry_run(plan: IngestPlan, domain: Domain, found: Found, metadata: Metadata, store: Path) -> Summary:
+    old = _existing(store, plan)
     known = None if old is None else str(old.manifest["secret_fingerprint"])
     secret = find_secret(store, plan.secret, personal=domain.personal, known=known)
-    names = Names(source=plan.source, secret=_DRY_KEY if secret is None else secret, personal=domain.personal)
-    found = discover(domain, plan, names)
-    metadata = read_metadata(plan, found, personal=domain.personal)
-    new, present, changed = _sort_out(found, names, old)
-    return Summary(store=str(store), found=len(found.refs), added=len(new), present=present, skipped=(*found.skipped, *changed),
-                   without_row=metadata.without, joined_by=metadata.kind, dry_run=True)  # fmt: skip
+    names = Names(secret=_DRY_KEY if secret is None else secret, personal=domain.personal)
+    new, present, changed = _sort_out(plan, found, names, old)
+    return Summary(
+        store=str(store),
+        found=len(found.refs),
+        added=len(new),
+        present=present,
+        skipped=(*found.skipped, *changed),
+        without_row=metadata.without,
+        joined_by=metadata.kind,
+        dry_run=True,
+    )
 
 
-def _sort_out(found: Found, names: Names, old: Store | None) -> tuple[list[Task], int, list[Skipped]]:
+def _sort_out(plan: IngestPlan, found: Found, names: Names, old: Store | None) -> tuple[list[Task], int, list[Skipped]]:
     """New sources, the number of those already there, and those that changed since."""
     known = {} if old is None else dict(zip(old.index["source_id"].to_pylist(), old.index["source_digest"].to_pylist()))
     new, present, changed = [], 0, []
@@ -146,7 +159,7 @@ def _sort_out(found: Found, names: Names, old: Store | None) -> tuple[list[Task]
             present += 1
         else:
             bad = BadSource(ref.uris[0], "has changed since it was ingested; a store never rewrites a source", "ingest into a new store")
-            changed.append(names.skipped(bad, ref.keys))
+            changed.append(refused(plan.source, bad, ref.keys))
     return new, present, changed
 
 
@@ -162,21 +175,27 @@ class _Run:
             domain=domain, partial=partial, storage=plan.storage, max_side=plan.max_side, cells=cells, signature=signature
         )
 
-    def run(self, progress: Progress | None) -> Summary:
-        found = discover(self._domain, self._plan, self._names)
-        metadata = read_metadata(self._plan, found, personal=self._domain.personal)
-        new, present, changed = _sort_out(found, self._names, self._old)
-        staged, refused = self._stage(new, progress)
-        skipped = tuple(sorted((*found.skipped, *changed, *refused), key=lambda item: item.uri))
+    def run(self, found: Found, metadata: Metadata, progress: Progress | None) -> Summary:
+        new, present, changed = _sort_out(self._plan, found, self._names, self._old)
+        staged, bad = self._stage(new, progress)
+        skipped = tuple(sorted((*found.skipped, *changed, *bad), key=lambda item: item.uri))
         if not staged and not present:
+            self._partial.remove()
             raise nothing_readable(self._plan, skipped)
-        rows = self._skipped_rows(skipped, staged)
         self._write_private(skipped)
-        counts = self._finish(staged, rows, metadata)
-        manifest = open_store(self._partial.store).manifest
-        return Summary(store=str(self._partial.store), found=len(found.refs), added=len(staged), present=present, skipped=skipped,
-                       without_row=metadata.without, joined_by=metadata.kind, counts=counts,
-                       holdout=f"{len(manifest['holdout']['units'])} units ({manifest['holdout']['reason']})")  # fmt: skip
+        counts = self._finish(staged, self._skipped_rows(skipped, staged), metadata)
+        holdout = open_store(self._partial.store).manifest["holdout"]
+        return Summary(
+            store=str(self._partial.store),
+            found=len(found.refs),
+            added=len(staged),
+            present=present,
+            skipped=skipped,
+            without_row=metadata.without,
+            joined_by=metadata.kind,
+            counts=counts,
+            holdout=f"{len(holdout['units'])} units ({holdout['reason']})",
+        )
 
     def _stage(self, tasks: Sequence[Task], progress: Progress | None) -> tuple[list[Task], list[Skipped]]:
         staged: list[Task] = []
@@ -185,7 +204,7 @@ class _Run:
             (staged if self._stager.is_done(task) else waiting).append(task)
         if staged:
             _log.info("ingest: %d of %d sources were staged by an earlier run", len(staged), len(tasks))
-        refused: list[Skipped] = []
+        bad: list[Skipped] = []
         with reporting(len(tasks), progress) as report:
             report(len(staged), len(tasks))
             for result in self._results(waiting):
@@ -195,9 +214,9 @@ class _Run:
                 elif self._plan.strict:
                     raise outcome.bad
                 else:
-                    refused.append(self._names.skipped(outcome.bad, outcome.task.ref.keys))
-                report(len(staged) + len(refused), len(tasks))
-        return staged, refused
+                    bad.append(refused(self._plan.source, outcome.bad, outcome.task.ref.keys))
+                report(len(staged) + len(bad), len(tasks))
+        return staged, bad
 
     def _results(self, tasks: Sequence[Task]) -> Iterable[Outcome | Lost[Task]]:
         cores = len(os.sched_getaffinity(0)) if self._plan.workers is None else self._plan.workers
@@ -208,7 +227,7 @@ class _Run:
         """The manifest's list: what was skipped now or before, but for what is in the store by now."""
         rows = {row["uri"]: row for row in ([] if self._old is None else self._old.manifest["skipped"])}
         rows |= {row["uri"]: row for row in map(self._names.row, skipped)}
-        now_in = {self._names.stored(self._names.relative(uri)) for task in staged for uri in task.ref.uris}
+        now_in = {self._names.stored(relative_to(self._plan.source, uri)) for task in staged for uri in task.ref.uris}
         return [rows[uri] for uri in sorted(rows) if uri not in now_in]
 
     def _write_private(self, skipped: Sequence[Skipped]) -> None:

@@ -138,7 +138,7 @@ class Partial:
         temporary.rename(self.staged(stored))
 
     def load_image(self, stored: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """The inverse of ``keep_image``."""
+        """The inverse of ``keep_image``; ValueError or EOFError where the file lost its end."""
         with open(self.staged(stored), "rb") as handle:
             pixels, bits = np.load(handle, allow_pickle=False), np.load(handle, allow_pickle=False)
         return pixels, (bits if bits.size else None)

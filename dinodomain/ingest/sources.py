@@ -44,12 +44,10 @@ class Names:
     """How clear names become stored ones.
 
     Attributes:
-        source: The source folder, as given.
         secret: The store's secret.
         personal: Whether names must be hashed.
     """
 
-    source: str
     secret: bytes = field(repr=False)
     personal: bool
 
@@ -61,23 +59,24 @@ class Names:
         """A source with its stored names."""
         return Task(ref=ref, source_id=self.stored(ref.source_id), digest=self.stored(ref.digest))
 
-    def skipped(self, bad: BadSource, keys: Mapping[str, str] | None = None) -> Skipped:
-        """A refusal with its path below the source folder."""
-        relative = self.relative(bad.uri)
-        reason = str(bad.reason).replace(f"{self.source.rstrip('/')}/", "")
-        return Skipped(uri=relative, reason=reason, remedy=bad.remedy or "", keys=keys or path_keys(relative))
-
-    def relative(self, uri: str) -> str:
-        """Path below the source folder; the last part where it lies elsewhere, so that no path of this machine is kept."""
-        root = Path(self.source).absolute()
-        path = Path(uri).absolute()
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else PurePosixPath(uri).name or uri
-
     def row(self, skipped: Skipped) -> dict[str, str]:
         """A line of the manifest: nothing clear in a personal domain."""
         keys = {f"key_{kind}": self.stored(value) for kind, value in skipped.keys.items() if value}
         hide = (lambda text: scrubbed(text, skipped)) if self.personal else str
         return {"uri": self.stored(skipped.uri), "reason": hide(skipped.reason), "remedy": hide(skipped.remedy), **keys}
+
+
+def relative_to(source: str, uri: str) -> str:
+    """Path below the source folder; the last part where it lies elsewhere, so that no path of this machine is kept."""
+    root, path = Path(source).absolute(), Path(uri).absolute()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else PurePosixPath(uri).name or uri
+
+
+def refused(source: str, bad: BadSource, keys: Mapping[str, str] | None = None) -> Skipped:
+    """A refusal, with its path below the source folder."""
+    relative = relative_to(source, bad.uri)
+    reason = str(bad.reason).replace(f"{source.rstrip('/')}/", "")
+    return Skipped(uri=relative, reason=reason, remedy=bad.remedy or "", keys=keys or path_keys(relative))
 
 
 def path_keys(relative: str) -> dict[str, str]:
@@ -114,7 +113,7 @@ class Found:
     skipped: tuple[Skipped, ...]
 
 
-def discover(domain: Domain, plan: IngestPlan, names: Names) -> Found:
+def discover(domain: Domain, plan: IngestPlan) -> Found:
     """Lists the sources.
 
     Raises:
@@ -131,7 +130,7 @@ def discover(domain: Domain, plan: IngestPlan, names: Names) -> Found:
         elif plan.strict:
             raise bad
         else:
-            skipped.append(names.skipped(bad))
+            skipped.append(refused(plan.source, bad))
     if not refs and not skipped:
         _nothing_there(plan)
     return Found(refs=tuple(refs[key] for key in sorted(refs)), skipped=tuple(skipped))

@@ -131,7 +131,7 @@ class Stager:
 
     def _whole(self, task: Task, record: Record, uri: str) -> tuple[Record, Written]:
         small = _checked(lambda: shrunk(record, self.max_side), uri)
-        whole = prepare_whole(small)
+        whole = _checked(lambda: prepare_whole(small), uri)
         _refuse_empty(whole.written, uri)
         self.partial.keep_image(task.stored, whole.pixels, whole.bits)
         return small, whole.written
@@ -172,14 +172,16 @@ def _words(error: Exception) -> str:
 
 
 def _checked(write: Callable[[], Made], uri: str) -> Made:
-    """What the store refuses about one record is that source's problem."""
+    """What the store refuses about one record is that source's problem; what the disk refuses is not."""
     try:
         return write()
-    except (BadSource, MissingExtra):
+    except (BadSource, MissingExtra, OSError):
         raise
     except UserError as error:
         remedy = error.remedy or "this is a fault of the domain's reader"
         raise BadSource(uri, error.problem, f"allowed: {error.allowed}" if error.allowed else remedy) from error
+    except Exception as error:
+        raise BadSource(uri, f"cannot be stored: {_words(error)}", DAMAGED) from error
 
 
 def shrunk(record: Record, max_side: int) -> Record:

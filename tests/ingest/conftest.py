@@ -1,0 +1,50 @@
+"""Fixtures of the ingest tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinodomain.ingest import IngestPlan, ingest
+from dinodomain.testing import SyntheticImages
+
+
+@pytest.fixture
+def snapshot():
+    """Every file below a folder with its bytes, so that two stores can be compared."""
+
+    def take(root: Path) -> dict[str, bytes]:
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+    return take
+
+
+@pytest.fixture
+def run():
+    """Ingests in this process, quietly."""
+
+    def call(source, store, domain=None, **plan):
+        domain = SyntheticImages() if domain is None else domain
+        settings = {"workers": 0, **plan}
+        plan = IngestPlan(domain=domain.name, source=str(source), store=str(store), **settings)
+        return ingest(plan, domain=domain, progress=lambda done, total: None)
+
+    return call
+
+
+@pytest.fixture
+def write_images():
+    """Writes small images, each a constant of its own."""
+
+    def write(folder: Path, names, shape=(3, 20, 24)) -> Path:
+        for number, name in enumerate(names):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.full(shape, 10 + number, np.uint8)
+            pixels[..., 0, 0] = 200 - number
+            np.save(path, pixels)
+        return folder
+
+    return write
