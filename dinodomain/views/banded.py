@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dinodomain.views.resample import BLUR_REACH, Filter, Taps, num_taps, taps
+from dinodomain.views.resample import BLUR_REACH, Filter, Taps, gaussian, num_taps, taps
 
 _BLOCK = 32
 
@@ -85,8 +85,7 @@ def _blocks(own: Taps, sigma: Tensor | None) -> tuple[Tensor, Tensor]:
 def _gauss(index: Tensor, sigma: Tensor, size: int, reach: int) -> Tensor:
     """[n, blocks, rows, rows + 2 reach] normalised blur of each block's rows from their neighbours."""
     offset = (torch.arange(_BLOCK + 2 * reach)[None] - reach - torch.arange(_BLOCK)[:, None]).square().float()
-    shape = torch.exp(offset * (-0.5 / sigma.square())[:, None, None])
-    shape = shape.masked_fill_(shape < 1e-10, 0.0)[:, None] * ((index >= 0) & (index < size))[None, :, None]
+    shape = gaussian(offset, sigma)[:, None] * ((index >= 0) & (index < size))[None, :, None]
     return shape.div_(shape.sum(dim=-1, keepdim=True).clamp_min_(1e-10))
 
 
@@ -99,51 +98,36 @@ def _clip(blocks: Tensor, lows: list[int], size: int, length: int) -> Band:
     return band
 
 
-def contract_window(x: Tensor, own: Sequence[Band], size: int) -> Tensor:
+def contract_window(crop: Tensor, own: Sequence[Band], out: Tensor) -> None:
     """Applies one band per axis to one crop.
 
     Args:
-        x: [C, *L] as stored, any strides.
+        crop: [C, *L] float32; the last axis has unit stride.
         own: One per axis, in array order.
-        size: S.
-
-    Returns:
-        [C, *S] float32, a view with channels beside the last axis.
+        out: [C, *S] float32, contiguous; written.
     """
-    inner = _beside_last(x)  # so that all products but one in 3-D are plain ones
-    out = _last_axis(inner, own[-1], size)
-    for axis, band in enumerate(own[:-1]):
-        out = _leading_axis(out, band, size) if axis == 0 else _middle_axis(out, band, size)
-    return out.movedim(-2, 0)
+    channels, size = crop.shape[0], out.shape[-1]
+    if crop.ndim == 3:
+        rows = crop.new_empty((channels, size, crop.shape[2]))
+        _left(own[0], crop, rows)
+        _right(own[1], rows.flatten(0, 1), out.view(channels * size, size))
+        return
+    depth, height = crop.shape[1:3]
+    columns = crop.new_empty((channels * depth * height, size))
+    _right(own[2], crop.reshape(-1, crop.shape[3]), columns)
+    slices = crop.new_empty((channels, size, height * size))
+    _left(own[0], columns.view(channels, depth, height * size), slices)
+    _left(own[1], slices.view(channels * size, height, size), out.view(channels * size, size, size))
 
 
-def _beside_last(x: Tensor) -> Tensor:
-    """[C, *L] to [..., C, L] float32 in one pass."""
-    x = x.movedim(0, -2)
-    return torch.empty(x.shape).copy_(x)
-
-
-def _last_axis(x: Tensor, band: Band, size: int) -> Tensor:
-    flat = x.reshape(-1, x.shape[-1])
-    out = x.new_empty((flat.shape[0], size))
+def _right(band: Band, x: Tensor, out: Tensor) -> None:
+    """[m, L] to [m, S]."""
     for block in band:
-        torch.mm(flat[:, block.low : block.high], block.matrix.t(), out=out[:, block.first : block.last])
-    return out.reshape(*x.shape[:-1], size)
+        torch.mm(x[:, block.low : block.high], block.matrix.t(), out=out[:, block.first : block.last])
 
 
-def _leading_axis(x: Tensor, band: Band, size: int) -> Tensor:
-    flat = x.reshape(x.shape[0], -1)
-    out = x.new_empty((size, flat.shape[1]))
+def _left(band: Band, x: Tensor, out: Tensor) -> None:
+    """[m, L, k] to [m, S, k]."""
     for block in band:
-        torch.mm(block.matrix, flat[block.low : block.high], out=out[block.first : block.last])
-    return out.reshape(size, *x.shape[1:])
-
-
-def _middle_axis(x: Tensor, band: Band, size: int) -> Tensor:
-    """The second of three spatial axes, one product per leading index."""
-    flat = x.reshape(x.shape[0], x.shape[1], -1)
-    out = x.new_empty((x.shape[0], size, flat.shape[2]))
-    for block in band:
-        part = block.matrix.expand(x.shape[0], -1, -1)
-        out[:, block.first : block.last] = torch.bmm(part, flat[:, block.low : block.high])
-    return out.reshape(x.shape[0], size, *x.shape[2:])
+        matrix = block.matrix.expand(x.shape[0], -1, -1)
+        torch.bmm(matrix, x[:, block.low : block.high], out=out[:, block.first : block.last])

@@ -1,8 +1,8 @@
 """Gaussian noise from a counter: no generator, the same numbers on every device.
 
-A table of 2**18 standard normal numbers (the normal's own quantiles, shuffled by the counter hash) is read with an offset,
-an odd stride and a jump per 2**18 pixels that come from the key. Drawing fresh numbers per pixel would cost a CPU more than
-all other intensity operations together, and logarithms differ between devices in the last bit; a table does neither.
+A table of standard normal numbers (the normal's own quantiles, shuffled by the counter hash) is read in runs of 256 that begin
+where a hash of the key and the run's number says. Drawing fresh numbers per pixel would cost a CPU more than all other
+intensity operations together, and logarithms differ between devices in the last bit; a table does neither.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ from torch import Tensor
 from dinodomain.views import counter
 
 _BITS = 18
-_MASK = (1 << _BITS) - 1
+_RUN = 256
 
 
 @lru_cache(maxsize=8)
-def _table(device: torch.device) -> Tensor:
-    index = torch.arange(1 << _BITS)
-    quantiles = torch.special.ndtri((index.double() + 0.5) / (1 << _BITS)).float()
-    return quantiles[torch.argsort(counter.mix(index + 1))].to(device)
-
-
-@lru_cache(maxsize=8)
-def _positions(device: torch.device, count: int) -> tuple[Tensor, Tensor]:
-    index = torch.arange(count, device=device, dtype=torch.int32)
-    return index, index >> _BITS
+def _runs(device: torch.device) -> Tensor:
+    """[2**18, run] overlapping views of the table, one for each place where a run may begin."""
+    length = (1 << _BITS) + _RUN
+    index = torch.arange(length)
+    quantiles = torch.special.ndtri((index.double() + 0.5) / length).float()
+    table = quantiles[torch.argsort(counter.mix(index + 1))].to(device)
+    return table.as_strided((1 << _BITS, _RUN), (1, 1))
 
 
 def noise(key: Tensor, count: int) -> Tensor:
@@ -41,9 +38,7 @@ def noise(key: Tensor, count: int) -> Tensor:
     Returns:
         [n, count] float32.
     """
-    offset, stride, jump = ((key >> shift & _MASK).int()[:, None] for shift in (0, _BITS, 2 * _BITS))
-    index, block = _positions(key.device, count)
-    where = (index * (stride | 1)).add_(offset)  # int32 wraps: only the low bits count
-    if count > 1 << _BITS:
-        where.add_(block * jump)
-    return _table(key.device).index_select(0, where.bitwise_and_(_MASK).flatten()).reshape(where.shape)
+    runs = -(-count // _RUN)
+    begin = counter.absorb(key[:, None], torch.arange(runs, device=key.device)) & ((1 << _BITS) - 1)
+    numbers = _runs(key.device).index_select(0, begin.flatten())
+    return numbers.reshape(len(key), runs * _RUN)[:, :count]

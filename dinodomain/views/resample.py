@@ -18,6 +18,8 @@ Filter = Literal["linear", "cubic"]
 
 _RADIUS = {"linear": 1, "cubic": 2}
 
+_LEAST = math.log(1e-10)
+
 BLUR_REACH = 5.0
 """Sigmas at which a truncated Gaussian ends; 6e-7 of its mass lies beyond."""
 
@@ -57,12 +59,13 @@ def taps(box: Tensor, flip: Tensor, *, size: int, kind: Filter, count: int) -> T
     out = torch.where(flip[:, None], size - 1 - out, out)
     centre = box[:, :1] + (out + 0.5) * scale - 0.5
     first = torch.ceil(centre - _RADIUS[kind] * stretch)
-    pixel = first[..., None] + torch.arange(count, device=box.device, dtype=torch.float64)
-    distance = ((pixel - centre[..., None]) / stretch[..., None]).abs_()
+    step = torch.arange(count, device=box.device, dtype=torch.float32)
+    # Distances from the first weight, not from pixel 0: float32 is then exact to 1e-6 pixel however long the axis.
+    distance = (step - (centre - first).float()[..., None]).div_(stretch.float()[..., None]).abs_()
     weights = _triangle(distance) if kind == "linear" else _keys(distance)
-    inside = (pixel >= torch.floor(box[:, :1, None])) & (pixel < torch.ceil(box[:, 1:, None]))
-    weights = weights.mul_(inside)
-    return Taps(first=first.long(), weights=weights.div_(weights.sum(dim=-1, keepdim=True)).float())
+    low, high = torch.floor(box[:, :1]) - first, torch.ceil(box[:, 1:]) - first
+    weights.mul_((step >= low.float()[..., None]) & (step < high.float()[..., None]))
+    return Taps(first=first.long(), weights=weights.div_(weights.sum(dim=-1, keepdim=True)))
 
 
 def axis_matrices(box: Tensor, flip: Tensor, *, size: int, length: int, kind: Filter) -> Tensor:
@@ -97,10 +100,20 @@ def gaussian_matrices(sigma: Tensor, size: int) -> Tensor:
         [n, S, S] float32, rows sum to one.
     """
     index = torch.arange(size, device=sigma.device, dtype=torch.float32)
-    square = (index[:, None] - index[None]).square_()
-    weights = torch.exp(square * (-0.5 / sigma.float().clamp_min(1e-3).square())[:, None, None])
-    weights.masked_fill_(weights < 1e-10, 0.0)  # denormal numbers make a CPU's products ten times slower
+    weights = gaussian((index[:, None] - index[None]).square_(), sigma)
     return weights.div_(weights.sum(dim=-1, keepdim=True))
+
+
+def gaussian(square: Tensor, sigma: Tensor) -> Tensor:
+    """[n, ...] exp(-square / (2 sigma^2)), 0 below 1e-10: denormal numbers make a CPU's products ten times slower, exp eighty.
+
+    Args:
+        square: [...] squared distances.
+        sigma: [n]; 0 gives 1 at distance 0 and 0 elsewhere.
+    """
+    rate = (-0.5 / sigma.float().clamp_min(1e-3).square()).reshape(-1, *(1,) * square.ndim)
+    weights = (square * rate).clamp_min_(_LEAST - 1).exp_()
+    return weights.masked_fill_(weights < math.exp(_LEAST), 0.0)
 
 
 def contract(x: Tensor, matrices: list[Tensor]) -> Tensor:

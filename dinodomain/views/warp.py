@@ -122,8 +122,8 @@ class _PerCrop:
         ]
         self._transpose = group.transpose.tolist()
 
-    def _crop(self, crop: Tensor, row: int) -> Tensor:
-        """One crop [C, *l] as stored or float32 to [C, *S], before the transpose."""
+    def _crop(self, crop: Tensor, row: int, out: Tensor) -> None:
+        """One crop [C, *l], as stored or float32, into [C, *S] float32, before the transpose."""
         raise NotImplementedError
 
     def __call__(self, tiles: Tiles, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
@@ -144,8 +144,9 @@ class _PerCrop:
         return stored, weight
 
     def _put(self, out: Tensor, crop: Tensor, row: int) -> None:
-        image = self._crop(crop, row)
-        out.copy_(image.transpose(-1, -2) if self._transpose[row] else image)
+        self._crop(crop, row, out)
+        if self._transpose[row]:
+            out.copy_(out.transpose(-1, -2).contiguous())
 
 
 class Banded(_PerCrop):
@@ -159,8 +160,8 @@ class Banded(_PerCrop):
         ]
         self._bands: list[tuple[Band, ...]] = list(zip(*per_axis))
 
-    def _crop(self, crop: Tensor, row: int) -> Tensor:
-        return contract_window(crop, self._bands[row], self._group.size)
+    def _crop(self, crop: Tensor, row: int, out: Tensor) -> None:
+        contract_window(crop.float(), self._bands[row], out)
 
 
 class Resize(_PerCrop):
@@ -175,10 +176,12 @@ class Resize(_PerCrop):
         self._flips = [[axis - 2 for axis in (0, 1) if flips[axis]] for flips in group.flips.tolist()]
         self._sigma = group.sigma.tolist()
 
-    def _crop(self, crop: Tensor, row: int) -> Tensor:
+    def _crop(self, crop: Tensor, row: int, out: Tensor) -> None:
         crop = crop if crop.dtype in (torch.uint8, torch.float32) else crop.float()
         mode = "bicubic" if self._kind == "cubic" else "bilinear"
         size = (self._group.size, self._group.size)
         image = F.interpolate(crop[None], size, mode=mode, antialias=True, align_corners=False)[0]
         image = image.flip(self._flips[row]) if self._flips[row] else image
-        return blur_image(image.float(), self._sigma[row]) if self._sigma[row] > 0 else image
+        out.copy_(image)
+        if self._sigma[row] > 0:
+            out.copy_(blur_image(out, self._sigma[row]))
