@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jsonschema
 from pydantic import BaseModel, ConfigDict, Field
 
-from dinodomain.audit.protocol.verdict import Thresholds, Verdict
+from dinodomain.audit.protocol.verdict import Verdict
 from dinodomain.errors import UserError
 from dinodomain.lineage import to_json, write_json
 from dinodomain.probes.scores import Interval
@@ -93,14 +93,14 @@ class Finding(_Frozen):
     answer: str = Field(description="One sentence.")
     verdict: Verdict
     reason_code: str = ""
-    reason: str = Field("", description="Why it could not be assessed, or why the verdict is milder than the numbers.")
-    remedy: str = Field("", description="What would make it assessable.")
+    reason: str = Field(default="", description="Why it could not be assessed, or why the verdict is milder than the numbers.")
+    remedy: str = Field(default="", description="What would make it assessable.")
     estimate: Estimate | None = None
     null: Null | None = None
     baselines: tuple[Baseline, ...] = ()
-    mdl: float | None = Field(None, description="Minimum detectable leak, on the scale of the estimate.")
+    mdl: float | None = Field(default=None, description="Minimum detectable leak, on the scale of the estimate.")
     n_units: int = 0
-    n_minor: int | None = Field(None, description="Units in the smallest class.")
+    n_minor: int | None = Field(default=None, description="Units in the smallest class.")
     n_images: int = 0
     self_test: SelfTest
     counts: dict[str, int | str] = Field(default_factory=dict)
@@ -112,11 +112,11 @@ class Finding(_Frozen):
 class Report(_Frozen):
     """The whole audit."""
 
-    schema_: str = Field(SCHEMA, alias="schema")
+    schema_: str = Field(default=SCHEMA, alias="schema")
     audit_id: str = Field(description="Digest of subject, data, policy and plan.")
     created: str = Field(description="UTC, ISO 8601.")
     tool: dict[str, str]
-    notice: str = Field("", description="Printed in every section, e.g. that the data are made up.")
+    notice: str = Field(default="", description="Printed in every section, e.g. that the data are made up.")
     subject: dict[str, Any] = Field(description="What was audited: digests of weights, store, features.")
     data: dict[str, Any] = Field(description="Rows, units, columns used and left out.")
     policy: dict[str, Any]

@@ -2,92 +2,110 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from dinodomain.audit.protocol.leak import Effort
 from dinodomain.errors import Problems, UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChecksPlan:
-    """What to look for, and how hard.
+class AuditPlan:
+    """Audits a checkpoint on a store, or any encoder's features on their own, or judges a report that exists.
 
     Attributes:
+        checkpoint: Run folder, checkpoint or exported backbone to audit; needs ``store``.
+        store: Store whose images are looked at.
+        features: Features of any encoder: a Parquet file with a list column ``features`` and any metadata columns.
+        labels: CSV with attributes, splits and labels, joined to the store.
+        metadata: The same as ``labels``; with ``features`` the CSV that belongs to them.
+        join: Column of the CSV that names the image.
+        group: Column that names the unit (patient, place); none means the store's own units, or the column ``unit``.
+        target: Column of a task with two classes; its scores are compared between the groups of each attribute.
+        task: The same as ``target``.
         attributes: Columns to read from the features (sex, site, scanner); of the store's index or of the CSV.
-        split: Column that says train, val or test; empty means the store's own split, if it has one.
+        split: Column that says train, val or test; none means ``split``, where there is one.
+        out: Folder for the report.
+        gate: Policy in YAML: thresholds, expectations, and what must be assessed and not flagged; none means the defaults.
+        report: With ``gate``: an ``audit.json`` to judge without auditing anew.
+        notice: Printed in every section of the report, for example that the data are made up.
+        secret: File with the store's secret, where ids in the CSV are clear names; none means the one beside the store.
         permutations: Permutations of whole units for each null.
         bootstraps: Resamples of units for each interval.
         folds: Folds by unit.
         max_rows: Most rows the probes use; every unit stays, rows are thinned within units.
+        copies: Images of which altered copies are embedded, to measure what the duplicate check would find; 0 for none.
+        batch: Images embedded at a time.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        seed: Decides folds, permutations and draws.
     """
 
+    checkpoint: str | None = None
+    store: str | None = None
+    features: str | None = None
+    labels: str | None = None
+    metadata: str | None = None
+    join: str = "id"
+    group: str | None = None
+    target: str | None = None
+    task: str | None = None
     attributes: tuple[str, ...] = ()
-    split: str = ""
+    split: str | None = None
+    out: str | None = None
+    gate: str | None = None
+    report: str | None = None
+    notice: str = ""
+    secret: str | None = None
     permutations: int = 1000
     bootstraps: int = 2000
     folds: int = 5
     max_rows: int = 20_000
-
-    def __post_init__(self) -> None:
-        """Raises one error for all values that cannot work."""
-        least = {"permutations": 99, "bootstraps": 100, "folds": 2, "max_rows": 100}
-        found = [
-            UserError(f"audit.{name}", str(getattr(self, name)), allowed=f"{low} or more") for name, low in least.items() if getattr(self, name) < low
-        ]
-        doubled = {name for name in self.attributes if self.attributes.count(name) > 1}
-        found += [UserError("audit.attributes", f"names {name!r} twice", allowed="each column once") for name in sorted(doubled)]
-        if found:
-            raise Problems(found)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditPlan:
-    """Audits a checkpoint on a store, or any encoder's features on their own.
-
-    Attributes:
-        checkpoint: Run folder or checkpoint to audit; needs ``store``.
-        store: Store whose images are looked at.
-        features: Features of any encoder: a Parquet file with columns ``id``, ``features`` (list of numbers) and any metadata.
-        labels: CSV with attributes, splits and labels, joined to the store.
-        metadata: CSV that belongs to ``features``, joined on its column ``join``.
-        join: Column of the CSV that names the image.
-        group: Column that names the unit (patient, place); empty means the store's own units, or the column ``unit``.
-        out: Folder for the report.
-        gate: Policy in YAML: thresholds, expectations, and what must be assessed and not flagged; empty means the defaults.
-        report: With ``gate``: an ``audit.json`` to judge without auditing anew.
-        notice: Printed in every section of the report, for example that the data are made up.
-        secret: File with the store's secret, where ids in the CSV are clear names; empty means the one beside the store.
-        batch: Images embedded at a time.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        seed: Decides folds, permutations and draws.
-        audit: What to look for, and how hard.
-    """
-
-    checkpoint: str = ""
-    store: str = ""
-    features: str = ""
-    labels: str = ""
-    metadata: str = ""
-    join: str = "id"
-    group: str = ""
-    out: str = ""
-    gate: str = ""
-    report: str = ""
-    notice: str = ""
-    secret: str = ""
+    copies: int = 100
     batch: int = 64
     device: str = "auto"
     seed: int = 0
-    audit: ChecksPlan = field(default_factory=ChecksPlan)
 
     def __post_init__(self) -> None:
-        """Raises where the sources do not say what to audit."""
-        if self.report:
-            if not self.gate:
-                raise UserError("report", "without a policy to judge it by", remedy="add gate=POLICY.yaml")
-            return
+        """Raises one error for all that cannot work."""
+        found = [*self._ranges(), *(self._judging() if self.report else self._auditing())]
+        if found:
+            raise Problems(found)
+
+    @property
+    def csv(self) -> str | None:
+        """The CSV, whichever name it came under."""
+        return self.labels or self.metadata
+
+    @property
+    def task_column(self) -> str | None:
+        """The task, whichever name it came under."""
+        return self.task or self.target
+
+    @property
+    def effort(self) -> Effort:
+        """How hard to look."""
+        return Effort(folds=self.folds, permutations=self.permutations, bootstraps=self.bootstraps, seed=self.seed)
+
+    def _ranges(self) -> list[UserError]:
+        least = {"permutations": 99, "bootstraps": 100, "folds": 2, "max_rows": 100, "copies": 0, "batch": 1}
+        return [
+            UserError(name, str(getattr(self, name)), allowed=f"{low} or more") for name, low in least.items() if getattr(self, name) < low
+        ]
+
+    def _judging(self) -> list[UserError]:
+        return [] if self.gate else [UserError("report", "without a policy to judge it by", remedy="add gate=POLICY.yaml")]
+
+    def _auditing(self) -> list[UserError]:
+        usage = "checkpoint=RUN store=STORE, or features=FILE"
+        found = []
         if bool(self.features) == bool(self.checkpoint):
-            raise UserError("checkpoint", "give either checkpoint and store, or features", allowed="checkpoint=... store=... | features=FILE metadata=CSV")
+            found.append(UserError("checkpoint", "give either a checkpoint or features", allowed=usage))
         if self.checkpoint and not self.store:
-            raise UserError("store", "missing", remedy="name the store to audit the checkpoint on: store=PATH")
+            found.append(UserError("store", "missing", remedy="name the store to audit the checkpoint on"))
         if not self.out:
-            raise UserError("out", "missing", remedy="name the folder for the report: out=DIR")
+            found.append(UserError("out", "missing", remedy="name the folder for the report"))
+        for one, other in (("labels", "metadata"), ("target", "task")):
+            if getattr(self, one) and getattr(self, other) and getattr(self, one) != getattr(self, other):
+                found.append(UserError(other, f"differs from {one}, which means the same", remedy=f"give {one} or {other}"))
+        for name in sorted({name for name in self.attributes if self.attributes.count(name) > 1}):
+            found.append(UserError("attributes", f"names {name!r} twice", allowed="each column once"))
+        return found

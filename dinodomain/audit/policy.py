@@ -1,4 +1,4 @@
-"""The policy of an audit: thresholds, what is expected, what a gate asks for. A YAML file, read strictly, its digest printed in the report."""
+"""The policy of an audit: thresholds, expectations, what a gate asks for. A YAML file, read strictly; its digest is printed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field("default", description="Printed in the report.")
-    set_by: str = Field("the package's defaults", description="Who answers for the thresholds.")
+    name: str = Field(default="default", description="Printed in the report.")
+    set_by: str = Field(default="the package's defaults", description="Who answers for the thresholds.")
     thresholds: Thresholds = Thresholds()
-    required: tuple[str, ...] = Field((), description="Finding ids (attribute/sex) or checks (overlap) that must be assessed and not flagged.")
+    required: tuple[str, ...] = Field(
+        default=(), description="Finding ids (attribute/sex) or checks (overlap) that must be assessed and not flagged."
+    )
     expected: dict[str, str] = Field(default_factory=dict, description="Attribute to the reason why a good encoder must show it.")
-    fail_on: tuple[Verdict, ...] = Field(("FLAG",), description="Verdicts of required findings that fail the gate.")
-    max_age_days: int | None = Field(None, ge=0, description="A report older than this is stale; none means never.")
+    fail_on: tuple[Verdict, ...] = Field(default=("FLAG",), description="Verdicts of required findings that fail the gate.")
+    max_age_days: int | None = Field(default=None, ge=0, description="A report older than this is stale; none means never.")
 
     @property
     def digest(self) -> str:

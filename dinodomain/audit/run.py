@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 import dinodomain
-from dinodomain.audit.checks.attribute import attributes
+from dinodomain.audit.checks.attribute import attributes as read_attributes
 from dinodomain.audit.checks.duplicates import duplicates
 from dinodomain.audit.checks.membership import membership
 from dinodomain.audit.checks.overlap import overlap
+from dinodomain.audit.checks.subgroups import subgroups
 from dinodomain.audit.finding import QUESTIONS, Finding, Report
-from dinodomain.audit.plan import ChecksPlan
 from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MISSING
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort
-from dinodomain.errors import UserError
-from dinodomain.lineage import canonical, digest, to_json
+from dinodomain.errors import Problems, UserError
+from dinodomain.lineage import digest, to_json
 from dinodomain.probes.folds import index_units
 from dinodomain.probes.ridge import unit_blocks
 
@@ -31,11 +31,13 @@ Progress = Callable[[str], None]
 
 def run_checks(
     data: AuditSet,
-    plan: ChecksPlan,
     *,
+    attributes: Sequence[str] = (),
+    task: str | None = None,
+    effort: Effort | None = None,
+    max_rows: int = 20_000,
     policy: Policy | None = None,
     subject: Mapping[str, Any] | None = None,
-    seed: int = 0,
     notice: str = "",
     progress: Progress | None = None,
 ) -> Report:
@@ -43,10 +45,12 @@ def run_checks(
 
     Args:
         data: Features and metadata.
-        plan: What to look for.
+        attributes: Columns to read from the features.
+        task: Column of a task with two classes, whose scores are compared between groups; None for none.
+        effort: Folds, permutations, draws, seed.
+        max_rows: Most rows for probes.
         policy: Thresholds and expectations; None means the defaults.
         subject: Digests of what was audited.
-        seed: Decides folds, permutations and draws.
         notice: Printed in every section.
         progress: Told the name of each check as it starts.
 
@@ -56,38 +60,40 @@ def run_checks(
     Raises:
         UserError: A named column does not exist.
     """
-    policy, tell = policy or Policy(), progress or (lambda _: None)
-    _known_columns(data, plan)
-    effort = Effort(folds=plan.folds, permutations=plan.permutations, bootstraps=plan.bootstraps, seed=seed)
-    thinned = thin(data, plan.max_rows, seed)
+    effort, policy, tell = effort or Effort(), policy or Policy(), progress or (lambda _: None)
+    _known_columns(data, attributes, task)
+    lines, probed = policy.thresholds, thin(data, max_rows, effort.seed)
+    steps: list[tuple[str, Callable[[], Sequence[Finding]]]] = [
+        ("overlap between splits", lambda: [overlap(data)]),
+        ("near-duplicates", lambda: [duplicates(data, thresholds=lines, seed=effort.seed)]),
+        ("errors by group", lambda: subgroups(probed, task, attributes, effort=effort, thresholds=lines) if task else ()),
+        ("attributes", lambda: read_attributes(probed, attributes, effort=effort, thresholds=lines, expected=policy.expected)),
+        ("membership", lambda: [membership(probed, effort=effort, thresholds=lines)]),
+    ]
     findings: list[Finding] = []
-    tell("overlap between splits")
-    findings.append(overlap(data))
-    tell("near-duplicates")
-    findings.append(duplicates(data, thresholds=policy.thresholds, seed=seed))
-    if plan.attributes:
-        tell(f"attributes: {', '.join(plan.attributes)}")
-        findings += attributes(thinned, plan.attributes, effort=effort, thresholds=policy.thresholds, expected=policy.expected)
-    tell("membership")
-    findings.append(membership(thinned, effort=effort, thresholds=policy.thresholds))
-    described = _describe(data, thinned, plan)
+    for name, step in steps:
+        tell(name)
+        findings += step()
     settings = {**policy.model_dump(mode="json"), "digest": policy.digest}
-    body = {"subject": to_json(dict(subject or {})), "data": described, "policy": settings, "plan": {**to_json(plan), "seed": seed}}
+    plan = {"attributes": list(attributes), "task": task, "max_rows": max_rows, **to_json(effort)}
+    body = {"subject": to_json(dict(subject or {})), "data": _describe(data, probed, attributes), "policy": settings, "plan": plan}
     return Report(
-        audit_id=digest([body, [canonical(finding.model_dump(mode="json")) for finding in findings]]),
+        audit_id=digest([body, [finding.model_dump(mode="json") for finding in findings]]),
         created=_now(),
         tool={"name": "dinodomain", "version": dinodomain.__version__},
         notice=notice,
         findings=tuple(findings),
-        unanswered=_unanswered(findings, plan),
+        unanswered=_unanswered(findings, attributes),
         **body,
     )
 
 
-def _known_columns(data: AuditSet, plan: ChecksPlan) -> None:
-    for name in plan.attributes:
-        if name not in data.columns:
-            raise UserError("audit.attributes", f"no column {name!r}", allowed=", ".join(sorted(data.columns)) or "none: give a CSV with labels=")
+def _known_columns(data: AuditSet, attributes: Sequence[str], task: str | None) -> None:
+    allowed = ", ".join(sorted(data.columns)) or "none: give a CSV with labels="
+    wanted = [("audit.attributes", name) for name in attributes] + ([("audit.task", task)] if task else [])
+    problems = [UserError(place, f"no column {name!r}", allowed=allowed) for place, name in wanted if name not in data.columns]
+    if problems:
+        raise Problems(problems)
 
 
 def thin(data: AuditSet, max_rows: int, seed: int) -> AuditSet:
@@ -129,12 +135,12 @@ def take(data: AuditSet, rows: np.ndarray) -> AuditSet:
     )
 
 
-def _describe(data: AuditSet, thinned: AuditSet, plan: ChecksPlan) -> dict[str, Any]:
-    used = [*plan.attributes, *([data.split] if data.split else [])]
+def _describe(data: AuditSet, probed: AuditSet, attributes: Sequence[str]) -> dict[str, Any]:
+    used = [*attributes, *([data.split] if data.split else [])]
     return {
         "n_images": len(np.unique(data.sources)),
         "n_rows": len(data.units),
-        "n_rows_probed": len(thinned.units),
+        "n_rows_probed": len(probed.units),
         "n_units": data.num_units,
         "n_without_unit": int((data.units == "").sum()),
         "n_reserved": None if data.holdout is None else len(np.unique(data.units[data.holdout])),
@@ -149,17 +155,17 @@ def _missing(column: np.ndarray) -> float:
     return float(np.mean([str(value).strip().lower() in MISSING for value in column]))
 
 
-def _unanswered(findings: list[Finding], plan: ChecksPlan) -> dict[str, str]:
+def _unanswered(findings: Sequence[Finding], attributes: Sequence[str]) -> dict[str, str]:
     """Why a question has no finding: said as loudly as a finding would be."""
     reasons = {
         "Q1": "no check of this audit answers it",
-        "Q2": "this audit looked at the features only, not at a task's errors: nothing here says where a model built on them fails",
+        "Q2": "no task was named (audit.task=COLUMN), so no errors were looked at: nothing here says where models fail",
         "Q3": "no check of this audit answers it",
         "Q4": "this audit looked at the features only: nothing here says what they make easier, or whether a use is acceptable",
     }
     answered = {finding.question for finding in findings}
-    out = {question: reasons[question] for question in QUESTIONS if question not in answered}
-    if not plan.attributes:
+    out: dict[str, str] = {question: reasons[question] for question in QUESTIONS if question not in answered}
+    if not attributes:
         out["Q3"] = "no attribute was named (audit.attributes=[...]), so none was looked for; only membership was asked"
     return out
 

@@ -31,7 +31,9 @@ def draw_labelled(y: np.ndarray, units: np.ndarray, per_class: int, *, names: tu
     for index, name in enumerate(names):
         rows = generator.permutation(np.flatnonzero(y == index))
         if len(rows) < per_class:
-            raise UserError("labels_per_class", f"{per_class}, but class {name!r} has {len(rows)} rows outside one fold", allowed=f"1 to {len(rows)}")
+            raise UserError(
+                "labels_per_class", f"{per_class}, but class {name!r} has {len(rows)} rows outside one fold", allowed=f"1 to {len(rows)}"
+            )
         _, first = np.unique(units[rows], return_index=True)
         later = np.ones(len(rows), bool)
         later[first] = False

@@ -35,7 +35,8 @@ def linear(train: np.ndarray, y: np.ndarray, units: np.ndarray, test: np.ndarray
     Returns:
         [q, C] class probabilities, or [q] predictions.
     """
-    train, test = _narrow(*standardise(np.asarray(train, np.float64), np.asarray(test, np.float64)), seed)
+    scaled_train, scaled_test = standardise(np.asarray(train, np.float64), np.asarray(test, np.float64))
+    train, test = _narrow(scaled_train, scaled_test, seed)
     if classes is None:
         return _regress(train, np.asarray(y, np.float64), units, test)
     return _classify(train, y, units, test, classes, seed)

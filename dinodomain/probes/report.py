@@ -95,7 +95,9 @@ class ProbeReport:
         """A table for the terminal."""
         metrics = tuple(self.scores[0].metrics)
         rows = [("probe", "features", *metrics)]
-        rows += [(item.probe, LABELS.get(item.features, item.features), *(str(item.metrics[name]) for name in metrics)) for item in self.scores]
+        rows += [
+            (item.probe, LABELS.get(item.features, item.features), *(str(item.metrics[name]) for name in metrics)) for item in self.scores
+        ]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * width for width in widths))
@@ -103,7 +105,8 @@ class ProbeReport:
 
     def _head(self) -> str:
         labels = "all labels" if self.labels_per_class is None else f"{self.labels_per_class} labels per class"
-        return f"{self.target}: {self.num_images} images of {self.num_units} units, {self.num_folds} folds by unit, {labels}, {len(self.seeds)} seed(s)"
+        size = f"{self.num_images} images of {self.num_units} units"
+        return f"{self.target}: {size}, {self.num_folds} folds by unit, {labels}, {len(self.seeds)} seed(s)"
 
     def _tail(self) -> list[str]:
         lines = [f"{item.probe}: pretrained - {LABELS[item.baseline]} = {item.interval} {self.headline}" for item in self.differences]

@@ -130,9 +130,7 @@ def run_probe(
         raise UserError("labels_per_class", "set for a target of numbers", allowed="classes only")
     folds = [grouped_folds(units, what.y, num_folds, seed) for seed in seeds]
     predictions = {
-        (name, kind): [
-            _predict(rows, what, units, fold_of, kind, labels_per_class, seed) for fold_of, seed in zip(folds, seeds)
-        ]
+        (name, kind): [_predict(rows, what, units, fold_of, kind, labels_per_class, seed) for fold_of, seed in zip(folds, seeds)]
         for kind in kinds
         for name, rows in _finite(features).items()
     }
@@ -196,7 +194,9 @@ def _predict(
 Key = tuple[str, Kind]
 
 
-def _bootstrap(predictions: Mapping[Key, list[np.ndarray]], what: Target, units: np.ndarray, bootstraps: int) -> dict[Key, dict[str, np.ndarray]]:
+def _bootstrap(
+    predictions: Mapping[Key, list[np.ndarray]], what: Target, units: np.ndarray, bootstraps: int
+) -> dict[Key, dict[str, np.ndarray]]:
     """Draws per features, probe and metric; the same resampled units for all, so that differences are paired."""
     pieces: dict[Key, dict[str, list[np.ndarray]]] = {key: {name: [] for name in what.metrics} for key in predictions}
     for weights in unit_weights(index_units(units), bootstraps, seed=0):

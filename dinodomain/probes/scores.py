@@ -56,7 +56,8 @@ def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.n
     downs = np.add.reduceat(np.where(truth, 0.0, ordered), starts, axis=1)
     below = np.cumsum(downs, axis=1) - downs / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (ups * below).sum(axis=1) / (ups.sum(axis=1) * downs.sum(axis=1))
+        result: np.ndarray = (ups * below).sum(axis=1) / (ups.sum(axis=1) * downs.sum(axis=1))
+        return result
 
 
 def macro_auroc(predictions: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -64,12 +65,14 @@ def macro_auroc(predictions: np.ndarray, truth: np.ndarray, weights: np.ndarray)
     if predictions.shape[1] == 2:
         return auroc(predictions[:, 1], truth == 1, weights)
     each = [auroc(predictions[:, column], truth == column, weights) for column in range(predictions.shape[1])]
-    return np.mean(each, axis=0)
+    result: np.ndarray = np.mean(each, axis=0)
+    return result
 
 
 def accuracy(predictions: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Share of rows whose highest column is the true class."""
-    return weights @ (predictions.argmax(axis=1) == truth) / weights.sum(axis=1)
+    result: np.ndarray = weights @ (predictions.argmax(axis=1) == truth) / weights.sum(axis=1)
+    return result
 
 
 def balanced_accuracy(predictions: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -78,7 +81,8 @@ def balanced_accuracy(predictions: np.ndarray, truth: np.ndarray, weights: np.nd
     classes = truth[:, None] == np.arange(predictions.shape[1])
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = (weights @ (classes & correct[:, None])) / (weights @ classes)
-    return recall.mean(axis=1)
+    result: np.ndarray = recall.mean(axis=1)
+    return result
 
 
 def r_squared(predictions: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -87,12 +91,14 @@ def r_squared(predictions: np.ndarray, truth: np.ndarray, weights: np.ndarray) -
     mean = weights @ truth / total
     spread = weights @ np.square(truth) - total * np.square(mean)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return 1.0 - weights @ np.square(truth - predictions) / spread
+        result: np.ndarray = 1.0 - weights @ np.square(truth - predictions) / spread
+        return result
 
 
 def mean_absolute_error(predictions: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean of |truth - prediction|, in the target's unit."""
-    return weights @ np.abs(truth - predictions) / weights.sum(axis=1)
+    result: np.ndarray = weights @ np.abs(truth - predictions) / weights.sum(axis=1)
+    return result
 
 
 def spearman(predictions: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -104,7 +110,8 @@ def spearman(predictions: np.ndarray, truth: np.ndarray, weights: np.ndarray) ->
     covariance = share @ (a * b) - mean_a * mean_b
     variance = (share @ np.square(a) - np.square(mean_a)) * (share @ np.square(b) - np.square(mean_b))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return covariance / np.sqrt(variance)
+        result: np.ndarray = covariance / np.sqrt(variance)
+        return result
 
 
 def plain(metric: Metric, predictions: np.ndarray, truth: np.ndarray) -> float:
@@ -121,7 +128,8 @@ def unit_weights(unit_index: np.ndarray, draws: int, seed: int) -> Iterator[np.n
         seed: Decides the draws.
 
     Yields:
-        [b, n] float64 counts, in pieces of at most 64 MiB, ``draws`` in all. Source: Efron 1979; clusters as units, Davison and Hinkley 1997, 3.8.
+        [b, n] float64 counts, in pieces of at most 64 MiB, ``draws`` in all. Source: Efron 1979; whole clusters, Davison and Hinkley
+        1997, 3.8.
     """
     num_units = int(unit_index.max()) + 1
     generator = np.random.default_rng([seed, 0xB007])
@@ -141,7 +149,10 @@ def percentile_interval(value: float, draws: np.ndarray) -> Interval:
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """95 % score interval of a share: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n). Source: Wilson 1927; Brown, Cai and DasGupta 2001."""
+    """95 % score interval of a share: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n).
+
+    Source: Wilson 1927; Brown, Cai and DasGupta 2001.
+    """
     if trials == 0:
         return Interval(value=float("nan"), low=0.0, high=1.0)
     share, z2 = successes / trials, Z95 * Z95 / trials

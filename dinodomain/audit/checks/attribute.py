@@ -55,12 +55,15 @@ def attributes(
         thresholds: Where the lines are.
         expected: Attribute to reason, for those that a good encoder must show (age in anatomy): flagged milder, never dropped.
     """
+    if not names:
+        return ()
     test = self_test()
     readings = [measure(data, name, effort=effort, alpha=thresholds.alpha / len(names)) for name in names]
     measured = [reading for reading in readings if reading.leaks]
     adjusted = dict(zip((reading.attribute.name for reading in measured), holm([reading.leaks["audited"].p for reading in measured])))
     return tuple(
-        _finding(data, reading, adjusted.get(reading.attribute.name), len(measured), test, thresholds, expected or {}) for reading in readings
+        _finding(data, reading, adjusted.get(reading.attribute.name), len(measured), test, thresholds, expected or {})
+        for reading in readings
     )
 
 
@@ -80,13 +83,26 @@ def _too_few(attribute: Attribute) -> bool:
 
 
 def _finding(
-    data: AuditSet, reading: Reading, p_adjusted: float | None, family: int, test: SelfTest, thresholds: Thresholds, expected: Mapping[str, str]
-) -> Finding:  # fmt: skip
+    data: AuditSet,
+    reading: Reading,
+    p_adjusted: float | None,
+    family: int,
+    test: SelfTest,
+    thresholds: Thresholds,
+    expected: Mapping[str, str],
+) -> Finding:
     attribute = reading.attribute
     common: dict[str, Any] = {
-        "id": f"{CHECK}/{attribute.name}", "check": CHECK, "question": "Q3", "title": f"Can {attribute.name} be read from the features?",
-        "n_units": attribute.num_units, "n_minor": attribute.num_minor, "n_images": len(attribute.rows), "counts": _counts(attribute), "limits": LIMITS,
-    }  # fmt: skip
+        "id": f"{CHECK}/{attribute.name}",
+        "check": CHECK,
+        "question": "Q3",
+        "title": f"Can {attribute.name} be read from the features?",
+        "n_units": attribute.num_units,
+        "n_minor": attribute.num_minor,
+        "n_images": len(attribute.rows),
+        "counts": _counts(attribute),
+        "limits": LIMITS,
+    }
     if p_adjusted is None or reading.sensitivity is None:
         return _unmeasured(data, attribute, common, test)
     sensitivity, leak = reading.sensitivity, reading.leaks["audited"]
@@ -99,7 +115,9 @@ def _finding(
         verdict, code, reason = "WARN", "expected", f"expected by the policy: {expected[attribute.name]}"
     remedy = "audit more units" if verdict == "NOT_ASSESSABLE" else ""
     answer = _answer(attribute, leak, verdict, reading.leaks)
-    return Finding(**common, verdict=verdict, reason_code=code, reason=reason, remedy=remedy, answer=answer, action=_action(attribute, verdict))
+    return Finding(
+        **common, verdict=verdict, reason_code=code, reason=reason, remedy=remedy, answer=answer, action=_action(attribute, verdict)
+    )
 
 
 def _unmeasured(data: AuditSet, attribute: Attribute, common: dict[str, Any], test: SelfTest) -> Finding:
@@ -112,7 +130,9 @@ def _unmeasured(data: AuditSet, attribute: Attribute, common: dict[str, Any], te
             remedy="give the column that names the patient or place (group=COLUMN)",
         )  # fmt: skip
     if attribute.kind == "classes" and len(attribute.classes) < 2:
-        return Finding(**common, reason_code="one_class", reason="the column holds fewer than two classes", remedy="audit a set that holds both")
+        return Finding(
+            **common, reason_code="one_class", reason="the column holds fewer than two classes", remedy="audit a set that holds both"
+        )
     reason = f"{attribute.num_minor} units in the smaller class; {MIN_CLASS_UNITS} are the least for an estimate"
     return Finding(**common, reason_code="n_units", reason=reason, remedy="audit more units of the smaller class")
 
@@ -126,9 +146,20 @@ def evidence_of(reading: Reading, p_adjusted: float, family: int) -> dict[str, A
         kind=f"{attribute.level}-level permutation, units kept whole", count=len(leak.null), mean=float(leak.null.mean()),
         sd=float(leak.null.std()), low=float(low), high=float(high), p=leak.p, p_adjusted=p_adjusted, family=family,
     )  # fmt: skip
-    evidence = {"level": attribute.level, "kind": attribute.kind, "classes": list(attribute.classes), "missing_share": attribute.missing}
+    evidence: dict[str, Any] = {
+        "level": attribute.level,
+        "kind": attribute.kind,
+        "classes": list(attribute.classes),
+        "missing_share": attribute.missing,
+    }
     evidence["planted"] = {"oracle": sensitivity.oracle, "detected": sensitivity.detected, "components": sensitivity.components}
-    return {"estimate": _estimate(attribute, leak), "null": null, "baselines": _baselines(reading.leaks), "mdl": sensitivity.mdl, "evidence": evidence}
+    return {
+        "estimate": _estimate(attribute, leak),
+        "null": null,
+        "baselines": _baselines(reading.leaks),
+        "mdl": sensitivity.mdl,
+        "evidence": evidence,
+    }
 
 
 def _estimate(attribute: Attribute, leak: Leak) -> Estimate:
@@ -180,7 +211,8 @@ def _beside(leaks: Mapping[str, Leak]) -> str:
 
 def _action(attribute: Attribute, verdict: str) -> str:
     if verdict in ("FLAG", "WARN"):
-        return f"Check whether a downstream task uses {attribute.name}: score it within groups, and on data where {attribute.name} and target are unrelated."
+        name = attribute.name
+        return f"Check whether a downstream task uses {name}: score it within groups, and on data where {name} and target are unrelated."
     return ""
 
 

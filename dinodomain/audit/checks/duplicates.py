@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.data import AuditSet
-from dinodomain.audit.protocol.verdict import Thresholds
+from dinodomain.audit.protocol.verdict import Thresholds, Verdict
 from dinodomain.probes.ridge import standardise
 from dinodomain.probes.scores import Interval, wilson
 
@@ -83,7 +83,7 @@ def match(data: AuditSet, *, seed: int) -> Matches:
     """All copies between different images that are not of one unit within one split."""
     kinds = ("audited", *[kind for kind in ("pixels", "untrained") if kind in data.features][:1])
     keys = _keys(data)
-    spaces = {kind: make_space(data.features[kind], keys, data.sources, seed) for kind in kinds}
+    spaces = {kind: make_space(prepare(kind, data.features[kind]), keys, data.sources, seed) for kind in kinds}
     near = _near_pairs(list(spaces.values()), data.sources)
     same = np.empty((0, 2), np.int64) if data.content_hash is None else _identical(data.content_hash, data.sources)
     pairs = np.unique(np.concatenate([near, same]), axis=0)
@@ -99,6 +99,15 @@ def match(data: AuditSet, *, seed: int) -> Matches:
 def _keys(data: AuditSet) -> np.ndarray:
     """Unit per row; a row without one stands for itself."""
     return np.where(data.units != "", data.units, np.char.add("\0source ", data.sources.astype(str)))
+
+
+def prepare(kind: str, features: np.ndarray) -> np.ndarray:
+    """Pixels are taken relative to their own mean and deviation, so that another exposure does not hide a copy."""
+    rows = np.asarray(features, np.float64)
+    if kind != "pixels":
+        return rows
+    result: np.ndarray = (rows - rows.mean(axis=1, keepdims=True)) / np.maximum(rows.std(axis=1, keepdims=True), 1e-9)
+    return result
 
 
 def make_space(features: np.ndarray, keys: np.ndarray, sources: np.ndarray, seed: int) -> Space:
@@ -128,7 +137,8 @@ def _null_distances(rows: np.ndarray, keys: np.ndarray, sources: np.ndarray, see
 
 
 def _unit_length(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    result: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return result
 
 
 def _near_pairs(spaces: list[Space], sources: np.ndarray) -> np.ndarray:
@@ -159,8 +169,7 @@ def _recall(data: AuditSet, spaces: Mapping[str, Space]) -> Interval | None:
         return None
     found = np.ones(len(data.copies.rows), bool)
     for kind, space in spaces.items():
-        originals = np.asarray(data.features[kind], np.float64)
-        copies = _unit_length(standardise(originals, np.asarray(data.copies.features[kind], np.float64))[1])
+        copies = _unit_length(standardise(prepare(kind, data.features[kind]), prepare(kind, data.copies.features[kind]))[1])
         found &= np.linalg.norm(copies - space.rows[data.copies.rows], axis=1) < space.near
     return wilson(int(found.sum()), len(found))
 
@@ -199,17 +208,21 @@ def _groups(pairs: np.ndarray) -> int:
 def _evidence(found: Matches, crossing: np.ndarray, place: str) -> dict[str, Any]:
     listed = [{"rows": pair.tolist(), "identical": bool(same)} for pair, same in zip(found.pairs[crossing], found.identical[crossing])]
     recall = None if found.recall is None else {"value": found.recall.value, "low": found.recall.low, "high": found.recall.high}
-    return {"between": place, "features": list(found.kinds), "false_rate": FALSE_RATE, "recall_on_altered_copies": recall, "pairs": listed[:LISTED]}
+    return {
+        "between": place,
+        "features": list(found.kinds),
+        "false_rate": FALSE_RATE,
+        "recall_on_altered_copies": recall,
+        "pairs": listed[:LISTED],
+    }
 
 
-def _judge(
-    found: Matches, crossing: np.ndarray, place: str, share: Interval, common: dict[str, Any], thresholds: Thresholds
-) -> Finding:
+def _judge(found: Matches, crossing: np.ndarray, place: str, share: Interval, common: dict[str, Any], thresholds: Thresholds) -> Finding:
     number, identical = int(crossing.sum()), int((crossing & found.identical).sum())
     if number:
         answer = f"Yes: {number} pairs of copies across {place}, {identical} of them identical, touch {share.value:.1%} of the units."
         sure = len(found.kinds) > 1 or identical == number
-        verdict = "FLAG" if sure and share.low > thresholds.duplicates_flag else "WARN"
+        verdict: Verdict = "FLAG" if sure and share.low > thresholds.duplicates_flag else "WARN"
         reason = "" if sure else "altered copies were seen by one encoder only; look at the pairs"
         action = f"Look at the listed pairs, keep one of each, and score again on {place} without copies."
         return Finding(**common, verdict=verdict, answer=answer, reason=reason, reason_code="" if sure else "one_encoder", action=action)

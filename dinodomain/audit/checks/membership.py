@@ -39,7 +39,12 @@ def membership(data: AuditSet, *, effort: Effort, thresholds: Thresholds) -> Fin
     if obstacle is not None:
         code, reason, remedy = obstacle
         return Finding(
-            **common, verdict="NOT_ASSESSABLE", answer="Nothing can be said about membership.", reason_code=code, reason=reason, remedy=remedy
+            **common,
+            verdict="NOT_ASSESSABLE",
+            answer="Nothing can be said about membership.",
+            reason_code=code,
+            reason=reason,
+            remedy=remedy,
         )
     assert data.holdout is not None
     labels = np.where(data.holdout, "reserved", "trained")
@@ -74,8 +79,12 @@ def _judge(reading: Reading, common: dict[str, Any], thresholds: Thresholds) -> 
     blind = [(name, found.interval) for name, found in reading.leaks.items() if name != "audited" and found.interval.low > BLIND_AT]
     if blind:
         name, at = blind[0]
-        reason = f"{name} features, which never saw the training, tell the groups apart ({at.value:.2f}): they differ in more than membership"
-        return Finding(**common, verdict="NOT_ASSESSABLE", answer="The groups are not comparable.", reason_code="not_exchangeable", reason=reason)
+        reason = (
+            f"{name} features, which never saw the training, tell the groups apart ({at.value:.2f}): they differ in more than membership"
+        )
+        return Finding(
+            **common, verdict="NOT_ASSESSABLE", answer="The groups are not comparable.", reason_code="not_exchangeable", reason=reason
+        )
     lines = thresholds.model_copy(update={"tau_flag": FLAG_AT, "tau_clear": CLEAR_AT})
     verdict, code, reason = judge(leak.interval, leak.p, reading.sensitivity.mdl, attribute.num_minor, thresholds=lines)
     at = leak.interval

@@ -5,6 +5,8 @@ A patient in train and test lets a model be praised for recognising the patient.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
@@ -23,7 +25,7 @@ def overlap(data: AuditSet) -> Finding:
     """Counts units and identical images that lie in more than one split."""
     test = self_test()
     splits = data.splits()
-    common = {"id": CHECK, "check": CHECK, "question": "Q1", "title": TITLE, "self_test": test, "limits": LIMITS}
+    common: dict[str, Any] = {"id": CHECK, "check": CHECK, "question": "Q1", "title": TITLE, "self_test": test, "limits": LIMITS}
     common |= {"n_units": data.num_units, "n_images": len(data.units)}
     if test.failed:
         return Finding(**common, verdict="ERROR", answer="The check failed its own controls.", reason_code="self_test", reason=test.detail)
@@ -35,11 +37,15 @@ def overlap(data: AuditSet) -> Finding:
     copies = np.array([]) if data.content_hash is None else shared_keys(data.content_hash, splits)
     evidence = {"splits": _sizes(splits), "pairs": _pairs(data.units[known], splits[known]), "rows": np.flatnonzero(rows)[:200].tolist()}
     counts = {"units in two splits": len(shared), "images of these units": int(rows.sum()), "identical images in two splits": len(copies)}
-    common |= {"evidence": evidence, "counts": counts, "estimate": estimate_of(wilson(len(shared), max(1, data.num_units)), "share of units", "wilson")}
+    common |= {
+        "evidence": evidence,
+        "counts": counts,
+        "estimate": estimate_of(wilson(len(shared), max(1, data.num_units)), "share of units", "wilson"),
+    }
     return _judge(data, common, len(shared), len(copies))
 
 
-def _judge(data: AuditSet, common: dict[str, object], units: int, copies: int) -> Finding:
+def _judge(data: AuditSet, common: dict[str, Any], units: int, copies: int) -> Finding:
     if units or copies:
         answer = f"Yes: {units} of {data.num_units} units and {copies} identical images lie in more than one split."
         action = "Keep each unit in one split and score again; scores on these splits are too high."
@@ -53,7 +59,7 @@ def _judge(data: AuditSet, common: dict[str, object], units: int, copies: int) -
     return Finding(**common, verdict="CLEAR_WITHIN_LIMITS", answer=f"No: none of {data.num_units} units lies in two splits.")
 
 
-def _without_splits(data: AuditSet, common: dict[str, object]) -> Finding:
+def _without_splits(data: AuditSet, common: dict[str, Any]) -> Finding:
     if data.split is None:
         return Finding(
             **common, verdict="NOT_ASSESSABLE", answer="There is no split to check.", reason_code="no_split",
@@ -90,4 +96,6 @@ def self_test() -> SelfTest:
     planted = clean.copy()
     planted[0] = "test"
     found, silent = shared_keys(units, planted).tolist() == ["u0"], len(shared_keys(units, clean)) == 0
-    return SelfTest(positive="pass" if found else "fail", negative="pass" if silent else "fail", detail="one shared unit planted among 40; none")
+    return SelfTest(
+        positive="pass" if found else "fail", negative="pass" if silent else "fail", detail="one shared unit planted among 40; none"
+    )

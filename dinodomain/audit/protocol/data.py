@@ -55,7 +55,9 @@ class AuditSet:
             _expect(f"features.{name}", rows, count)
             if not np.isfinite(rows).all():
                 bad = int((~np.isfinite(rows).all(axis=1)).sum())
-                raise UserError(f"features.{name}", f"{bad} of {count} rows hold NaN or infinity", remedy="embed again with fp32, or leave them out")
+                raise UserError(
+                    f"features.{name}", f"{bad} of {count} rows hold NaN or infinity", remedy="embed again with fp32, or leave them out"
+                )
         for name, values in self.columns.items():
             _expect(f"column {name}", values, count)
 

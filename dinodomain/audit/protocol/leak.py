@@ -1,6 +1,6 @@
 """How well an attribute is read from features: estimate, unit-level null and interval, by multi-target ridge through fixed folds.
 
-Scores: AUROC for classes (mean of one-against-rest with more than two), for numbers (1 + Spearman) / 2, so that .5 is chance and 1 perfect for all.
+Scores: AUROC for classes (mean of one-against-rest with more than two), for numbers (1 + Spearman) / 2: .5 is chance, 1 perfect for all.
 Does not decide a verdict. n rows, K permutations, B bootstrap draws, C classes.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import rankdata
+from sklearn.decomposition import PCA
 
 from dinodomain.audit.protocol.attribute import Attribute, permuted
 from dinodomain.probes.folds import grouped_folds
@@ -19,6 +20,7 @@ from dinodomain.probes.ridge import FoldedRidge
 from dinodomain.probes.scores import Z95, Interval, macro_auroc, spearman, unit_weights
 
 LOGIT_ABOVE = 0.8  # intervals of higher scores are made on the logit scale
+MAX_WIDTH, COMPONENTS = 2048, 1024
 _PIECE = 128  # permutations scored together
 
 
@@ -95,7 +97,7 @@ class Reader:
 
     def __init__(self, features: np.ndarray, attribute: Attribute, folds: np.ndarray) -> None:
         self._attribute = attribute
-        self._ridge = FoldedRidge(features, attribute.unit_index, folds)
+        self._ridge = FoldedRidge(_narrow(features), attribute.unit_index, folds)
 
     def predict(self, values: np.ndarray) -> np.ndarray:
         """Out-of-fold predictions of K versions of the values: [K, n] to [K, n, C] (classes) or [K, n] (numbers)."""
@@ -117,23 +119,41 @@ class Reader:
         return np.concatenate(pieces)
 
 
+def _narrow(features: np.ndarray) -> np.ndarray:
+    """The leading principal components of very wide features: found without labels, so folds and nulls stay as they are."""
+    if features.shape[1] <= MAX_WIDTH:
+        return features
+    result: np.ndarray = PCA(min(COMPONENTS, *features.shape), svd_solver="randomized", random_state=0).fit_transform(
+        np.asarray(features, np.float64)
+    )
+    return result
+
+
 def score_many(kind: str, predictions: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Unweighted scores of K predictions [K, n, C] or [K, n] against K values [K, n]; the rank-sum form of the AUROC."""
     if kind == "number":
-        a, b = rankdata(predictions, axis=1), rankdata(values, axis=1)
-        a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-        norm = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
-        return 0.5 + 0.5 * (a * b).sum(axis=1) / np.maximum(norm, 1e-300)
+        return _rank_correlation(predictions, values)
     num_classes = predictions.shape[2]
     columns = (1,) if num_classes == 2 else range(num_classes)
-    return np.mean([_rank_auroc(predictions[:, :, column], values == column) for column in columns], axis=0)
+    result: np.ndarray = np.mean([_rank_auroc(predictions[:, :, column], values == column) for column in columns], axis=0)
+    return result
+
+
+def _rank_correlation(predictions: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(1 + Spearman) / 2 per row."""
+    a, b = rankdata(predictions, axis=1), rankdata(values, axis=1)
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    norm = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
+    result: np.ndarray = 0.5 + 0.5 * (a * b).sum(axis=1) / np.maximum(norm, 1e-300)
+    return result
 
 
 def _rank_auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     ups = positive.sum(axis=1)
     ranks = np.where(positive, rankdata(scores, axis=1), 0.0).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (ranks - ups * (ups + 1) / 2) / (ups * (positive.shape[1] - ups))
+        result: np.ndarray = (ranks - ups * (ups + 1) / 2) / (ups * (positive.shape[1] - ups))
+        return result
 
 
 def weighted_score(kind: str, predictions: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 "Nothing found" means nothing until it is known what would have been found. The features stay untouched: a label is drawn so that it
 depends on a random direction of the leading principal components (all whitened, so that weak components count as much as strong ones).
-The label is constant on each unit where the real one is, else as alike within units; the oracle is the score of that direction itself. n rows, U units, R runs, k components.
+The label is constant on each unit where the real one is, else as alike within units.
+The oracle is the score of that direction itself. n rows, U units, R runs, k components.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def whitened(features: np.ndarray, unit_index: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     k = max(2, min(MAX_COMPONENTS, (int(unit_index.max()) + 1) // 10, int((values > values[-1] * 1e-8).sum())))
     k = min(k, len(values))
-    return x @ (vectors[:, -k:] / np.sqrt(np.maximum(values[-k:], 1e-300)))
+    result: np.ndarray = x @ (vectors[:, -k:] / np.sqrt(np.maximum(values[-k:], 1e-300)))
+    return result
 
 
 def _draw(directions: np.ndarray, attribute: Attribute, strength: float, generator: np.random.Generator) -> tuple[np.ndarray, float]:
@@ -121,7 +123,8 @@ def _draw(directions: np.ndarray, attribute: Attribute, strength: float, generat
 
 def _latent(signal: np.ndarray, noise: np.ndarray, strength: float) -> np.ndarray:
     spread = signal.std(axis=0)
-    return strength * (signal - signal.mean(axis=0)) / np.where(spread > 0, spread, 1.0) + np.sqrt(1 - strength**2) * noise
+    result: np.ndarray = strength * (signal - signal.mean(axis=0)) / np.where(spread > 0, spread, 1.0) + np.sqrt(1 - strength**2) * noise
+    return result
 
 
 def _row_noise(attribute: Attribute, columns: int, generator: np.random.Generator) -> np.ndarray:
@@ -130,7 +133,8 @@ def _row_noise(attribute: Attribute, columns: int, generator: np.random.Generato
     if attribute.kind == "classes":
         alike = float(np.sin(np.pi / 2 * alike))  # correlation of normals whose signs correlate so (Sheppard 1899)
     shared = generator.normal(size=(attribute.num_units, columns))[attribute.unit_index]
-    return np.sqrt(alike) * shared + np.sqrt(1 - alike) * generator.normal(size=shared.shape)
+    result: np.ndarray = np.sqrt(alike) * shared + np.sqrt(1 - alike) * generator.normal(size=shared.shape)
+    return result
 
 
 def likeness(attribute: Attribute) -> float:
@@ -158,7 +162,8 @@ def _cut(latent: np.ndarray, attribute: Attribute) -> np.ndarray:
     for _ in range(50):  # fixed point: raise classes that come out too rarely
         got = np.bincount((latent + shift).argmax(axis=1), minlength=len(shares)) / len(latent)
         shift += 0.5 * (np.log(shares + 1e-3) - np.log(got + 1e-3))
-    return (latent + shift).argmax(axis=1)
+    result: np.ndarray = (latent + shift).argmax(axis=1)
+    return result
 
 
 def _plausible(alarm_rate: float, runs: int) -> bool:

@@ -27,12 +27,17 @@ class Thresholds(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    alpha: float = Field(0.05, gt=0, lt=1, description="Level of the tests of one question, after Holm's correction.")
-    tau_clear: float = Field(0.60, ge=0.5, le=1, description="A leak's interval must end below this score to be clear.")
-    tau_flag: float = Field(0.70, ge=0.5, le=1, description="A found leak whose interval lies above this score is flagged.")
-    mdl_max: float = Field(0.70, ge=0.5, le=1, description="Clear needs a minimum detectable leak of at most this score.")
-    duplicates_flag: float = Field(0.005, ge=0, le=1, description="Share of images with a copy across splits whose interval must lie above this to be flagged.")
-    duplicates_recall: float = Field(0.9, ge=0, le=1, description="Clear needs at least this share of planted copies found.")
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="Level of the tests of one question, after Holm's correction.")
+    tau_clear: float = Field(default=0.60, ge=0.5, le=1, description="A leak's interval must end below this score to be clear.")
+    tau_flag: float = Field(default=0.70, ge=0.5, le=1, description="A found leak whose interval lies above this score is flagged.")
+    mdl_max: float = Field(default=0.70, ge=0.5, le=1, description="Clear needs a minimum detectable leak of at most this score.")
+    gap_flag: float = Field(
+        default=0.05, ge=0, le=1, description="AUROC gap of a group to the rest: flagged above, clear when the interval stays below."
+    )
+    duplicates_flag: float = Field(
+        default=0.005, ge=0, le=1, description="Share of images with a copy across splits whose interval must lie above this to be flagged."
+    )
+    duplicates_recall: float = Field(default=0.9, ge=0, le=1, description="Clear needs at least this share of planted copies found.")
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -44,9 +49,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def judge(
-    interval: Interval, p_adjusted: float, mdl: float | None, num_minor: int, *, thresholds: Thresholds
-) -> tuple[Verdict, str, str]:
+def judge(interval: Interval, p_adjusted: float, mdl: float | None, num_minor: int, *, thresholds: Thresholds) -> tuple[Verdict, str, str]:
     """The verdict on a leak whose controls passed.
 
     Args:
@@ -63,11 +66,19 @@ def judge(
     if found and interval.low >= thresholds.tau_flag:
         return "FLAG", "", ""
     if num_minor < MIN_UNITS_FOR_CLEAR:
-        return "NOT_ASSESSABLE", "n_units", f"{num_minor} units in the smaller class; {MIN_UNITS_FOR_CLEAR} are needed for any verdict but FLAG"
+        return (
+            "NOT_ASSESSABLE",
+            "n_units",
+            f"{num_minor} units in the smaller class; {MIN_UNITS_FOR_CLEAR} are needed for any verdict but FLAG",
+        )
     if found:
         return "WARN", "", ""
     if interval.high >= thresholds.tau_clear:
-        return "NOT_ASSESSABLE", "wide_interval", f"no leak was shown, but the interval reaches {interval.high:.2f}, above {thresholds.tau_clear:.2f}"
+        return (
+            "NOT_ASSESSABLE",
+            "wide_interval",
+            f"no leak was shown, but the interval reaches {interval.high:.2f}, above {thresholds.tau_clear:.2f}",
+        )
     if mdl is None or mdl > thresholds.mdl_max:
         least = "no planted leak at all" if mdl is None else f"only leaks of {mdl:.2f} and more"
         return "NOT_ASSESSABLE", "low_power", f"with these units {least} would have been found; {thresholds.mdl_max:.2f} is asked for"

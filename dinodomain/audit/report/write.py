@@ -25,10 +25,10 @@ MEANING: Mapping[str, tuple[str, str]] = {
     "NOT_ASSESSABLE": ("?", "could not be answered with these data; not a pass"),
     "WARN": ("▲", "found, but not clearly above the line, or expected by the policy"),
     "CLEAR_WITHIN_LIMITS": ("✓", "not found, by a check shown to find what was planted; within the limits on the card"),
-    "NOT_APPLICABLE": ("–", "does not apply here, with the reason"),
+    "NOT_APPLICABLE": ("○", "does not apply here, with the reason"),
 }
 CANNOT = (
-    "It does not show that nothing leaks or that nobody is treated worse: it answers the questions below, for these data, with these attackers.",
+    "It does not show that nothing leaks or that nobody is treated worse: it answers single questions, for these data and attackers.",
     "Readable from the features is neither used by a task nor the cause of harm; not readable by these probes is not absent.",
     "A clear result does not carry over to other data, other layers, other attackers or a fine-tuned model.",
     "Labels of people are taken as recorded; the audit does not ask whether they are right.",
@@ -65,7 +65,9 @@ def draw_report(source: Path) -> Paths:
     """Draws HTML, Markdown and sums beside an ``audit.json``."""
     read_report(source)
     body = json.loads(source.read_text("utf-8"))
-    paths = Paths(json=source, html=source.with_name("audit.html"), markdown=source.with_name("audit.md"), sums=source.with_name("SHA256SUMS"))
+    paths = Paths(
+        json=source, html=source.with_name("audit.html"), markdown=source.with_name("audit.md"), sums=source.with_name("SHA256SUMS")
+    )
     context = _context(body, digest_file(source))
     environment = _environment()
     write_bytes(paths.html, environment.get_template("audit.html.j2").render(context).encode())
@@ -109,7 +111,7 @@ def _headline(body: dict[str, Any]) -> str:
     """The report in one sentence; what was not assessed stands beside what was found."""
     counts = Counter(item["verdict"] for item in body["findings"])
     words = [f"{counts[verdict]} {verdict.replace('_', ' ')}" for verdict in VERDICTS if counts[verdict]]
-    silent = [question for question in body["unanswered"]]
+    silent = list(body["unanswered"])
     tail = f" {', '.join(silent)} {'is' if len(silent) == 1 else 'are'} not or only partly answered." if silent else ""
     return f"{len(body['findings'])} findings: {', '.join(words)}.{tail}"
 
@@ -120,6 +122,7 @@ def _forest(body: dict[str, Any]) -> str:
     if not drawn:
         return ""
     label = "; ".join(
-        f"{item['id']}: {item['estimate']['value']:.2f} from {item['estimate']['low']:.2f} to {item['estimate']['high']:.2f}" for item in drawn
+        f"{item['id']}: {item['estimate']['value']:.2f} from {item['estimate']['low']:.2f} to {item['estimate']['high']:.2f}"
+        for item in drawn
     )
     return leak_forest(drawn, body["policy"]["thresholds"], f"Scores with intervals. {label}")

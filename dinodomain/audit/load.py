@@ -1,0 +1,245 @@
+"""From files to what an audit looks at: a checkpoint on a store, or features of any encoder with their metadata. Checks nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinodomain.audit.plan import AuditPlan
+from dinodomain.audit.protocol.data import AuditSet, Copies
+from dinodomain.checkpoint import load_backbone
+from dinodomain.domain import Domain
+from dinodomain.errors import UserError, require
+from dinodomain.ingest import join_labels
+from dinodomain.ingest.join import read_table
+from dinodomain.lineage import canonical, digest_file
+from dinodomain.model import Backbone
+from dinodomain.probes.frozen import Frozen, column_of, load_frozen
+from dinodomain.store import open_store
+from dinodomain.types import FeatureTable, Labels, TileInfo
+
+KINDS: Final = {"pretrained": "audited", "random_init": "untrained", "pixels": "pixels"}
+_RESERVED = ("content_hash", "tile_id", "row", "unit", "features")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is audited.
+
+    Attributes:
+        data: Arrays and metadata.
+        identity: Digests and settings that say which model and data these are.
+    """
+
+    data: AuditSet
+    identity: Mapping[str, Any]
+
+    @staticmethod
+    def digests(checkpoint: str | None, store: str | None) -> dict[str, str]:
+        """Digests of a checkpoint and a store, as ``identity`` holds them."""
+        found = {} if checkpoint is None else {"weights": weights_digest(load_backbone(checkpoint))}
+        return found if store is None else {**found, "store": open_store(store).digest}
+
+
+def weights_digest(backbone: Backbone) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the weights: the one that an exported backbone carries in its header."""
+    total = hashlib.sha256()
+    for name, value in sorted(backbone.state_dict().items()):
+        total.update(canonical([name, str(value.dtype), list(value.shape)]).encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
+    """Embeds a store by the checkpoint, by an untrained twin and by pixels, and joins the CSV.
+
+    Raises:
+        UserError: Checkpoint, store or CSV cannot be used.
+    """
+    assert plan.checkpoint is not None, "checked by the plan"
+    assert plan.store is not None, "checked by the plan"
+    frozen = load_frozen(plan.checkpoint, plan.store, device=plan.device, key="audit.device", seed=plan.seed, domain=domain)
+    tables = frozen.describe(batch=plan.batch, holdout="include")
+    labels = None if plan.csv is None else join_labels(frozen.store, plan.csv, plan.join, None, secret=plan.secret)
+    table = tables["pretrained"]
+    columns = _columns(frozen, table, labels)
+    data = AuditSet(
+        features={KINDS[name]: found.features for name, found in tables.items()},
+        units=_units(plan, columns, table.units),
+        content_hash=table.content_hash.astype(str),
+        sources=table.rows,
+        columns=columns,
+        split=_split(plan, columns),
+        holdout=table.columns["holdout"].astype(bool),
+        members_known=frozen.origin.get("parents", {}).get("store") == frozen.store.digest,
+        copies=_copies(plan, frozen, table),
+    )
+    identity = {
+        "weights": weights_digest(frozen.backbone),
+        "checkpoint_lineage": frozen.origin.get("digest"),
+        "store": frozen.store.digest,
+        "domain": frozen.store.domain,
+        "trained_on_this_store": data.members_known,
+        "architecture": frozen.backbone.spec["model"],
+    }
+    return Subject(data=data, identity=identity | _csv_identity(plan))
+
+
+def _columns(frozen: Frozen, table: FeatureTable, labels: Labels | None) -> dict[str, np.ndarray]:
+    """Index columns that hold one value per source, acquisition fields, and those of the CSV, which win."""
+    columns = {name: values for name, values in table.columns.items() if name not in ("source_id", "holdout")}
+    columns |= _fields(frozen, table.rows)
+    if labels is not None:
+        columns |= {name: column_of(labels, table.rows, values) for name, values in labels.columns.items()}
+    return columns
+
+
+def _fields(frozen: Frozen, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Acquisition fields of the index (JSON text per source) as columns."""
+    of_sources = [json.loads(text) if text else {} for text in frozen.store.column("fields")]
+    names = sorted({name for fields in of_sources for name in fields})
+    return {name: np.array([_text(of_sources[row].get(name)) for row in rows], dtype=object) for name in names}
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _units(plan: AuditPlan, columns: Mapping[str, np.ndarray], own: np.ndarray) -> np.ndarray:
+    if plan.group is None:
+        return own.astype(str)
+    if plan.group not in columns:
+        raise UserError("group", f"no column {plan.group!r}", allowed=", ".join(sorted(columns)) or "none: give a CSV")
+    return columns[plan.group].astype(str)
+
+
+def _split(plan: AuditPlan, columns: Mapping[str, np.ndarray]) -> str | None:
+    """The split column: the named one, or ``split`` where it holds anything."""
+    if plan.split is not None:
+        if plan.split not in columns:
+            raise UserError("audit.split", f"no column {plan.split!r}", allowed=", ".join(sorted(columns)) or "none: give a CSV")
+        return plan.split
+    values = columns.get("split")
+    return "split" if values is not None and any(_text(value) for value in values) else None
+
+
+def _csv_identity(plan: AuditPlan) -> dict[str, str]:
+    return {} if plan.csv is None else {"metadata": digest_file(plan.csv)}
+
+
+class AlteredDomain:
+    """A domain whose pixels come out with another exposure, contrast and a little noise: what a re-encoded copy looks like."""
+
+    def __init__(self, domain: Domain, seed: int) -> None:
+        self._domain, self._seed = domain, seed
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the domain's own."""
+        return getattr(self._domain, name)
+
+    def to_float(self, pixels: Tensor, info: TileInfo) -> Tensor:
+        """The domain's values in the unit range, altered."""
+        unit = self._domain.to_float(pixels, info)
+        generator = torch.Generator().manual_seed(self._seed)
+        noise = 0.01 * torch.randn(unit.shape, generator=generator).to(unit)
+        altered: Tensor = (0.85 * unit.clamp(0, 1) ** 0.9 + 0.05 + noise).clamp(0, 1)
+        return altered
+
+
+def _copies(plan: AuditPlan, frozen: Frozen, table: FeatureTable) -> Copies | None:
+    """Features of altered copies of some sources, enough for the wanted number of tiles."""
+    if plan.copies == 0:
+        return None
+    sources, counts = np.unique(table.rows, return_counts=True)
+    order = np.random.default_rng([plan.seed, 0xC0B]).permutation(len(sources))
+    enough = int(np.searchsorted(np.cumsum(counts[order]), plan.copies)) + 1
+    chosen = np.sort(sources[order[:enough]])
+    altered = frozen.describe(domain=AlteredDomain(frozen.domain, plan.seed), batch=plan.batch, holdout="include", rows=chosen.tolist())
+    return Copies(
+        rows=np.flatnonzero(np.isin(table.rows, chosen)), features={KINDS[name]: found.features for name, found in altered.items()}
+    )
+
+
+def from_features(plan: AuditPlan) -> Subject:
+    """Reads features that any encoder made: Parquet with a list column ``features``, and metadata beside them or in a CSV.
+
+    Raises:
+        UserError: The file is not readable, lacks ``features``, or its rows do not join the CSV.
+    """
+    assert plan.features is not None, "checked by the plan"
+    read = _parquet(plan.features)
+    features = _matrix(read, plan.features)
+    columns = {
+        name: np.array([_text(value) for value in read[name].to_pylist()], dtype=object) for name in read.column_names if name != "features"
+    }
+    if plan.csv is not None:
+        columns |= _join(plan, columns)
+    own = columns.get("unit", np.full(len(features), ""))
+    data = AuditSet(
+        features={"audited": features},
+        units=_units(plan, columns, own),
+        content_hash=columns["content_hash"].astype(str) if "content_hash" in columns else None,
+        sources=_sources(columns, len(features)),
+        columns={name: values for name, values in columns.items() if name not in _RESERVED},
+        split=_split(plan, columns),
+    )
+    return Subject(data=data, identity={"features": digest_file(plan.features)} | _csv_identity(plan))
+
+
+def _parquet(path: str) -> Any:
+    if not Path(path).is_file():
+        raise UserError("features", f"{path} does not exist", allowed="a Parquet file with a list column 'features'")
+    parquet = require("pyarrow.parquet", extra="all", wanted_by="audit features=")
+    try:
+        return parquet.read_table(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "features", f"{path} is not readable Parquet ({error})", allowed="a Parquet file with a list column 'features'"
+        ) from None
+
+
+def _matrix(read: Any, path: str) -> np.ndarray:
+    if "features" not in read.column_names:
+        raise UserError(
+            "features", f"{path} has no column 'features'", allowed="one list of numbers per row; found: " + ", ".join(read.column_names)
+        )
+    rows = read["features"].to_pylist()
+    widths = {len(row) if isinstance(row, list) else 0 for row in rows}
+    if len(widths) != 1 or widths == {0}:
+        raise UserError("features", f"{path} holds lists of {len(widths)} different lengths", allowed="lists of one length")
+    return np.array(rows, dtype=np.float32)
+
+
+def _sources(columns: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+    """Tiles of one image share its row of the store, where the file has one; else every row is an image."""
+    rows = columns.get("row")
+    if rows is None or any(value in ("", "-1") for value in rows):
+        return np.arange(count)
+    return np.unique(rows.astype(str), return_inverse=True)[1].reshape(-1)
+
+
+def _join(plan: AuditPlan, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns of the CSV for each row of features, matched on ``join``, which both must hold."""
+    assert plan.csv is not None, "asked for by the caller"
+    table = read_table(plan.csv, "metadata")
+    table.require(plan.join, "join")
+    if plan.join not in columns:
+        raise UserError("join", f"{plan.features} has no column {plan.join!r}", allowed=", ".join(sorted(columns)) or "none")
+    by_key = {row[plan.join]: row for row in table.rows}
+    if len(by_key) != len(table.rows):
+        raise UserError("join", f"column {plan.join!r} of {plan.csv} names some rows twice", allowed="one row per image")
+    missing = [str(key) for key in columns[plan.join] if str(key) not in by_key]
+    if missing:
+        shown = ", ".join(map(repr, missing[:10]))
+        raise UserError(
+            "metadata", f"{len(missing)} rows of features have no line in {plan.csv}: {shown}", remedy="add them, or choose another join"
+        )
+    return {name: np.array([by_key[str(key)][name] for key in columns[plan.join]], dtype=object) for name in table.header}

@@ -1,0 +1,117 @@
+"""Features of a store by a checkpoint, by the same network untrained, and by plain pixels: three aligned tables.
+
+Fits and scores nothing. n tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dinodomain.checkpoint import load_backbone, origin
+from dinodomain.domain import Domain, find_domain
+from dinodomain.embed import embed_store, pixel_features
+from dinodomain.errors import UserError
+from dinodomain.lineage import Json
+from dinodomain.model import Backbone, random_like
+from dinodomain.parallel import choose_device
+from dinodomain.store import Store, open_store
+from dinodomain.types import FeatureTable, Labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """What was loaded, ready to describe tiles.
+
+    Attributes:
+        backbone: The checkpoint's.
+        untrained: The same network with fresh weights.
+        store: The opened store.
+        domain: The domain that made it.
+        origin: Lineage record of the checkpoint.
+    """
+
+    backbone: Backbone
+    untrained: Backbone
+    store: Store
+    domain: Domain
+    origin: Mapping[str, Json]
+
+    def describe(self, *, domain: Domain | None = None, **keys: Any) -> dict[str, FeatureTable]:
+        """``pretrained``, ``random_init`` and ``pixels`` of the same tiles in the same order.
+
+        Args:
+            domain: Reads the pixels instead of the store's own, for example altered ones.
+            **keys: ``batch``, ``holdout`` and ``rows`` of ``embed.embed_store``.
+        """
+        domain = domain or self.domain
+        tables = {
+            "pretrained": embed_store(self.backbone, self.store, domain, **keys),
+            "random_init": embed_store(self.untrained, self.store, domain, **keys),
+            "pixels": pixel_features(self.store, domain, normalisation=self.backbone.normalisation, **keys),
+        }
+        ids = tables["pretrained"].tile_ids
+        assert all(np.array_equal(table.tile_ids, ids) for table in tables.values()), "one walk, one order"
+        return tables
+
+
+def load_frozen(checkpoint: str, store: str, *, device: str, key: str, seed: int, domain: Domain | None = None) -> Frozen:
+    """Opens checkpoint and store.
+
+    Args:
+        checkpoint: Run folder, checkpoint or exported file.
+        store: Folder of the store.
+        device: Where the networks run.
+        key: The user's key for ``device``, for messages.
+        seed: Decides the untrained weights.
+        domain: The domain object; None finds the one that made the store.
+
+    Raises:
+        UserError: Either cannot be used.
+    """
+    where, _ = choose_device(device, key=key)
+    backbone = load_backbone(checkpoint).to(where)
+    opened = open_store(store)
+    return Frozen(
+        backbone=backbone,
+        untrained=random_like(backbone, seed),
+        store=opened,
+        domain=domain if domain is not None else find_domain(opened.domain),
+        origin=origin(checkpoint),
+    )
+
+
+def column_of(labels: Labels, rows: np.ndarray, values: Sequence[Any] | np.ndarray, missing: Any = "") -> np.ndarray:
+    """Brings a column of joined labels to the tiles of a table: [n], ``missing`` where a tile's source has no label.
+
+    Args:
+        labels: Joined labels; ``labels.rows`` is sorted.
+        rows: [n] row of the index of each tile.
+        values: One value per joined row.
+        missing: What stands for none.
+    """
+    if not len(labels.rows):
+        return np.full(len(rows), missing, dtype=object)
+    place = np.minimum(np.searchsorted(labels.rows, rows), len(labels.rows) - 1)
+    found = np.asarray(values, dtype=object)[place]
+    return np.where(labels.rows[place] == rows, found, missing)
+
+
+def group_column(labels: Labels, group: str, place: str) -> Sequence[str]:
+    """The column that names units.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if group not in labels.columns:
+        raise UserError("group", f"{place} has no column {group!r}", allowed=", ".join(labels.columns))
+    return labels.columns[group]
+
+
+def own_units(units: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Unit of each tile as text; a source without one stands for itself, which is all that is known of it."""
+    text = units.astype(str)
+    return np.where(text == "", np.char.add("source ", rows.astype(str)), text)
