@@ -20,7 +20,7 @@ from dinodomain.errors import BadSource, require
 
 HALF_WIDTH_M = 17367530.445161372
 """x of 180 degrees east in EPSG:6933."""
-HALF_HEIGHT_M = 7314540.830638599
+HALF_HEIGHT_M = 7342230.13649868
 """y of the north pole in EPSG:6933."""
 BUFFER = 0.1
 """Width of the belt around a held-out cell that is never trained on, as a share of the cell's side."""

@@ -199,6 +199,12 @@ def keys_of(store: Store) -> list[dict[str, str]]:
     return [{kind: values[row] for kind, values in columns.items() if values[row]} for row in range(store.index.num_rows)]
 
 
+def _skipped_keys(store: Store) -> list[dict[str, str]]:
+    return [
+        {name.removeprefix("key_"): value for name, value in row.items() if name.startswith("key_")} for row in store.manifest["skipped"]
+    ]
+
+
 def join_labels(store: str | Path | Store, csv_path: str | Path, join: str, target: str | None, *, secret: str | None = None) -> Labels:
     """Joins the labels of a CSV to the rows of a store.
 
@@ -219,7 +225,7 @@ def join_labels(store: str | Path | Store, csv_path: str | Path, join: str, targ
     table = read_table(csv_path, "labels")
     if target is not None:
         table.require(target, "target")
-    found = match(table, join, keys_of(opened), [entry["keys"] for entry in opened.manifest["skipped"]], hash_=_hash(opened, secret))
+    found = match(table, join, keys_of(opened), _skipped_keys(opened), hash_=_hash(opened, secret))
     if found.skipped:
         _log.info("%s: %d rows speak of sources that could not be read at ingest", table.path, len(found.skipped))
     pairs = [(row, table.rows[number]) for row, number in sorted(found.rows.items())]
