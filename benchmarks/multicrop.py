@@ -92,16 +92,14 @@ def ours(images: torch.Tensor, policy: ViewPolicy, plan: ViewsPlan) -> Pipeline:
     )
 
     def run(turn: int) -> None:
-        params = draw(
-            policy, plan, seed=turn, tile_ids=ids, epochs=batch.epochs, draws=batch.draws, valid_box=box, spacing=info.spacing
-        )
+        params = draw(policy, plan, seed=turn, tile_ids=ids, epochs=batch.epochs, draws=batch.draws, valid_box=box, spacing=info.spacing)
         render(batch, params, to_float=linear_to_unit, normalisation=norm, patch_size=8)
 
     return run
 
 
 def torchvision_rgb(images: torch.Tensor) -> Pipeline:
-    """torchvision v2 on uint8 tensors with channels-last strides, its fastest form."""
+    """Torchvision v2 on uint8 tensors with channels-last strides, its fastest form."""
     from torchvision.transforms import InterpolationMode, v2
 
     def chain(size: int, scale: tuple[float, float], blur: float) -> v2.Compose:
@@ -126,7 +124,7 @@ def _tv_gamma(image: torch.Tensor) -> torch.Tensor:
 
 
 def torchvision_bands(images: torch.Tensor) -> Pipeline:
-    """torchvision v2 in float, with hand-written per-band brightness, contrast and gamma: its own are for RGB."""
+    """Torchvision v2 in float, with hand-written per-band brightness, contrast and gamma: its own are for RGB."""
     from torchvision.transforms import InterpolationMode, v2
 
     def jitter(image: torch.Tensor) -> torch.Tensor:
@@ -243,7 +241,9 @@ def cases(quick: bool) -> list[Case]:
     many, few = (4, 1) if quick else (16, 2)
     rgb = {"torchvision v2": (torchvision_rgb, 3.0), "kornia": (kornia_rgb, 4.5), "lightly-train": (lightly_train_rgb, 1.25)}
     found = [
-        Case(name="RGB uint8 384^2", images=smooth_images(many, 3, (384, 384), 255, torch.uint8), policy=PLANE, plan=ViewsPlan(), peers=rgb),
+        Case(
+            name="RGB uint8 384^2", images=smooth_images(many, 3, (384, 384), 255, torch.uint8), policy=PLANE, plan=ViewsPlan(), peers=rgb,
+        ),
         Case(
             name="12-band uint16 256^2", images=smooth_images(many, 12, (256, 256), 9999, torch.uint16),
             policy=ViewPolicy(axes=PLANE.axes, flips=PLANE.flips, per_channel=True), plan=ViewsPlan(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class GroupParams:
 
     def map(self, act: Callable[[Tensor], Tensor]) -> GroupParams:
         """Applies a function to every tensor."""
-        changed = {f.name: act(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        changed: dict[str, Any] = {f.name: act(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **changed)
 
     def rows(self, start: int, stop: int) -> GroupParams:
@@ -199,7 +199,9 @@ def _per_view(values: Sequence[float], rows: int, device: torch.device) -> Tenso
     return torch.cat(parts)
 
 
-def _draw_group(policy: ViewPolicy, plan: ViewsPlan, index: int, views: int, key: Tensor, valid_box: Tensor, spacing: Tensor) -> GroupParams:
+def _draw_group(
+    policy: ViewPolicy, plan: ViewsPlan, index: int, views: int, key: Tensor, valid_box: Tensor, spacing: Tensor
+) -> GroupParams:
     own = plan.local_scale if index else plan.global_scale
     scale = own or (policy.local_scale if index else policy.global_scale)
     rows, device = key.shape[0], key.device

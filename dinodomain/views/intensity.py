@@ -54,7 +54,7 @@ def crop_mean(unit: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def brightness_contrast_(unit: Tensor, mask: Tensor | None, brightness: Tensor, contrast: Tensor) -> None:
-    """u <- clip(m + contrast * (u - m) + brightness, 0, 1), m the channel's mean over the crop's known pixels.
+    """U <- clip(m + contrast * (u - m) + brightness, 0, 1), m the channel's mean over the crop's known pixels.
 
     Physically an unknown gain and offset of the instrument that keeps the declared range. Differs from torchvision, whose
     contrast turns about the mean of the grey image: channels here need not be colours.
@@ -70,7 +70,7 @@ def brightness_contrast_(unit: Tensor, mask: Tensor | None, brightness: Tensor, 
 
 
 def gamma_(unit: Tensor, gamma: Tensor) -> None:
-    """u <- u ** gamma: a non-linear transfer curve that keeps 0, 1 and the order of values.
+    """U <- u ** gamma: a non-linear transfer curve that keeps 0, 1 and the order of values.
 
     Args:
         unit: [n, C, ...] in 0..1, changed in place.
@@ -80,7 +80,7 @@ def gamma_(unit: Tensor, gamma: Tensor) -> None:
 
 
 def noise_(unit: Tensor, std: Tensor, key: Tensor) -> None:
-    """u <- u + std * n: additive white noise of the receiver; not clipped, so its mean stays zero.
+    """U <- u + std * n: additive white noise of the receiver; not clipped, so its mean stays zero.
 
     Args:
         unit: [n, C, ...], changed in place.
@@ -96,7 +96,7 @@ def noise_(unit: Tensor, std: Tensor, key: Tensor) -> None:
 
 
 def solarise_(unit: Tensor, chosen: Tensor) -> None:
-    """u <- 1 - u where u is at least one half (BYOL, Grill et al., 2020, appendix B); has no physical meaning, off by default.
+    """U <- 1 - u where u is at least one half (BYOL, Grill et al., 2020, appendix B); has no physical meaning, off by default.
 
     Args:
         unit: [n, C, ...], changed in place.
@@ -107,7 +107,7 @@ def solarise_(unit: Tensor, chosen: Tensor) -> None:
 
 
 def drop_channels_(unit: Tensor, keep: Tensor, mean: Tensor) -> None:
-    """u <- mean in channels that are dropped: a band that an instrument lacks, or that was lost.
+    """U <- mean in channels that are dropped: a band that an instrument lacks, or that was lost.
 
     Args:
         unit: [n, C, ...], changed in place.

@@ -25,7 +25,8 @@ def _runs(device: torch.device) -> Tensor:
     index = torch.arange(length)
     quantiles = torch.special.ndtri((index.double() + 0.5) / length).float()
     table = quantiles[torch.argsort(counter.mix(index + 1))].to(device)
-    return table.as_strided((1 << _BITS, _RUN), (1, 1))
+    runs: Tensor = table.as_strided((1 << _BITS, _RUN), (1, 1))
+    return runs
 
 
 def noise(key: Tensor, count: int) -> Tensor:

@@ -141,7 +141,7 @@ def known_pixels(pixels: Tensor, bits: Tensor | None) -> Tensor | None:
 
 
 def to_network_(unit: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, out: Tensor) -> None:
-    """out <- (unit - mean) / std, 0 where nothing is known; ``unit`` is used as scratch.
+    """Out <- (unit - mean) / std, 0 where nothing is known; ``unit`` is used as scratch.
 
     Args:
         unit: [n, C, ...].

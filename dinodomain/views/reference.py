@@ -82,7 +82,9 @@ def reference_view(
     group = params.groups[index]
     sample = row % batch.pixels.shape[0]
     tile = batch.pixels[sample, 0].numpy().astype(np.float64)
-    known = np.isfinite(tile).all(axis=0) & (True if batch.valid is None else batch.valid[sample, 0].numpy() == 0)
+    known = np.all(np.isfinite(tile), axis=0, keepdims=True)[0]
+    if batch.valid is not None:
+        known = known & (batch.valid[sample, 0].numpy() == 0)
     weight = resample(known[None], group, row, params.filter)
     stored = resample(np.where(known, tile, 0.0), group, row, params.filter) / np.maximum(weight, KNOWN)
     info = apply_range(batch.info, normalisation, batch.channels)

@@ -117,9 +117,7 @@ class _PerCrop:
         self._group, self._kind = group, params.filter
         self._first = torch.floor(group.boxes[..., 0]).long()
         last = torch.ceil(group.boxes[..., 1]).long()
-        self._windows = [
-            tuple(slice(a, b) for a, b in zip(start, stop)) for start, stop in zip(self._first.tolist(), last.tolist())
-        ]
+        self._windows = [tuple(slice(a, b) for a, b in zip(start, stop)) for start, stop in zip(self._first.tolist(), last.tolist())]
         self._transpose = group.transpose.tolist()
 
     def _crop(self, crop: Tensor, row: int, out: Tensor) -> None:
@@ -133,7 +131,7 @@ class _PerCrop:
         stored = torch.empty((stop - start, channels, *size))
         weight = None if tiles.known is None else torch.ones((stop - start, 1, *size))
         for row in range(start, stop):
-            window = (row % samples, slice(None), *self._windows[row])
+            window: tuple[int | slice, ...] = (row % samples, slice(None), *self._windows[row])
             crop, known = tiles.pixels[window], None if tiles.known is None else tiles.known[window]
             if known is None or bool(known.all()):
                 self._put(stored[row - start], crop, row)

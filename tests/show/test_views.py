@@ -1,0 +1,57 @@
+"""The figure of tiles and views is drawn for planes and volumes, and equal views give equal bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinodomain.domain import ViewPolicy, linear_to_unit
+from dinodomain.show.views import draw_views
+from dinodomain.types import Batch, Normalisation, TileInfo
+from dinodomain.views import ViewsPlan, draw, render
+
+
+def made_up(channels: int, extent: tuple[int, ...]) -> tuple[Batch, Normalisation]:
+    ones, ids = torch.ones(2, channels), torch.arange(2)
+    torch.manual_seed(0)
+    info = TileInfo(
+        scale=ones, offset=0 * ones, nodata=ones * torch.nan, low=0 * ones, high=255 * ones, spacing=torch.ones(2, len(extent)),
+        valid_box=torch.tensor([[0, side] for side in extent]).expand(2, -1, -1),
+    )  # fmt: skip
+    batch = Batch(
+        pixels=torch.randint(0, 255, (2, 1, channels, *extent), dtype=torch.uint8), valid=None, info=info,
+        channels=tuple("abcd"[:channels]), tile_ids=ids, epochs=0 * ids, draws=0 * ids, rows=ids,
+        origins=torch.zeros(2, len(extent), dtype=torch.int64), slots=ids,
+    )  # fmt: skip
+    norm = Normalisation(
+        mode="domain",
+        channels=batch.channels,
+        low=(0.0,) * channels,
+        high=(255.0,) * channels,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+    )
+    return batch, norm
+
+
+@pytest.mark.parametrize(("channels", "extent", "bands"), [(1, (40, 50), ()), (4, (40, 50), ("d", "b", "a")), (1, (20, 24, 28), ())])
+def test_figure_has_a_row_per_sample_and_equal_bytes(tmp_path: Path, channels, extent, bands):
+    batch, norm = made_up(channels, extent)
+    plan = ViewsPlan(global_size=16, local_size=8, num_local=1)
+    policy = ViewPolicy(axes=("z", "y", "x")[-len(extent) :], quarter_turns=True)
+    params = draw(
+        policy, plan, seed=0, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
+        valid_box=batch.info.valid_box, spacing=batch.info.spacing,
+    )  # fmt: skip
+    views = render(batch, params, to_float=linear_to_unit, normalisation=norm, patch_size=8)
+    shared = {"to_float": linear_to_unit, "normalisation": norm, "bands": bands, "samples": 2 if bands else 1}
+    file = draw_views(batch, views, tmp_path / "a.png", **shared)
+    if bands:
+        assert draw_views(batch, views, tmp_path / "b.png", **shared).read_bytes() == file.read_bytes()
+    picture = np.asarray(Image.open(file).convert("RGB"))
+    assert picture.shape[1] > picture.shape[0]
+    assert (np.abs(picture.astype(int) - (255, 127, 14)).sum(axis=-1) < 30).any()  # boxes of global views
