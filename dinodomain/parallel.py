@@ -119,7 +119,7 @@ def average_gradients(module: torch.nn.Module) -> None:
     for bucket in _buckets(gradients):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         all_reduce_sum(flat).div_(world())
-        for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket])):
+        for gradient, mean in zip(bucket, flat.split_with_sizes([gradient.numel() for gradient in bucket])):
             gradient.copy_(mean.view_as(gradient))
 
 
