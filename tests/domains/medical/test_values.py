@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dinodomain_medical.values import check_hounsfield, check_not_mask, storable
 
 from dinodomain.errors import BadSource
+from dinodomain_medical.values import check_hounsfield, check_not_mask, storable
 
 
 @pytest.mark.parametrize(
