@@ -17,6 +17,9 @@ and pose to within a pixel, other exposure and noise), and in another split than
 **Clean attribute.** ``blood_group`` (``O`` or ``AB``) is a coin flip that nothing in the pixels carries. ``sex`` widens the body a
 little and ``age`` fades the ribs, as weak true signals.
 
+**Measured** (480 patients, seed 0, AUC for the finding, folds by patient): histogram .50; pixels .58 linear, .53 kNN; an untrained
+convolutional network .56 linear, .50 kNN; the site alone .65 in expectation. A small network trained on the labels reaches 1.0.
+
 Equal seeds give equal bytes. Pixels are float64 (y, x) in 0..1 until they are stored; anatomical coordinates u (to the image's right)
 and v (down) run over -1..1.
 """
