@@ -106,10 +106,17 @@ def _build(plan_class: type[Any], data: Mapping[str, Any], path: str, problems: 
     try:
         return plan_class(**values)
     except Problems as error:
-        problems.extend(error.problems)
+        problems.extend(_respelt(problem, fields, path, keys) for problem in error.problems)
     except UserError as error:
-        problems.append(error)
+        problems.append(_respelt(error, fields, path, keys))
     return None
+
+
+def _respelt(error: UserError, fields: Mapping[str, Any], path: str, keys: KeyMap) -> UserError:
+    """A plan that names one of its own fields as the place gets the key that the user types."""
+    if error.place.partition(".")[0] not in fields:
+        return error
+    return UserError(keys.to_user(f"{path}{error.place}"), error.problem, allowed=error.allowed, remedy=error.remedy)
 
 
 def _unknown(key: str, fields: Mapping[str, Any], path: str, keys: KeyMap, plan_class: type[Any]) -> UserError:

@@ -152,7 +152,7 @@ _TABLE = (
         plan="dinodomain.probes:ProbePlan",
         call=_describe("probe"),
         summary="Scores frozen features by kNN and linear probes, beside the untrained backbone and raw pixels.",
-        keys=KeyMap(prefix="probe", top=SCORED),
+        keys=KeyMap(prefix="probe", top=(*SCORED, "secret")),
     ),
     Verb(
         name="finetune",
@@ -168,7 +168,7 @@ _TABLE = (
         plan="dinodomain.audit:AuditPlan",
         call=_audit,
         summary="Answers the four governance questions with evidence; what could not be assessed is said, never passed.",
-        keys=KeyMap(prefix="audit", top=(*SCORED, "metadata", "features", "gate", "report")),
+        keys=KeyMap(prefix="audit", top=(*SCORED, "metadata", "features", "gate", "report", "secret")),
     ),
     Verb(
         name="embed",

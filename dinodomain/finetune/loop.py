@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dinodomain.domain import Domain
+from dinodomain.embed import sides_for
 from dinodomain.finetune.data import Split
 from dinodomain.finetune.plan import FinetunePlan
 from dinodomain.finetune.task import Predictor
@@ -128,5 +129,6 @@ def _predict(predictor: Predictor, store: Store, domain: Domain, split: Split, p
 def _outputs(predictor: Predictor, batches: Iterable[Batch], domain: Domain) -> Iterable[tuple[list[int], np.ndarray]]:
     backbone = predictor.backbone
     for batch in batches:
-        x, _ = to_network(batch, to_float=domain.to_float, normalisation=backbone.normalisation, size=backbone.image_size[0])
+        sides = sides_for(tuple(batch.pixels.shape[3:]), max(backbone.image_size), backbone.patch)
+        x, _ = to_network(batch, to_float=domain.to_float, normalisation=backbone.normalisation, size=sides)
         yield batch.rows.tolist(), predictor.predict(predictor(x)).float().cpu().numpy()

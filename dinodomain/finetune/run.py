@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from dinodomain.checkpoint import load_backbone, origin, save_backbone
 from dinodomain.domain import Domain, find_domain
-from dinodomain.engine import choose_device
 from dinodomain.finetune.data import Split, split_labels
 from dinodomain.finetune.loop import Fitted, fit
 from dinodomain.finetune.plan import FinetunePlan
 from dinodomain.lineage import Json, Lineage, to_json, write_bytes, write_json
 from dinodomain.model import Backbone, random_like
+from dinodomain.parallel import choose_device
 from dinodomain.probes import Interval, index_units, percentile_interval, plain, unit_weights
 from dinodomain.show.curves import draw_curves
 from dinodomain.store import Store, open_store
@@ -75,7 +75,7 @@ def finetune(plan: FinetunePlan, *, domain: Domain | None = None) -> Tuned:
     """
     store, backbone = open_store(plan.store), load_backbone(plan.checkpoint)
     domain = domain or find_domain(store.domain)
-    device, _ = choose_device(plan.device)
+    device, _ = choose_device(plan.device, key="finetune.device")
     split = split_labels(store, plan)
     starts = {"pretrained": backbone, **({"untrained": random_like(backbone, plan.seed)} if plan.baseline else {})}
     fitted = {name: _fit(name, start, store, domain, split, plan, device) for name, start in starts.items()}
