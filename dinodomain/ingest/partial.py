@@ -2,8 +2,8 @@
 
     lock            held while an ingest runs
     work/           what a worker is writing; thrown away at the next start
-    done/<id>.json  a source that is complete: written last, one per source
-    staged/<id>     a whole image (pixels, then its bit field) that waits to be packed
+    done/<id>.json  a window source that is complete: written after its arrays
+    staged/<id>     a whole image that waits to be packed: its done record, pixels, bit field
     tree/           the arrays, and at the end index, chunk table, lineage and manifest: the store, or what is added to one
     commit.json     tree is complete and is being moved into an existing store
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from typing import IO
 import numpy as np
 
 from dinodomain.errors import UserError
-from dinodomain.lineage import Json, sync_folder, to_json, write_json
+from dinodomain.lineage import Json, canonical, sync_folder, write_json
 from dinodomain.store.format import CHUNKS, INDEX, LINEAGE, MANIFEST
 
 _REMEDIES = {
@@ -121,48 +122,48 @@ class Partial:
         shutil.rmtree(place, ignore_errors=True)
         return place
 
-    def keep_folder(self, place: Path, folder: str) -> None:
-        """Moves a finished folder to its place in the tree."""
-        target = self.tree / folder
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        place.rename(target)
-        sync_folder(target.parent)
-
-    def keep_image(self, stored: str, pixels: np.ndarray, bits: np.ndarray | None) -> None:
-        """Stages a whole image. Not synced: its content hash is checked when it is packed."""
-        temporary = self.workplace(stored)
+    def keep_image(self, stored: str, record: Mapping[str, Json], pixels: np.ndarray, bits: np.ndarray | None) -> None:
+        """Stages a whole image and its done record in one file. Not synced: its content hash is checked when it is packed."""
+        self._done(stored).unlink(missing_ok=True)
+        temporary = self.work / f"{stored}.{os.getpid()}"
         with open(temporary, "wb") as handle:
+            handle.write(_line(record))
             np.save(handle, pixels, allow_pickle=False)
             np.save(handle, np.zeros(0, np.uint8) if bits is None else bits, allow_pickle=False)
         temporary.rename(self.staged(stored))
 
     def load_image(self, stored: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """The inverse of ``keep_image``; ValueError or EOFError where the file lost its end."""
+        """Pixels and bit field of a staged image; ValueError or EOFError where the file lost its end."""
         with open(self.staged(stored), "rb") as handle:
+            handle.readline()
             pixels, bits = np.load(handle, allow_pickle=False), np.load(handle, allow_pickle=False)
         return pixels, (bits if bits.size else None)
 
-    def write_done(self, stored: str, record: Mapping[str, Json], *, durable: bool) -> None:
-        """Says that a source is complete."""
-        if durable:
-            write_json(self._done(stored), record)
-            return
-        temporary = self.work / f"{stored}.{os.getpid()}.json"
-        temporary.write_text(json.dumps(to_json(record), sort_keys=True), encoding="utf-8")
-        temporary.rename(self._done(stored))
+    def keep_folder(self, place: Path, folder: str, stored: str, record: Mapping[str, Json]) -> None:
+        """Moves a finished folder to its place in the tree, and then says that its source is complete."""
+        target = self.tree / folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.forget(stored)
+        shutil.rmtree(target, ignore_errors=True)
+        place.rename(target)
+        sync_folder(target.parent)
+        write_json(self._done(stored), record)
 
     def read_done(self, stored: str) -> dict[str, Json] | None:
         """The done record of a source, or None."""
         try:
-            record: dict[str, Json] = json.loads(self._done(stored).read_text(encoding="utf-8"))
+            if self._done(stored).exists():
+                record: dict[str, Json] = json.loads(self._done(stored).read_bytes())
+                return record
+            with open(self.staged(stored), "rb") as handle:
+                return _from_line(handle.readline())
         except (FileNotFoundError, ValueError):  # never written, or lost its end in a power cut
             return None
-        return record
 
     def forget(self, stored: str) -> None:
         """Takes a done record back."""
         self._done(stored).unlink(missing_ok=True)
+        self.staged(stored).unlink(missing_ok=True)
 
     def clear_tree(self, folders: set[str]) -> None:
         """Leaves only these source folders in the tree: no stacks, no tables, nothing of a source that is not wanted any more."""
@@ -208,6 +209,20 @@ class Partial:
             if (self.tree / name).exists():
                 (self.tree / name).replace(self.store / name)
         sync_folder(self.store)
+
+
+def _line(record: Mapping[str, Json]) -> bytes:
+    """A record as one line that can be checked."""
+    body = canonical(record).encode()
+    return hashlib.sha256(body).hexdigest().encode() + b" " + body + b"\n"
+
+
+def _from_line(line: bytes) -> dict[str, Json]:
+    own, _, body = line.rstrip(b"\n").partition(b" ")
+    if hashlib.sha256(body).hexdigest().encode() != own:
+        raise ValueError("the line is not what was written")
+    record: dict[str, Json] = json.loads(body)
+    return record
 
 
 def _remove(path: Path) -> None:

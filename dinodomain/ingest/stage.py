@@ -19,7 +19,7 @@ from dinodomain.errors import BadSource, MissingExtra, UserError
 from dinodomain.ingest.cells import CellGrid, chunk_boxes, footprints, lon_lat
 from dinodomain.ingest.partial import Partial, disk_errors
 from dinodomain.ingest.shrink import shrink
-from dinodomain.lineage import Json, to_json
+from dinodomain.lineage import Json
 from dinodomain.store.format import StorePlan, source_folder, stored_id
 from dinodomain.store.measure import read_slab
 from dinodomain.store.tables import index_columns
@@ -103,38 +103,37 @@ class Stager:
         return (self.partial.tree / folder).is_dir() if layout == "window" else self.partial.staged(task.stored).is_file()
 
     def _stage(self, task: Task, record: Record, uri: str) -> None:
-        self.partial.forget(task.stored)
-        record, written = self._window(task, record, uri) if record.layout == "window" else self._whole(task, record, uri)
-        folder = source_folder(task.source_id, self.domain.ndim)
-        body = {
-            "source_id": task.source_id,
-            "digest": task.digest,
-            "signature": self.signature,
-            "columns": index_columns(record, written, f"{folder}/{written.array}"),
-            "place": _place(record, written, self.cells, uri),
-            "valid_fraction": written.valid_fraction,
-            "files": written.digest,
-        }
-        self.partial.write_done(task.stored, to_json(body), durable=record.layout == "window")
+        if record.layout == "window":
+            self._window(task, record, uri)
+        else:
+            small = _checked(lambda: shrunk(record, self.max_side), uri)
+            whole = _checked(lambda: prepare_whole(small), uri)
+            _refuse_empty(whole.written, uri)
+            self.partial.keep_image(task.stored, self._done(task, small, whole.written, uri), whole.pixels, whole.bits)
 
-    def _window(self, task: Task, record: Record, uri: str) -> tuple[Record, Written]:
+    def _window(self, task: Task, record: Record, uri: str) -> None:
         place = self.partial.workplace(task.stored)
         write = write_scene if self.domain.ndim == 2 else write_volume
         try:
             written = _checked(lambda: write(place, record, self.storage), uri)
             _refuse_empty(written, uri)
+            done = self._done(task, record, written, uri)
         except BadSource:
             shutil.rmtree(place, ignore_errors=True)
             raise
-        self.partial.keep_folder(place, source_folder(task.source_id, self.domain.ndim))
-        return record, written
+        self.partial.keep_folder(place, source_folder(task.source_id, self.domain.ndim), task.stored, done)
 
-    def _whole(self, task: Task, record: Record, uri: str) -> tuple[Record, Written]:
-        small = _checked(lambda: shrunk(record, self.max_side), uri)
-        whole = _checked(lambda: prepare_whole(small), uri)
-        _refuse_empty(whole.written, uri)
-        self.partial.keep_image(task.stored, whole.pixels, whole.bits)
-        return small, whole.written
+    def _done(self, task: Task, record: Record, written: Written, uri: str) -> dict[str, Any]:
+        """All that finalising needs to know of a staged source."""
+        return {
+            "source_id": task.source_id,
+            "digest": task.digest,
+            "signature": self.signature,
+            "columns": index_columns(record, written, f"{source_folder(task.source_id, self.domain.ndim)}/{written.array}"),
+            "place": _place(record, written, self.cells, uri),
+            "valid_fraction": written.valid_fraction,
+            "files": written.digest,
+        }
 
 
 def opened(domain: Domain, ref: SourceRef) -> Record:

@@ -249,7 +249,7 @@ def test_a_full_disk_keeps_what_is_staged(tmp_path, run, monkeypatch, snapshot):
         patch.setattr(np, "save", full)
         with pytest.raises(UserError, match="No space left on device; free space and run again"):
             run("generate:4", tmp_path / "store")
-    assert len(list((tmp_path / "store.partial" / "done").iterdir())) == 2
+    assert len(list((tmp_path / "store.partial" / "staged").iterdir())) == 2
     run("generate:4", tmp_path / "store")
     assert snapshot(tmp_path / "store") == snapshot(tmp_path / "whole")
 

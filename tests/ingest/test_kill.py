@@ -44,9 +44,9 @@ def start(tmp_path: Path, layout: str, workers: int) -> subprocess.Popen[bytes]:
 
 def wait_for_done(store: Path, count: int, process: subprocess.Popen[bytes]) -> None:
     """Until so many sources are staged, or the process ends."""
-    done, end = Partial(store).root / "done", time.monotonic() + 60
+    root, end = Partial(store).root, time.monotonic() + 60
     while process.poll() is None and time.monotonic() < end:
-        if done.is_dir() and len(list(done.glob("*.json"))) >= count:
+        if len([*root.glob("done/*.json"), *root.glob("staged/*")]) >= count:
             return
         time.sleep(0.001)
 
@@ -190,17 +190,18 @@ def test_work_staged_under_other_settings_is_done_again(tmp_path, run, snapshot,
     assert snapshot(tmp_path / "store") == snapshot(tmp_path / "whole")
 
 
-def test_a_staged_image_that_lost_its_end_is_found_and_staged_anew(tmp_path, run, snapshot, monkeypatch):
+def test_staged_images_that_are_damaged_are_found_and_staged_anew(tmp_path, run, snapshot, monkeypatch):
     run("generate:3", tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr("dinodomain.ingest.finalise.write_index", lambda *args: (_ for _ in ()).throw(Crash()))
         with pytest.raises(Crash):
             run("generate:3", tmp_path / "store")
     staged = sorted((tmp_path / "store.partial" / "staged").iterdir())
-    damaged = bytearray(staged[1].read_bytes())
-    damaged[200] ^= 1
-    staged[1].write_bytes(damaged)
-    staged[2].write_bytes(staged[2].read_bytes()[:100])
+    for path, place in ((staged[0], 100), (staged[1], -200)):  # in its record, in its pixels
+        damaged = bytearray(path.read_bytes())
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+    staged[2].write_bytes(staged[2].read_bytes()[:-150])
     for _ in range(2):
         with pytest.raises(UserError, match=r"staged image .* is damaged; run again"):
             run("generate:3", tmp_path / "store")
