@@ -54,18 +54,30 @@ def bands(box: Tensor, flip: Tensor, sigma: Tensor, *, size: int, kind: Filter) 
     Returns:
         n bands.
     """
-    count = num_taps(float((box[:, 1] - box[:, 0]).max()) / size, kind)
-    own = taps(box, flip, size=size, kind=kind, count=count)
-    lengths = torch.ceil(box[:, 1]).long().tolist()
-    found: list[Band] = [[] for _ in lengths]
+    scale = (box[:, 1] - box[:, 0]) / size
+    own = taps(box, flip, size=size, kind=kind, count=num_taps(float(scale.max()), kind))
+    length = torch.ceil(box[:, 1]).long()[:, None]
+    found: list[Band] = [[] for _ in range(len(box))]
     for blurred in (False, True):
         rows = torch.nonzero((sigma > 0) == blurred).flatten()
         if len(rows):
             part = Taps(first=own.first[rows], weights=own.weights[rows])
-            matrix, low = _blocks(part, sigma[rows] if blurred else None)
-            for row, blocks, lows in zip(rows.tolist(), matrix, low.tolist()):
-                found[row] = _clip(blocks, lows, size, lengths[row])
+            matrix, base = _blocks(part, sigma[rows] if blurred else None)
+            low, high = _reach(part.first, sigma[rows], torch.tensor([num_taps(s, kind) for s in scale[rows].tolist()]), base.shape[1])
+            low, high = low.clamp_min(0), high.minimum(length[rows])
+            for row, blocks, *columns in zip(rows.tolist(), matrix, base.tolist(), low.tolist(), high.tolist()):
+                found[row] = _cut(blocks, *columns, size=size)
     return found
+
+
+def _reach(first: Tensor, sigma: Tensor, count: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """[n, blocks] first and one past the last column that each crop's own filter and blur touch; others of the run reach further."""
+    blur = torch.ceil(BLUR_REACH * sigma).long()[:, None]
+    begin = torch.arange(blocks) * _BLOCK
+    top = (begin - blur).clamp_min(0)
+    bottom = (begin + _BLOCK - 1 + blur).clamp_max(first.shape[1] - 1)
+    ends = torch.stack([first.gather(1, top), first.gather(1, bottom)])
+    return ends.amin(dim=0), ends.amax(dim=0) + count[:, None]
 
 
 def _blocks(own: Taps, sigma: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -89,12 +101,15 @@ def _gauss(index: Tensor, sigma: Tensor, size: int, reach: int) -> Tensor:
     return shape.div_(shape.sum(dim=-1, keepdim=True).clamp_min_(1e-10))
 
 
-def _clip(blocks: Tensor, lows: list[int], size: int, length: int) -> Band:
-    band = []
-    for number, low in enumerate(lows):
-        first, start, stop = number * _BLOCK, max(low, 0), min(low + blocks.shape[-1], length)
+def _cut(blocks: Tensor, base: list[int], low: list[int], high: list[int], *, size: int) -> Band:
+    """The blocks of one crop, columns low..high. One strided view each: slicing costs as much as a product."""
+    band, (pitch, width, _) = [], blocks.stride()
+    for number, (origin, start, stop) in enumerate(zip(base, low, high)):
+        first = number * _BLOCK
         last = min(first + _BLOCK, size)
-        band.append(Block(first=first, last=last, low=start, high=stop, matrix=blocks[number, : last - first, start - low : stop - low]))
+        offset = blocks.storage_offset() + number * pitch + start - origin
+        matrix = blocks.as_strided((last - first, stop - start), (width, 1), offset)
+        band.append(Block(first=first, last=last, low=start, high=stop, matrix=matrix))
     return band
 
 
@@ -123,11 +138,13 @@ def contract_window(crop: Tensor, own: Sequence[Band], out: Tensor) -> None:
 def _right(band: Band, x: Tensor, out: Tensor) -> None:
     """[m, L] to [m, S]."""
     for block in band:
-        torch.mm(x[:, block.low : block.high], block.matrix.t(), out=out[:, block.first : block.last])
+        part = x.narrow(1, block.low, block.high - block.low)
+        torch.mm(part, block.matrix.t(), out=out.narrow(1, block.first, block.last - block.first))
 
 
 def _left(band: Band, x: Tensor, out: Tensor) -> None:
     """[m, L, k] to [m, S, k]."""
     for block in band:
         matrix = block.matrix.expand(x.shape[0], -1, -1)
-        torch.bmm(matrix, x[:, block.low : block.high], out=out[:, block.first : block.last])
+        part = x.narrow(1, block.low, block.high - block.low)
+        torch.bmm(matrix, part, out=out.narrow(1, block.first, block.last - block.first))

@@ -17,7 +17,7 @@ class ViewsPlan:
         local_size: Side of a local crop, pixels.
         num_global: Global crops of each sample.
         num_local: Local crops of each sample; 0 for none.
-        normalise: Range that becomes 0..1: `domain` declared, `store` measured, `source` each source's own percentiles, `auto` the domain's.
+        normalise: Range that becomes 0..1: `domain` declared, `store` measured, `source` each source's percentiles, `auto` the domain's.
         global_scale: Smallest and largest area (volume) fraction of a global crop; empty for the domain's policy.
         local_scale: Smallest and largest area (volume) fraction of a local crop; empty for the domain's policy.
         renderer: `matmul` resampling matrices, `resize` the framework's antialiased resize (CPU, 2-D), `auto` the faster one.

@@ -34,7 +34,8 @@ def _make_batch(
     )  # fmt: skip
     return Batch(
         pixels=pixels, valid=valid, info=info, channels=tuple(f"band {i}" for i in range(channels)),
-        tile_ids=ids * 7919 - 5, epochs=0 * ids, draws=0 * ids, rows=ids, origins=torch.zeros(count, len(extent), dtype=torch.int64), slots=ids,
+        tile_ids=ids * 7919 - 5,
+        epochs=0 * ids, draws=0 * ids, rows=ids, origins=torch.zeros(count, len(extent), dtype=torch.int64), slots=ids,
     )  # fmt: skip
 
 
