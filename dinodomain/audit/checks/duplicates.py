@@ -25,7 +25,8 @@ CHECK = "duplicates"
 TITLE = "Is the same picture there more than once, across splits or units?"
 FALSE_RATE = 1e-4  # per image, against all others
 NULL_PAIRS = 200_000
-TAIL = (0.002, 0.02)  # quantiles of null distances between which the tail's exponent is measured
+TAIL = (0.002, 0.02)  # quantiles of null distances between which the tail's exponent is measured, in large sets
+COPIES_PER_IMAGE = 4  # in small sets the quantiles move up, so that this many copies of every image do not reach them
 LISTED = 100
 _BLOCK = 1024
 LIMITS = (
@@ -114,17 +115,18 @@ def make_space(features: np.ndarray, keys: np.ndarray, sources: np.ndarray, seed
     """Standardises, scales to unit length and sets the distance that counts as near.
 
     Distances r of unrelated points with D degrees of freedom fall below r with a chance of c r^D, so two low quantiles give D, and D
-    gives the distance whose chance is 1e-4 / N (Levina and Bickel 2004). Quantiles of a few per mille are not moved by the copies.
+    gives the distance whose chance is 1e-4 / N (Levina and Bickel 2004). The quantiles lie above what copies make up.
     """
     rows = _unit_length(standardise(np.asarray(features, np.float64))[0])
     distance = _null_distances(rows, keys, sources, seed)
     if not len(distance):
         return Space(rows=rows, near=0.0)
-    lower, upper = np.quantile(distance, TAIL)
+    tail = np.minimum(max(1.0, COPIES_PER_IMAGE / len(rows) / TAIL[0]) * np.array(TAIL), (0.05, 0.5))
+    lower, upper = np.quantile(distance, tail)
     if lower <= 1e-6 or upper <= lower:
         return Space(rows=rows, near=0.0)  # collapsed features: unrelated images coincide, nothing can be told
-    degrees = np.log(TAIL[1] / TAIL[0]) / np.log(upper / lower)
-    return Space(rows=rows, near=float(lower * (FALSE_RATE / len(rows) / TAIL[0]) ** (1 / degrees)))
+    degrees = np.log(tail[1] / tail[0]) / np.log(upper / lower)
+    return Space(rows=rows, near=float(lower * (FALSE_RATE / len(rows) / tail[0]) ** (1 / degrees)))
 
 
 def _null_distances(rows: np.ndarray, keys: np.ndarray, sources: np.ndarray, seed: int) -> np.ndarray:
@@ -144,6 +146,8 @@ def _unit_length(rows: np.ndarray) -> np.ndarray:
 def _near_pairs(spaces: list[Space], sources: np.ndarray) -> np.ndarray:
     """Pairs of different images that are near in every space: [P, 2], first < second."""
     found = [np.empty((0, 2), np.int64)]
+    if min(space.near for space in spaces) <= 0:
+        return found[0]
     count = len(sources)
     for start in range(0, count, _BLOCK):
         near = np.ones((min(_BLOCK, count - start), count - start), bool)

@@ -50,12 +50,14 @@ class Leak:
         draws: [B] the score under resampled units.
         null: [K] the score of permuted values.
         predictions: [n, C] or [n] out-of-fold predictions.
+        num_minor: Units in the smaller class.
     """
 
     value: float
     draws: np.ndarray
     null: np.ndarray
     predictions: np.ndarray
+    num_minor: int
 
     @property
     def p(self) -> float:
@@ -63,27 +65,24 @@ class Leak:
         return float((1 + (self.null >= self.value).sum()) / (1 + len(self.null)))
 
     @property
-    def standard_error(self) -> float:
-        """The larger of the bootstrap's and the null's deviation: each alone covers too rarely (.75-.87 for .95)."""
-        return max(float(np.nanstd(self.draws)), float(np.std(self.null)))
-
-    @property
     def interval(self) -> Interval:
-        """95 %: estimate +- 1.96 standard errors, on the logit scale above .8."""
-        return interval_of(self.value, self.standard_error)
+        """95 %, from the larger of the bootstrap's and the null's deviation: each alone covers too rarely (.75-.87 for .95)."""
+        return interval_of(self.value, float(np.nanstd(self.draws)), float(np.std(self.null)), self.num_minor)
 
 
-def interval_of(value: float, error: float) -> Interval:
-    """Estimate +- 1.96 errors inside 0..1; above .8 on the logit scale by the delta method."""
-    half = Z95 * error
+def interval_of(value: float, bootstrap: float, null: float, num_minor: int) -> Interval:
+    """Estimate +- 1.96 max(bootstrap SE, null SD); above .8 on the logit scale, each deviation taken there at its own place.
+
+    A score's deviation shrinks towards 1; on the logit scale it is about the same everywhere. The null's deviation belongs to .5, where
+    the scale's slope is 4. A perfect score is pulled in by half a unit of the smaller class: it does not prove that all others follow.
+    """
     if value <= LOGIT_ABOVE:
+        half = Z95 * max(bootstrap, null)
         return Interval(value=value, low=max(0.0, value - half), high=min(1.0, value + half))
-    inside = min(value, 1 - 1e-6)
-    half /= inside * (1 - inside)
-    low, high = expit(logit(inside) - half), expit(logit(inside) + half)
-    if value > 1 - 1e-3:  # the logit scale has no width left at 1: fall back on the plain lower end
-        low = value - Z95 * error
-    return Interval(value=value, low=float(low), high=float(min(1.0, high)))
+    inside = min(value, 1 - 0.5 / max(num_minor, 1))
+    half = Z95 * max(bootstrap / (inside * (1 - inside)), null / 0.25)
+    high = 1.0 if inside < value else float(expit(logit(inside) + half))
+    return Interval(value=value, low=float(expit(logit(inside) - half)), high=high)
 
 
 class Reader:
@@ -184,7 +183,7 @@ def read_leaks(features: Mapping[str, np.ndarray], attribute: Attribute, effort:
         found = reader.predict(attribute.values[None])[0]
         draws = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
         value = float(score_many(attribute.kind, found[None], attribute.values[None])[0])
-        leaks[name] = Leak(value=value, draws=draws, null=reader.score(shuffled), predictions=found)
+        leaks[name] = Leak(value=value, draws=draws, null=reader.score(shuffled), predictions=found, num_minor=attribute.num_minor)
     return leaks, readers[0]
 
 
