@@ -87,15 +87,28 @@ def check_folder(out: Path, resume: str, plan: Mapping[str, Any]) -> bool:
             f"{out} already holds a run and resume=never",
             remedy="choose another folder, empty this one, or use resume=auto to go on",
         )
-    if not (out / PLAN).is_file():
-        return True  # killed before its plan was written: nothing to contradict
-    differing = differing_keys(_read_plan(out / PLAN), plan)
+    if (out / PLAN).is_file():  # else it was killed before its plan was written: nothing to contradict
+        check_same_plan(_read_plan(out / PLAN), plan, out)
+    return True
+
+
+def check_same_plan(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
+    """Refuses to go on under another plan.
+
+    Args:
+        old: The plan of the run, or of its checkpoint.
+        new: The plan asked for.
+        out: Run folder, for the message.
+
+    Raises:
+        UserError: They differ in more than where and how the run works; names the keys.
+    """
+    differing = differing_keys(old, new)
     if differing:
         shown = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in differing.items())
         raise UserError(
             "out", f"{out} holds a run with another plan: {shown}", remedy="give these keys their old values, or choose another out folder"
         )
-    return True
 
 
 @contextmanager

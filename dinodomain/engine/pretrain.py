@@ -11,7 +11,7 @@ from dinodomain import lineage, parallel
 from dinodomain.checkpoint import checkpoint_folders, load_checkpoint
 from dinodomain.domain import Domain
 from dinodomain.engine.build import Setup, build
-from dinodomain.engine.folder import BOARD, LINEAGE, LOG, PLAN, check_folder, lock
+from dinodomain.engine.folder import BOARD, LINEAGE, LOG, PLAN, check_folder, check_same_plan, lock
 from dinodomain.engine.log import TensorBoardTracker, Tracker, log_to, logger, write_plan
 from dinodomain.engine.loop import fit
 from dinodomain.engine.plan import PretrainPlan
@@ -82,6 +82,7 @@ def _restore(setup: Setup, out: Path) -> None:
     loaded = load_checkpoint(out)
     for note in loaded.notes:
         logger.warning("%s", note)
+    check_same_plan(loaded.state.plan, to_json(setup.training.plan), out)
     setup.training.restore(loaded.state, str(loaded.folder))
     setup.loader.load_state_dict(loaded.state.loader)
     logger.info("going on from %s", loaded.folder)

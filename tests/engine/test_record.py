@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import itertools
+import sys
+
+import pytest
+
+from dinodomain.engine import EnginePlan, open_run
+from dinodomain.engine.record import Progress, Recorder, Thinned
+from dinodomain.errors import UserError
+
+
+def row(step, **values):
+    return {"step": step, "loss": 1.0, "seconds": 2.0, "data_wait": 0.0, "skipped": 0, **values}
+
+
+class Tracked:
+    def __init__(self):
+        self.steps, self.closed = [], False
+
+    def log(self, step, values):
+        self.steps.append((step, values["loss"]))
+
+    def close(self):
+        self.closed = True
+
+
+def test_figures_take_evenly_spread_rows_of_a_long_run():
+    thinned = Thinned((row(step) for step in range(1000)), most=50)
+    steps = [held["step"] for held in thinned.held]
+    assert 50 <= len(steps) < 100
+    assert len({later - earlier for earlier, later in itertools.pairwise(steps)}) == 1
+    assert steps[-1] > 950
+
+
+@pytest.mark.parametrize(("left", "text"), [(1000, ", 33 min left"), (10, ", 18 s left"), (1, "")])
+def test_the_time_left_follows_the_pace(left, text):
+    progress = Progress(left, 0)
+    progress.advance(row(0))
+    assert progress.remaining() == text
+    progress.close()
+
+
+def test_a_bar_is_drawn_on_a_terminal_only(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress(10, 4)
+    progress.advance(row(4))
+    progress.close()
+    assert "5/10" in capsys.readouterr().err
+
+
+def test_trackers_get_every_row_and_skips_and_collapses_are_told(tmp_path, caplog):
+    tracker = Tracked()
+    recorder = Recorder(tmp_path, EnginePlan(steps=3), first_step=0, trackers=[tracker])
+    for step in range(3):
+        recorder.write(row(step, skipped=int(step == 1)))
+    recorder.close()
+    assert tracker.steps == [(0, 1.0), (1, 1.0), (2, 1.0)]
+    assert tracker.closed
+    assert "step 1 gave NaN or Inf and was skipped" in caplog.text
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no plan\.yaml; allowed: a folder that dinodomain pretrain wrote"):
+        open_run(tmp_path)
