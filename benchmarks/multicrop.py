@@ -238,7 +238,7 @@ def monai_volume(images: torch.Tensor) -> Pipeline:
 
 
 def cases(quick: bool) -> list[Case]:
-    many, few = (4, 1) if quick else (16, 2)
+    many, few = (8, 1) if quick else (16, 2)
     rgb = {"torchvision v2": (torchvision_rgb, 3.0), "kornia": (kornia_rgb, 4.5), "lightly-train": (lightly_train_rgb, 1.25)}
     found = [
         Case(
