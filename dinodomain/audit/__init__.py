@@ -1,5 +1,6 @@
 """The audit: what shaped a backbone, where it fails, what its features leak, what it enables, answered with evidence or not at all."""
 
+from dinodomain import callable_room
 from dinodomain.audit.attribution import EncoderObjective
 from dinodomain.audit.finding import Finding, Report, read_report, write_schema
 from dinodomain.audit.gate import GateResult, decide
@@ -32,3 +33,5 @@ __all__ = [
     "write_report",
     "write_schema",
 ]
+
+callable_room(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from dinodomain.audit.protocol.attribute import MISSING
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.errors import Problems, UserError
-from dinodomain.lineage import digest, to_json
+from dinodomain.lineage import canonical, digest, to_json
 from dinodomain.probes.folds import index_units
 from dinodomain.probes.ridge import unit_blocks
 
@@ -138,6 +139,7 @@ def take(data: AuditSet, rows: np.ndarray) -> AuditSet:
 def _describe(data: AuditSet, probed: AuditSet, attributes: Sequence[str]) -> dict[str, Any]:
     used = [*attributes, *([data.split] if data.split else [])]
     return {
+        "digest": _fingerprint(data),
         "n_images": len(np.unique(data.sources)),
         "n_rows": len(data.units),
         "n_rows_probed": len(probed.units),
@@ -149,6 +151,16 @@ def _describe(data: AuditSet, probed: AuditSet, attributes: Sequence[str]) -> di
         "split": data.split,
         "columns": [{"name": name, "missing": _missing(data.columns[name])} for name in used],
     }
+
+
+def _fingerprint(data: AuditSet) -> str:
+    """sha256 of all audited arrays and columns: two audits compare only where it is equal."""
+    total = hashlib.sha256()
+    for name in sorted(data.features):
+        total.update(name.encode() + np.ascontiguousarray(data.features[name], np.float32).tobytes())
+    words = {name: [str(value) for value in values] for name, values in data.columns.items()}
+    total.update(canonical([words, data.units.astype(str), data.sources]).encode())
+    return total.hexdigest()
 
 
 def _missing(column: np.ndarray) -> float:

@@ -154,7 +154,10 @@ def test_without_copies_the_verdict_rests_on_the_recall_that_was_measured(make_s
     assert clear.verdict == "CLEAR_WITHIN_LIMITS"
     assert clear.evidence["recall_on_altered_copies"]["value"] >= 0.9
     ruined = describe(generator.normal(size=(40, 256)))
-    assert duplicates.duplicates(replace(data, copies=Copies(rows=np.arange(40), features=ruined)), thresholds=LINES).reason_code == "low_recall"
+    assert (
+        duplicates.duplicates(replace(data, copies=Copies(rows=np.arange(40), features=ruined)), thresholds=LINES).reason_code
+        == "low_recall"
+    )
 
 
 def test_tiles_of_one_image_and_images_of_one_unit_are_no_duplicates(make_set, pictures):
@@ -170,7 +173,9 @@ def test_collapsed_features_find_no_copies_and_say_that_nothing_would_be_found(m
     images, describe, _ = pictures
     flat = describe(images) | {"audited": np.ones((150, 4))}
     data = replace(picture_set(make_set, images, describe, split=np.where(np.arange(150) < 100, "train", "test")), features=flat)
-    finding = duplicates.duplicates(replace(data, copies=Copies(rows=np.arange(20), features={k: v[:20] for k, v in flat.items()})), thresholds=LINES)
+    finding = duplicates.duplicates(
+        replace(data, copies=Copies(rows=np.arange(20), features={k: v[:20] for k, v in flat.items()})), thresholds=LINES
+    )
     assert (finding.verdict, finding.reason_code) == ("NOT_ASSESSABLE", "low_recall")
 
 

@@ -32,7 +32,9 @@ def leak_of(features, values, units, *, permutations=199, bootstraps=200, seed=0
 def test_random_folds_invent_a_leak_that_folds_by_unit_do_not():
     features, units = alike(200, 5, 96, seed=1)
     values = np.random.default_rng(2).permutation(np.arange(200) % 2)[units]
-    by_row = cross_val_predict(LogisticRegression(max_iter=500), features, values, cv=KFold(5, shuffle=True, random_state=0), method="predict_proba")
+    by_row = cross_val_predict(
+        LogisticRegression(max_iter=500), features, values, cv=KFold(5, shuffle=True, random_state=0), method="predict_proba"
+    )
     assert roc_auc_score(values, by_row[:, 1]) > 0.7
     leak = leak_of(features, values, units)
     assert abs(leak.value - 0.5) < 0.1
@@ -88,7 +90,9 @@ def test_excess_over_a_baseline_is_paired():
     features, units = alike(120, 2, 12, seed=8)
     values = (np.arange(120) % 2)[units]
     planted = features + 1.2 * values[:, None] * (np.arange(12) < 3)
-    leaks, _ = read_leaks({"audited": planted, "pixels": features}, read_attribute("a", values, units), Effort(permutations=99, bootstraps=100))
+    leaks, _ = read_leaks(
+        {"audited": planted, "pixels": features}, read_attribute("a", values, units), Effort(permutations=99, bootstraps=100)
+    )
     assert excess(leaks["audited"], leaks["pixels"]).low > 0.1
     assert excess(leaks["audited"], leaks["audited"]) == Interval(value=0.0, low=0.0, high=0.0)
 

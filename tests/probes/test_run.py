@@ -45,14 +45,18 @@ def test_signal_is_found_and_noise_scores_chance(report):
 def test_units_alike_give_noise_no_score_although_random_folds_would(features, labels):
     rows = features["random_init"]
     grouped = run_probe(features, labels, UNITS, kinds=("knn",), bootstraps=100).score("random_init", "knn").metrics["accuracy"].value
-    by_row = run_probe(features, labels, np.arange(160), kinds=("knn",), bootstraps=100).score("random_init", "knn").metrics["accuracy"].value
+    by_row = (
+        run_probe(features, labels, np.arange(160), kinds=("knn",), bootstraps=100).score("random_init", "knn").metrics["accuracy"].value
+    )
     assert rows.shape == (160, 16)
     assert by_row > grouped + 0.1
 
 
 def test_both_baselines_and_their_paired_differences_are_always_there(report, features, labels):
     assert {(item.features, item.probe) for item in report.scores} == {(f, p) for f in features for p in ("knn", "linear")}
-    assert {(item.baseline, item.probe) for item in report.differences} == {(f, p) for f in ("random_init", "pixels") for p in ("knn", "linear")}
+    assert {(item.baseline, item.probe) for item in report.differences} == {
+        (f, p) for f in ("random_init", "pixels") for p in ("knn", "linear")
+    }
     assert all(item.interval.low > 0 for item in report.differences)
     with pytest.raises(UserError, match="without pixels"):
         run_probe({name: rows for name, rows in features.items() if name != "pixels"}, labels, UNITS)
@@ -95,7 +99,7 @@ def test_one_class_or_nan_features_are_refused(features, labels):
     with pytest.raises(UserError, match="has one value only"):
         run_probe(features, np.zeros(160, int), UNITS)
     broken = features | {"pixels": np.where(np.arange(160)[:, None] < 3, np.nan, features["pixels"])}
-    with pytest.raises(UserError, match="features.pixels: 3 rows hold NaN"):
+    with pytest.raises(UserError, match=r"features\.pixels: 3 rows hold NaN"):
         run_probe(broken, labels, UNITS)
 
 

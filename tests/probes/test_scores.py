@@ -30,7 +30,9 @@ def test_class_metrics_equal_scikit_learn_under_weights(case):
     y, shares, weights = case
     wanted = [balanced_accuracy_score(y, shares.argmax(1), sample_weight=row) for row in weights]
     np.testing.assert_allclose(ours.balanced_accuracy(shares, y, weights), wanted)
-    np.testing.assert_allclose(ours.accuracy(shares, y, weights), [accuracy_score(y, shares.argmax(1), sample_weight=row) for row in weights])
+    np.testing.assert_allclose(
+        ours.accuracy(shares, y, weights), [accuracy_score(y, shares.argmax(1), sample_weight=row) for row in weights]
+    )
     assert plain(ours.macro_auroc, shares, y) == pytest.approx(roc_auc_score(y, shares, multi_class="ovr", average="macro"))
 
 

@@ -19,7 +19,7 @@ from dinodomain.audit.protocol.planting import Sensitivity, plant
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, holm, judge
 
 CHECK = "attribute"
-METHOD = "1.96 x max(SE of unit bootstrap, SD of unit-permutation null); logit scale above .8"
+METHOD = "1.96 x max(SE of unit bootstrap, SD of unit-permutation null), above .8 on the logit scale"
 LIMITS = (
     "One attacker: a ridge probe on pooled features; another attacker may read more.",
     "Readable does not mean used, and not readable by this probe does not mean absent.",

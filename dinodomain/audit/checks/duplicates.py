@@ -131,7 +131,7 @@ def make_space(features: np.ndarray, keys: np.ndarray, sources: np.ndarray, seed
 
 def _null_distances(rows: np.ndarray, keys: np.ndarray, sources: np.ndarray, seed: int) -> np.ndarray:
     generator = np.random.default_rng([seed, 0xD0B])
-    a, b = generator.integers(0, len(rows), (2, NULL_PAIRS))
+    a, b = generator.integers(0, len(rows), (2, min(NULL_PAIRS, len(rows) ** 2)))
     apart = (keys[a] != keys[b]) & (sources[a] != sources[b])
     a, b = a[apart], b[apart]
     pieces = [np.linalg.norm(rows[a[s : s + _BLOCK * 16]] - rows[b[s : s + _BLOCK * 16]], axis=1) for s in range(0, len(a), _BLOCK * 16)]
