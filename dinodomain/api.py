@@ -7,7 +7,7 @@ Rooms are imported when a function is called, so that ``import dinodomain`` stay
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from dinodomain.embed import Embedded, EmbedPlan
     from dinodomain.engine import PretrainPlan, Run
     from dinodomain.engine.doctor import DoctorPlan, Findings
+    from dinodomain.engine.look import ViewsFigurePlan, Written
     from dinodomain.export import Exported, ExportPlan
     from dinodomain.finetune import FinetunePlan, Tuned
     from dinodomain.ingest import IngestPlan, Inspection, Summary
     from dinodomain.model import Backbone
     from dinodomain.probes import ProbePlan, ProbeReport
     from dinodomain.store import Store
-    from dinodomain.views import ViewsPlan
 
 Plan = TypeVar("Plan")
 
@@ -91,56 +91,11 @@ def inspect(plan: InspectPlan | None = None, **keys: Any) -> Inspection:
     return run(made.store, made.out)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewsFigurePlan:
-    """A figure of source tiles, their crops and the crops' boxes.
+def views(plan: ViewsFigurePlan | None = None, **keys: Any) -> Written:
+    """Draws source tiles, their crops and the crops' boxes; see ``ViewsFigurePlan``."""
+    from dinodomain.engine.look import ViewsFigurePlan, draw_figure
 
-    Attributes:
-        store: The store.
-        out: Folder for the figure.
-        domain: Domain whose policy is drawn; None takes the store's.
-        num: Number of tiles.
-        seed: Decides tiles and views.
-        patch: Side of a patch in pixels, for the share of valid pixels under each token.
-        tile: Side of a source tile in pixels; None takes the loader's default.
-        views: Crops.
-    """
-
-    store: str
-    out: str
-    domain: str | None = None
-    num: int = 4
-    seed: int = 0
-    patch: int = 8
-    tile: int | None = None
-    views: ViewsPlan = field(default_factory=lambda: _views_plan())
-
-
-def _views_plan() -> ViewsPlan:
-    from dinodomain.views import ViewsPlan
-
-    return ViewsPlan()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """Files that a verb wrote, with a line about them.
-
-    Attributes:
-        files: Paths.
-        note: One line.
-    """
-
-    files: tuple[str, ...]
-    note: str
-
-    def text(self) -> str:
-        """What the command prints."""
-        return "\n".join([self.note, *self.files])
-
-    def as_json(self) -> Mapping[str, Json]:
-        """Plain values for ``--json``."""
-        return {"files": list(self.files), "note": self.note}
+    return draw_figure(_plan(ViewsFigurePlan, plan, keys))
 
 
 def pretrain(plan: PretrainPlan | None = None, **keys: Any) -> Run:

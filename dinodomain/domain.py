@@ -61,7 +61,7 @@ class ViewPolicy:
         gamma: Exponent range, drawn log-uniformly.
         intensity_probability: Probability of brightness, contrast and gamma together.
         per_channel: Whether brightness and contrast are drawn for each channel apart.
-        blur_sigma: Gaussian sigma range in output pixels.
+        blur_sigma: Gaussian sigma range in output pixels of a 224-pixel (2-D) or 96-voxel (3-D) global crop; smaller crops get less.
         blur_probability: Probability of blur for (first global, second global, local) views.
         noise_std: Range of the standard deviation of added Gaussian noise.
         noise_probability: Probability of noise.

@@ -135,7 +135,7 @@ _TABLE = (
     Verb(
         name="views",
         usage="views store=STORE out=DIR",
-        plan="dinodomain.api:ViewsFigurePlan",
+        plan="dinodomain.engine.look:ViewsFigurePlan",
         call=_describe("views"),
         summary="Draws source tiles, their crops and the crops' boxes, so that a policy can be judged before training.",
     ),

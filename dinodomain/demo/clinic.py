@@ -48,7 +48,7 @@ def run_clinic(plan: DemoPlan, out: Path) -> Story:
         ("exported", f"timm, max abs diff {exported.max_abs_diff:.2g}"),
     )
     files = {
-        "contact sheet": str(sheet.contact_sheet),
+        "contact sheet": str(sheet.figure),
         "probe": str(out / "probe" / "probe.png"),
         "audit report": str(audit.paths.html) if audit.paths else "",
         "curves": str(out / "run" / "figures"),

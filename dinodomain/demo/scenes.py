@@ -63,7 +63,7 @@ def run_tiles(plan: DemoPlan, out: Path) -> Story:
         ("exported", f"timm, max abs diff {exported.max_abs_diff:.2g}"),
     )
     files = {
-        "contact sheet": str(sheet.contact_sheet),
+        "contact sheet": str(sheet.figure),
         "views": views.files[0],
         "PCA and attention": str(figures[0]),
         "similarity": str(figures[1]),

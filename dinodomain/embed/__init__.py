@@ -1,5 +1,6 @@
 """A frozen backbone over a store gives features on disk, keyed by content, so that probes and audits need no encoder."""
 
+from dinodomain import callable_room
 from dinodomain.embed.embed import Embedded, EmbedPlan, embed
 from dinodomain.embed.table import TokenTable, load_features, load_record, load_tokens, save_features
 from dinodomain.embed.tiles import embed_store, encode_frozen, pixel_features, pool_features, sides_for, token_weights
@@ -8,3 +9,5 @@ __all__ = [
     "EmbedPlan", "Embedded", "TokenTable", "embed", "embed_store", "encode_frozen", "load_features", "load_record", "load_tokens",
     "pixel_features", "pool_features", "save_features", "sides_for", "token_weights",
 ]  # fmt: skip
+
+callable_room(__name__)

@@ -1,8 +1,11 @@
 """Views: multi-crop on the device for any number of channels, in 2-D and 3-D. Draw first, render second."""
 
+from dinodomain import callable_room
 from dinodomain.views.draw import GroupParams, ViewParams, draw
 from dinodomain.views.normalise import apply_range, resolve_normalisation, to_network
 from dinodomain.views.plan import ViewsPlan
 from dinodomain.views.render import render
 
 __all__ = ["GroupParams", "ViewParams", "ViewsPlan", "apply_range", "draw", "render", "resolve_normalisation", "to_network"]
+
+callable_room(__name__)

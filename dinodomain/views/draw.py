@@ -26,6 +26,9 @@ _JITTER, _BRIGHTNESS, _CONTRAST, _GAMMA = 4, 5, 6, 7
 _BLUR, _SIGMA, _NOISE, _NOISE_STD, _NOISE_KEY, _SOLARISE, _CHANNEL = 8, 9, 10, 11, 12, 13, 14
 _PLACE, _FLIP = 32, 40
 
+BLUR_REFERENCE = {2: 224, 3: 96}
+"""Side of the global crop that a policy's ``blur_sigma`` speaks of, by number of axes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupParams:
@@ -174,6 +177,11 @@ def channel_params(policy: ViewPolicy, group: GroupParams, num_channels: int) ->
     return ChannelParams(brightness=brightness, contrast=contrast, keep=keep)
 
 
+def blur_scale(plan: ViewsPlan, ndim: int) -> float:
+    """What a policy's blur is multiplied with: it is stated for the papers' global crops, and smaller crops hold less detail to lose."""
+    return plan.global_size / BLUR_REFERENCE[ndim]
+
+
 def _crops_only(policy: ViewPolicy) -> ViewPolicy:
     return replace(
         policy, flips={}, quarter_turns=False, intensity_probability=0.0, blur_probability=(0.0, 0.0, 0.0),
@@ -219,7 +227,7 @@ def _draw_group(
         boxes=random_boxes(key, valid_box.repeat(views, 1, 1), spacing.repeat(views, 1), scale, policy.aspect),
         flips=_draw_flips(policy, key),
         transpose=(counter.uniform(key, _TURN) < (0.5 if policy.quarter_turns else 0.0)),
-        sigma=_gated(blurred, _between(key, _SIGMA, *policy.blur_sigma), 0.0),
+        sigma=_gated(blurred, blur_scale(plan, valid_box.shape[1]) * _between(key, _SIGMA, *policy.blur_sigma), 0.0),
         jitter=jitter,
         brightness=_gated(jitter, _between(key, _BRIGHTNESS, -policy.brightness, policy.brightness), 0.0),
         contrast=_gated(jitter, _between(key, _CONTRAST, 1 - policy.contrast, 1 + policy.contrast), 1.0),

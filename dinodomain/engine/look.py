@@ -1,0 +1,100 @@
+"""``dinodomain views``: the crops that a run would see, drawn before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dinodomain.domain import Domain, find_domain
+from dinodomain.errors import UserError
+from dinodomain.lineage import Json
+from dinodomain.loader import Loader, LoaderPlan
+from dinodomain.show.views import draw_views
+from dinodomain.store import open_store
+from dinodomain.views import ViewsPlan, draw, render, resolve_normalisation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewsFigurePlan:
+    """A figure of source tiles, their crops and the crops' boxes.
+
+    Attributes:
+        store: The store.
+        out: Folder for the figure.
+        domain: Domain whose policy is drawn; None takes the store's.
+        num: Number of tiles.
+        seed: Decides tiles and views, as in a run of the same seed.
+        patch: Side of a patch in pixels, for the share of valid pixels under each token.
+        bands: One or three channels to show; empty takes the first.
+        loader: Which tiles; its batch is not used.
+        views: Crops.
+    """
+
+    store: str
+    out: str
+    domain: str | None = None
+    num: int = 4
+    seed: int = 0
+    patch: int = 8
+    bands: tuple[str, ...] = ()
+    loader: LoaderPlan = field(default_factory=LoaderPlan)
+    views: ViewsPlan = field(default_factory=ViewsPlan)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num <= 32:
+            raise UserError("num", f"is {self.num}", allowed="1 to 32 tiles")
+        if len(self.bands) not in (0, 1, 3):
+            raise UserError("bands", f"names {len(self.bands)} channels", allowed="one, or three for red, green and blue")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """Files that a verb wrote, with a line about them.
+
+    Attributes:
+        files: Paths.
+        note: One line.
+    """
+
+    files: tuple[str, ...]
+    note: str
+
+    def text(self) -> str:
+        """What the command prints."""
+        return "\n".join([self.note, *self.files])
+
+    def as_json(self) -> Mapping[str, Json]:
+        """Plain values for ``--json``."""
+        return {"files": list(self.files), "note": self.note}
+
+
+def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Written:
+    """Draws the first tiles of a run's order with the views that run would see.
+
+    Raises:
+        UserError: The store cannot be used, or a band is not in it.
+    """
+    store = open_store(plan.store)
+    domain = domain or find_domain(plan.domain or store.domain)
+    batch = next(iter(Loader(store, replace(plan.loader, batch=plan.num), seed=plan.seed)))
+    unknown = [name for name in plan.bands if name not in batch.channels]
+    if unknown:
+        raise UserError("bands", f"the store has no {', '.join(unknown)}", allowed=", ".join(batch.channels))
+    policy = domain.view_policy()
+    mode = policy.default_mode if plan.views.normalise == "auto" else plan.views.normalise
+    stats = store.stats() if mode == "store" else None
+    normalisation = resolve_normalisation(mode, policy, domain.channels, batch.channels, stats)
+    params = draw(
+        policy, plan.views, seed=plan.seed, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
+        valid_box=batch.info.valid_box, spacing=batch.info.spacing,
+    )  # fmt: skip
+    views = render(batch, params, to_float=domain.to_float, normalisation=normalisation, patch_size=plan.patch)
+    Path(plan.out).mkdir(parents=True, exist_ok=True)
+    title = f"{domain.name}: source tiles and their views (seed {plan.seed})"
+    path = draw_views(
+        batch, views, Path(plan.out) / "views.png", to_float=domain.to_float, normalisation=normalisation,
+        bands=plan.bands, samples=plan.num, title=title,
+    )  # fmt: skip
+    crops = ", ".join(f"{group.num_views} {group.name} of {'x'.join(map(str, group.pixels.shape[2:]))}" for group in views.groups)
+    return Written(files=(str(path),), note=f"{plan.num} tiles, {crops}; normalised by {mode}")
