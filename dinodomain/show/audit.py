@@ -31,9 +31,9 @@ def leak_forest(findings: Sequence[Mapping[str, Any]], thresholds: Mapping[str, 
     axes = figure.add_subplot()
     for place, finding in enumerate(reversed(findings)):
         _row(axes, place, finding)
-    for name, style in (("tau_clear", ":"), ("tau_flag", "--")):
+    for name, style, side in (("tau_clear", ":", "right"), ("tau_flag", "--", "left")):
         axes.axvline(thresholds[name], color="black", lw=0.8, ls=style)
-        axes.annotate(f"{name} {thresholds[name]:.2f}", (thresholds[name], len(findings) - 0.45), fontsize=8, ha="center", va="bottom")
+        axes.annotate(f"{name} {thresholds[name]:.2f}", (thresholds[name], len(findings) - 0.45), fontsize=8, ha=side, va="bottom")
     axes.set_yticks(range(len(findings)), [f"{item['id'].split('/')[-1]} ({item['n_units']} units)" for item in reversed(findings)])
     axes.set_ylim(-0.6, len(findings) - 0.1)
     axes.set_xlim(0.3, 1.02)

@@ -195,7 +195,7 @@ def _counts(attribute: Attribute) -> dict[str, int | str]:
 
 def _answer(attribute: Attribute, leak: Leak, verdict: str, leaks: Mapping[str, Leak]) -> str:
     interval = leak.interval
-    score = f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}], chance .50"
+    score = f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}], chance {leak.null.mean():.2f}"
     if verdict in ("FLAG", "WARN"):
         return f"Yes: a linear probe reads {attribute.name} with a score of {score}{_beside(leaks)}."
     if verdict == "CLEAR_WITHIN_LIMITS":

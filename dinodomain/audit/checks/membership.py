@@ -89,6 +89,6 @@ def _judge(reading: Reading, common: dict[str, Any], thresholds: Thresholds) -> 
     verdict, code, reason = judge(leak.interval, leak.p, reading.sensitivity.mdl, attribute.num_minor, thresholds=lines)
     at = leak.interval
     words = {"FLAG": "Yes", "WARN": "Yes, weakly", "CLEAR_WITHIN_LIMITS": "Not by this attack"}.get(verdict, "Undecided")
-    answer = f"{words}: {at.value:.2f} [{at.low:.2f}, {at.high:.2f}], chance .50."
+    answer = f"{words}: {at.value:.2f} [{at.low:.2f}, {at.high:.2f}], chance {leak.null.mean():.2f}."
     action = "Do not publish weights or features of these units before a stronger attack was tried." if verdict in ("FLAG", "WARN") else ""
     return Finding(**common, verdict=verdict, reason_code=code, reason=reason, answer=answer, action=action)
