@@ -39,7 +39,7 @@ class Summary:
 
     Attributes:
         store: Folder of the store.
-        found: Sources found.
+        found: Sources found, readable or not.
         added: Sources that are new in the store.
         present: Sources that were there already.
         skipped: Sources that could not be read, with clear names.
@@ -137,7 +137,7 @@ def _dry_run(plan: IngestPlan, domain: Domain, found: Found, metadata: Metadata,
     new, present, changed = _sort_out(plan, found, names, old)
     return Summary(
         store=str(store),
-        found=len(found.refs),
+        found=len(found.refs) + len(found.skipped),
         added=len(new),
         present=present,
         skipped=(*found.skipped, *changed),
@@ -187,7 +187,7 @@ class _Run:
         holdout = open_store(self._partial.store).manifest["holdout"]
         return Summary(
             store=str(self._partial.store),
-            found=len(found.refs),
+            found=len(found.refs) + len(found.skipped),
             added=len(staged),
             present=present,
             skipped=skipped,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Inspection:
         held_out_units: Number of those that are held out for the audit.
         held_out_chunks: Chunks that are never trained on: held out, or in a buffer.
         holdout: How the holdout was decided.
-        skipped: Number of sources left out by reason, commonest first.
+        skipped: Number of sources left out by kind of reason (names and numbers left out), commonest first.
         licences: Number of sources by licence.
         bytes_on_disk: Size of the folder.
         bytes_raw: Size of the pixels uncompressed and unpadded.
@@ -151,7 +152,7 @@ def _facts(store: Store, figure: Path | None) -> Inspection:
         held_out_units=len(manifest["holdout"]["units"]),
         held_out_chunks=int(store.chunks["holdout"].to_numpy().sum()),
         holdout=manifest["holdout"]["reason"],
-        skipped=_ranked(row["reason"] for row in manifest["skipped"]),
+        skipped=_ranked(_kind(row["reason"]) for row in manifest["skipped"]),
         licences=_ranked(row["licence"] or "not stated" for row in rows),
         bytes_on_disk=sum(path.stat().st_size for path in Path(store.path).rglob("*") if path.is_file()),
         bytes_raw=sum(math.prod(row["shape"]) * np.dtype(row["dtype"]).itemsize for row in rows),
@@ -179,6 +180,11 @@ def _sheet(store: Store, out: Path) -> Path:
     note = _NOTE_3D if store.ndim == 3 else _NOTE_2D
     title = f"{len(rows)} of {len(store)} sources, domain {store.domain}"
     return draw_contact_sheet([picture_of(store, int(row)) for row in rows], out / "contact_sheet.png", title=title, note=note)
+
+
+def _kind(reason: str) -> str:
+    """A reason without the names and numbers of one source, so that equal faults are counted together."""
+    return re.sub(r"'[^']*'", "…", re.sub(r"\d+(\.\d+)?", "#", reason))
 
 
 def _ranked(values: Any) -> dict[str, int]:

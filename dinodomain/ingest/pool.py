@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -106,7 +107,7 @@ def _collect(workers: list[_Worker[Task]], waiting: deque[Task]) -> Iterator[Any
         worker.task = waiting.popleft() if waiting else None
         if worker.task is None:
             workers.remove(worker)
-            _end(worker)
+            _dismiss(worker)
         else:
             _send(worker)
 
@@ -128,14 +129,24 @@ def _lost(worker: _Worker[Task]) -> Lost[Task]:
     return Lost(task=worker.task, cause=f"signal {-code}" if code < 0 else f"exit status {code}")
 
 
+def _dismiss(worker: _Worker[Task]) -> None:
+    """Lets an idle worker leave by itself: it sees its pipe close."""
+    worker.pipe.close()
+    worker.process.join(_DEATH_SECONDS)
+    _end(worker)
+
+
 def _end(worker: _Worker[Task]) -> None:
     worker.pipe.close()
     worker.process.terminate()
+    worker.process.join(_DEATH_SECONDS)
+    worker.process.kill()  # a decoder that does not come back to Python hears nothing else
     worker.process.join()
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in order: imported packages hold semaphores
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     pipe.send((True, None))
     while True:

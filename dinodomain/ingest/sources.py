@@ -7,7 +7,7 @@ name a person. Reads headers only (through the domain) and the CSV.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +20,29 @@ from dinodomain.lineage import pseudonym
 from dinodomain.types import SourceRef
 
 _SHOWN = 10
+_NO_NAMES = frozenset(
+    (
+        "ct",
+        "dcm",
+        "dicom",
+        "image",
+        "images",
+        "img",
+        "label",
+        "labels",
+        "map",
+        "mask",
+        "masks",
+        "mri",
+        "nii",
+        "nifti",
+        "nrrd",
+        "png",
+        "scan",
+    )
+    + ("scans", "seg", "series", "slice", "slices")
+)
+"""Words of file names that name a kind of file, and that reasons need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +112,15 @@ def scrubbed(text: str, skipped: Skipped) -> str:
     """A reason without anything that could name a person.
 
     Out go: quoted text, words with a slash, long numbers (dates, record numbers), and every name, or part of a name of three
-    letters or more, that the source goes by.
+    letters or more, that the source goes by (but for words such as ``label``).
     """
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "…", text)
     text = re.sub(r"\S*[/\\^]\S*", "…", text)
     text = re.sub(r"\d{5,}", "…", text)
     names = {part for value in (skipped.uri, *skipped.keys.values()) for part in (value, *re.split(r"[\W_]+", value)) if len(part) > 2}
-    for name in sorted(names, key=len, reverse=True):
+    for name in sorted(names, key=lambda name: (-len(name), name)):
+        if name.lower() in _NO_NAMES:
+            continue
         text = re.sub(re.escape(name), "…", text, flags=re.IGNORECASE)
     return text
 
@@ -210,24 +235,27 @@ def _refuse_empty_groups(plan: IngestPlan, table: Table, joined: Match) -> None:
 
 def _refuse_identifying(plan: IngestPlan, table: Table, found: Found, joined: Match) -> None:
     """A copied column lies in the store in the clear, so it may not hold what the store hashes."""
+    rows = {number: table.rows[row] for number, row in joined.rows.items()}
+    units = {number: rows[number].get(plan.group or "") or found.refs[number].unit or found.refs[number].source_id for number in rows}
+    shared = _shared_folders(found, units)
     for column in plan.fields:
         if column in (plan.join, plan.group):
-            raise UserError(
-                "ingest.fields", f"column {column!r} identifies people; domain {plan.domain!r} may not keep it", remedy="leave it out"
-            )
-        for number, row in joined.rows.items():
-            value, ref = table.rows[row][column], found.refs[number]
-            if value and value in {*_identities(ref), table.rows[row][plan.join], table.rows[row].get(plan.group or "", "")}:
-                problem = (
-                    f"column {column!r} repeats a name of its source (line {table.lines[row]}); domain {plan.domain!r} may not keep it"
-                )
-                raise UserError("ingest.fields", problem, remedy="leave it out")
+            problem = f"column {column!r} identifies people; domain {plan.domain!r} may not keep it"
+            raise UserError("ingest.fields", problem, remedy="leave it out")
+        for number, row in rows.items():
+            if row[column] and row[column] in {units[number], row[plan.join], *_identities(found.refs[number], shared)}:
+                problem = f"column {column!r} repeats a name of its source (line {table.lines[joined.rows[number]]})"
+                raise UserError("ingest.fields", f"{problem}; domain {plan.domain!r} may not keep it", remedy="leave it out")
 
 
-def _identities(ref: SourceRef) -> Iterable[str]:
-    return (
-        ref.source_id,
-        ref.unit or "",
-        *(ref.keys.get(kind, "") for kind in KINDS),
-        *(ref.keys.get(key, "") for key in ref.keys if key.endswith("ID")),
-    )
+def _shared_folders(found: Found, units: Mapping[int, str]) -> set[str]:
+    """Folders with sources of several units: their names (a site, a class) say nothing of one person."""
+    held: dict[str, set[str]] = {}
+    for number, unit in units.items():
+        held.setdefault(found.refs[number].keys.get("folder", ""), set()).add(unit)
+    return {folder for folder, inside in held.items() if len(inside) > 1}
+
+
+def _identities(ref: SourceRef, shared: set[str]) -> set[str]:
+    named = {value for kind, value in ref.keys.items() if kind in KINDS or kind.endswith("ID")}
+    return {ref.source_id, ref.unit or "", *named} - shared

@@ -161,6 +161,16 @@ def test_a_copied_column_that_identifies_people_is_refused(tmp_path, run, clinic
         run(clinic, tmp_path / "store", PERSONAL, metadata=str(tmp_path / "Mertens.csv"), join="who", group="patient", fields=fields)
 
 
+def test_the_name_of_a_folder_of_many_people_may_be_a_field_that_of_one_person_not(tmp_path, run, write_images):
+    write_images(tmp_path / "in", ["north/a.npy", "north/b.npy", "solo/c.npy"])
+    (tmp_path / "m.csv").write_text("id,who,site\na,A,north\nb,B,north\n")
+    settings = {"metadata": str(tmp_path / "m.csv"), "group": "who", "fields": ("site",)}
+    run(tmp_path / "in", tmp_path / "store", PERSONAL, **settings)
+    (tmp_path / "m.csv").write_text("id,who,site\na,A,north\nc,C,solo\n")
+    with pytest.raises(UserError, match="'site' repeats a name"):
+        run(tmp_path / "in", tmp_path / "other", PERSONAL, **settings)
+
+
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
@@ -168,7 +178,8 @@ def test_a_copied_column_that_identifies_people_is_refused(tmp_path, run, clinic
         ("cannot open /data/doe/a.dcm: no such file", "cannot open … no such file"),
         ("DOE^JANE differs", "… differs"),
         ("born 19630117, slice 12 is missing", "born …, slice 12 is missing"),
-        ("jane.dcm: no pixels", "….…: no pixels"),
+        ("jane.dcm: no pixels", "….dcm: no pixels"),
+        ("looks like a label map: JANE", "looks like a label map: …"),
         ("slices are 1.5 and 3.0 mm apart", "slices are 1.5 and 3.0 mm apart"),
     ],
 )
