@@ -21,7 +21,7 @@ from dinodomain.types import SourceRef
 
 _SHOWN = 10
 _NO_NAMES = frozenset(
-    (
+    {
         "ct",
         "dcm",
         "dicom",
@@ -39,8 +39,12 @@ _NO_NAMES = frozenset(
         "nrrd",
         "png",
         "scan",
-    )
-    + ("scans", "seg", "series", "slice", "slices")
+        "scans",
+        "seg",
+        "series",
+        "slice",
+        "slices",
+    }
 )
 """Words of file names that name a kind of file, and that reasons need."""
 
