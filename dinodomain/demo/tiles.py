@@ -20,7 +20,7 @@ BANDS = ("B02", "B03", "B04", "B08")
 PIXEL_M = 10.0
 CRS = "EPSG:6933"
 ORIGIN_M = (0.0, 3679200.0)
-"""Upper left corner, a multiple of 300 m: blocks of 30 pixels are the ground cells that ``ingest.cell_m=300`` counts units by. The place is
+"""Upper left corner, a multiple of 300 m: blocks of 30 pixels are the ground cells that ``ingest.cell=300`` counts units by. The place is
 0 E, 30 N, where a pixel of this equal-area map is 10 m by 10 m on the ground."""
 
 SCENE = "sentinel2_10m_made_up_place.tif"

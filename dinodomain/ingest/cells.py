@@ -71,6 +71,11 @@ class CellGrid:
         """Per box, the cell of its centre."""
         return [self.cell_of(x, y) for x, y in boxes.centre.tolist()]
 
+    def count(self, boxes: Footprints) -> int:
+        """About how many names ``touched`` would give: reckoned, not made."""
+        across = np.minimum(np.ptp(boxes.x, axis=1) / self.width_m + 1, self.columns)
+        return int((across * (np.ptp(boxes.y, axis=1) / self.cell_m + 1)).sum())
+
     def touched(self, boxes: Footprints, buffer: float = BUFFER) -> list[list[str]]:
         """Per box, the cells it touches once each cell is widened by ``buffer`` of its side; sorted."""
         return [self._touched(x, y, buffer) for x, y in zip(boxes.x.tolist(), boxes.y.tolist())]

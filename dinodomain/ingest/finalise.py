@@ -217,9 +217,9 @@ class Finaliser:
                 "secret_fingerprint": fingerprint(self.names.secret),
                 "holdout": rule.as_json(units, held),
                 "cells": {
-                    "cell_m": self.plan.cell_m,
-                    "columns": CellGrid(cell_m=self.plan.cell_m).columns,
-                    "buffer_m": BUFFER * self.plan.cell_m,
+                    "cell_m": self.plan.cell,
+                    "columns": CellGrid(cell_m=self.plan.cell).columns,
+                    "buffer_m": BUFFER * self.plan.cell,
                 },
                 "settings": self.plan.signature(),
                 "counts": counts,

@@ -117,7 +117,7 @@ def _existing(store: Path, plan: IngestPlan) -> Store | None:
         return None
     old = open_store(store)
     wanted, known = plan.signature(), old.manifest["settings"]
-    wrong = [f"{key}={known[key]} (now {wanted[key]})" for key in wanted if wanted[key] != known[key]]
+    wrong = [f"{key}={known.get(key)} (now {wanted[key]})" for key in wanted if wanted[key] != known.get(key)]
     if wrong:
         raise UserError("store", f"{str(store)!r} was made with {', '.join(wrong)}", remedy="use the same settings, or make a new store")
     return old
@@ -168,7 +168,7 @@ class _Run:
 
     def __init__(self, plan: IngestPlan, domain: Domain, names: Names, partial: Partial, old: Store | None) -> None:
         self._plan, self._domain, self._names, self._partial, self._old = plan, domain, names, partial, old
-        cells = CellGrid(cell_m=plan.cell_m)
+        cells = CellGrid(cell_m=plan.cell)
         # The domain object counts too: two of one name may be set up differently.
         signature = digest({**plan.signature(), "domain_settings": repr(domain) if type(domain).__repr__ is not object.__repr__ else ""})
         self._stager = Stager(

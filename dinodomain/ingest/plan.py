@@ -30,7 +30,7 @@ class IngestPlan:
         fields: Columns of ``metadata`` that are copied into the store's index.
         secret: File with the secret that keyed hashes are made with; None uses ``STORE.private/secret`` in personal domains.
         audit_holdout: Share of the units set aside for the audit, 0 to 0.5; None means max(2 %, 30 units) where that is at most 10 %.
-        cell_m: Side of the ground cells that are the units of georeferenced rasters, metres.
+        cell: Side of the ground cells that are the units of georeferenced rasters, metres, 50 to 1000000 (1000 km).
         max_side: Longest side of an image that is read whole, pixels; larger ones are shrunk with antialiasing.
         bands: Channels to keep, in this order; empty keeps all that a source has.
         grid: Grid that bands of several resolutions are brought to: ``finest``, a band name, or metres.
@@ -53,7 +53,7 @@ class IngestPlan:
     fields: tuple[str, ...] = ()
     secret: str | None = None
     audit_holdout: float | None = None
-    cell_m: float = 20000.0
+    cell: float = 20000.0
     max_side: int = 1024
     bands: tuple[str, ...] = ()
     grid: str = "finest"
@@ -81,8 +81,8 @@ class IngestPlan:
     def _check_ranges(self) -> None:
         if self.audit_holdout is not None and not 0 <= self.audit_holdout <= 0.5:
             raise UserError("ingest.audit_holdout", f"is {self.audit_holdout}", allowed="a share of the units, 0 to 0.5")
-        if not 1000 <= self.cell_m <= 1_000_000:
-            raise UserError("ingest.cell_m", f"is {self.cell_m}", allowed="1000 to 1000000 metres")
+        if not 50 <= self.cell <= 1_000_000:
+            raise UserError("ingest.cell", f"is {self.cell:g}", allowed="50 to 1000000 metres")
         if not 32 <= self.max_side <= 1024:
             raise UserError("ingest.max_side", f"is {self.max_side}", allowed="32 to 1024 pixels")
         if self.workers is not None and self.workers < 0:
@@ -94,7 +94,7 @@ class IngestPlan:
 
     def signature(self) -> dict[str, Json]:
         """The part that decides the stored bytes of one source; staged work of another signature is done again."""
-        names = ("domain", "bands", "grid", "sar", "max_side", "cell_m", "storage")
+        names = ("domain", "bands", "grid", "sar", "max_side", "cell", "storage")
         return {name: to_json(getattr(self, name)) for name in names}
 
     def record(self, *, personal: bool) -> Mapping[str, Json]:

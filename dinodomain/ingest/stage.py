@@ -30,6 +30,9 @@ Made = TypeVar("Made")
 
 DAMAGED = "check that the file is whole: open it with another program, or fetch it again"
 
+_MOST_CELLS = 4_000_000
+"""Names of ground cells that one source may touch over all its chunks, about 300 MB of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -231,6 +234,10 @@ def _place(record: Record, written: Written, cells: CellGrid, uri: str) -> Mappi
         raise
     except Exception as error:  # pyproj's own errors, without importing it here
         raise BadSource(uri, f"its coordinate reference system cannot be used: {_words(error)}", "check it with gdalinfo") from error
+    count = cells.count(boxes)
+    if count > _MOST_CELLS:
+        reason = f"its chunks touch {count} ground cells of {cells.cell_m:g} m, more than {_MOST_CELLS}"
+        raise BadSource(uri, reason, "set ingest.cell to about the side of a chunk, or larger")
     finite = math.isfinite(lon) and math.isfinite(lat)
     return {"lon": lon if finite else None, "lat": lat if finite else None, "units": cells.units(boxes), "touched": cells.touched(boxes)}
 

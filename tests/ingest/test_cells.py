@@ -107,6 +107,14 @@ def test_the_buffer_widens_a_cell_by_a_tenth_of_its_side():
     assert touched(edge - 0.1 * GRID.width_m - 5) == {-1, 0}
 
 
+def test_cells_far_smaller_than_the_chunks_are_reckoned_before_they_are_named():
+    crs, affine = scene(32632, 9.3, 48.0, 1000.0)
+    boxes = footprints(crs, affine, np.array([[0.0, 0.0, 256.0, 256.0], [0.0, 0.0, 8.0, 8.0]]))
+    grid = CellGrid(cell_m=2000.0)
+    assert grid.count(boxes) == pytest.approx(sum(map(len, grid.touched(boxes))), rel=0.05)
+    assert CellGrid(cell_m=50.0).count(boxes) > 4_000_000
+
+
 def test_chunk_boxes_cover_the_raster_in_chunk_order():
     assert chunk_boxes((300, 520), (256, 256)).tolist() == [
         [0, 0, 256, 256], [0, 256, 256, 512], [0, 512, 256, 520], [256, 0, 300, 256], [256, 256, 300, 512], [256, 512, 300, 520],

@@ -222,8 +222,14 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path, run):
 
 def test_other_settings_than_those_of_the_store_are_refused(tmp_path, run):
     run("generate:2", tmp_path / "store")
-    with pytest.raises(UserError, match="made with cell_m=20000"):
-        run("generate:2", tmp_path / "store", cell_m=5000.0)
+    with pytest.raises(UserError, match="made with cell=20000"):
+        run("generate:2", tmp_path / "store", cell=5000.0)
+
+
+def test_more_ground_cells_than_memory_should_hold_refuse_the_source(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("dinodomain.ingest.stage._MOST_CELLS", 3)
+    with pytest.raises(UserError, match="touch .* ground cells of 50 m, more than 3; set ingest.cell to about"):
+        run("generate:2", tmp_path / "store", SyntheticImages(layout="window", epsg=32632), cell=50.0)
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_message(tmp_path, run, monkeypatch):
@@ -310,7 +316,7 @@ def test_a_log_gets_plain_lines(tmp_path, caplog):
     ("plan", "words"),
     [
         ({"audit_holdout": 0.7}, "ingest.audit_holdout: is 0.7"),
-        ({"cell_m": 10.0}, "1000 to 1000000 metres"),
+        ({"cell": 10.0}, "50 to 1000000 metres"),
         ({"max_side": 4096}, "32 to 1024 pixels"),
         ({"workers": -1}, "0 .in this process."),
         ({"group": "patient"}, "set ingest.metadata=CSV"),
