@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from torch import Tensor
 
 from dinodomain.audit.plan import AuditPlan
 from dinodomain.audit.protocol.data import AuditSet, Copies
-from dinodomain.checkpoint import load_backbone
+from dinodomain.checkpoint import load_backbone, weights_digest
 from dinodomain.domain import Domain
 from dinodomain.errors import UserError, require
 from dinodomain.ingest import join_labels
 from dinodomain.ingest.join import read_table
-from dinodomain.lineage import canonical, digest_file
-from dinodomain.model import Backbone
+from dinodomain.lineage import digest_file
 from dinodomain.probes.frozen import Frozen, column_of, load_frozen
 from dinodomain.store import open_store
 from dinodomain.types import FeatureTable, Labels, TileInfo
@@ -45,17 +43,8 @@ class Subject:
     @staticmethod
     def digests(checkpoint: str | None, store: str | None) -> dict[str, str]:
         """Digests of a checkpoint and a store, as ``identity`` holds them."""
-        found = {} if checkpoint is None else {"weights": weights_digest(load_backbone(checkpoint))}
+        found = {} if checkpoint is None else {"weights": weights_digest(load_backbone(checkpoint).state_dict())}
         return found if store is None else {**found, "store": open_store(store).digest}
-
-
-def weights_digest(backbone: Backbone) -> str:
-    """sha256 over names, dtypes, shapes and bytes of the weights: the one that an exported backbone carries in its header."""
-    total = hashlib.sha256()
-    for name, value in sorted(backbone.state_dict().items()):
-        total.update(canonical([name, str(value.dtype), list(value.shape)]).encode())
-        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
@@ -83,7 +72,7 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
         copies=_copies(plan, frozen, table),
     )
     identity = {
-        "weights": weights_digest(frozen.backbone),
+        "weights": weights_digest(frozen.backbone.state_dict()),
         "checkpoint_lineage": frozen.origin.get("digest"),
         "store": frozen.store.digest,
         "domain": frozen.store.domain,

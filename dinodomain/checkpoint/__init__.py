@@ -1,6 +1,6 @@
 """Saves and loads everything a run needs to go on exactly, and the backbone alone for those who only use it."""
 
-from dinodomain.checkpoint.backbone import EXPORTED, load_backbone, origin, save_backbone
+from dinodomain.checkpoint.backbone import EXPORTED, load_backbone, origin, save_backbone, weights_digest
 from dinodomain.checkpoint.load import Loaded, check_same, load_checkpoint, restore_module
 from dinodomain.checkpoint.migrate import migrate
 from dinodomain.checkpoint.optimizer import optimizer_tensors, restore_optimizer
@@ -27,4 +27,5 @@ __all__ = [
     "restore_optimizer",
     "save_backbone",
     "save_checkpoint",
+    "weights_digest",
 ]

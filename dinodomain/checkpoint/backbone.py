@@ -78,7 +78,7 @@ def save_backbone(path: Path, backbone: Backbone, *, history: Mapping[str, Any] 
         history: Lineage record of what it came from.
     """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.state_dict().items()}
-    header = {"spec": backbone.spec, "weights": _digest(tensors), "lineage": dict(history or {})}
+    header = {"spec": backbone.spec, "weights": weights_digest(tensors), "lineage": dict(history or {})}
     path.parent.mkdir(parents=True, exist_ok=True)
     lineage.write_bytes(path, safetensors.torch.save(tensors, metadata={_HEADER: lineage.canonical(header)}))
     return path
@@ -90,7 +90,7 @@ def _load_file(path: Path) -> Backbone:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise BrokenCheckpoint(str(path), f"cannot be read as safetensors ({error})", remedy="copy or export it again") from error
-    if _digest(tensors) != header["weights"]:
+    if weights_digest(tensors) != header["weights"]:
         raise BrokenCheckpoint(str(path), "weights do not match their sha256 digest", remedy="copy or export it again")
     return Backbone.from_spec(header["spec"], tensors)
 
@@ -109,11 +109,15 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes in order of names."""
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes in order of names: what an exported backbone carries, and what an audit names it by.
+
+    Args:
+        tensors: A backbone's ``state_dict()``, on any device.
+    """
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].detach().cpu().contiguous()
         total.update(lineage.canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
         total.update(tensor.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

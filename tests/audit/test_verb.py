@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from dinodomain.audit import AuditPlan, audit
-from dinodomain.audit.load import weights_digest
-from dinodomain.checkpoint import load_backbone, save_backbone
+from dinodomain.checkpoint import load_backbone, save_backbone, weights_digest
 from dinodomain.errors import UserError
 from dinodomain.model import Backbone, ModelPlan
 from dinodomain.probes import ProbePlan, probe
@@ -66,7 +65,7 @@ def test_units_of_a_probe_can_come_from_the_csv(files):
 
 def test_an_audit_names_weights_store_and_whether_they_belong_together(result, files):
     subject = result.report.subject
-    assert subject["weights"] == weights_digest(load_backbone(files["checkpoint"]))
+    assert subject["weights"] == weights_digest(load_backbone(files["checkpoint"]).state_dict())
     assert subject["store"] == open_store(files["store"]).digest
     assert subject["trained_on_this_store"] is True
     assert result.report.data["n_reserved"] > 0
