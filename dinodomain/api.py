@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dinodomain import config
-from dinodomain.lineage import Json
 
 if TYPE_CHECKING:
     from dinodomain.audit import AuditPlan, AuditResult
@@ -62,7 +61,7 @@ def load(path: str | Path) -> Backbone:
     return load_backbone(path)
 
 
-def ingest(plan: IngestPlan | None = None, **keys: Any) -> Summary:
+def ingest(plan: IngestPlan | None = None, /, **keys: Any) -> Summary:
     """Converts files into a store; see ``IngestPlan``."""
     from dinodomain.ingest import IngestPlan
     from dinodomain.ingest import ingest as run
@@ -83,7 +82,7 @@ class InspectPlan:
     out: str | None = None
 
 
-def inspect(plan: InspectPlan | None = None, **keys: Any) -> Inspection:
+def inspect(plan: InspectPlan | None = None, /, **keys: Any) -> Inspection:
     """Summarises a store and writes a contact sheet; see ``InspectPlan``."""
     from dinodomain.ingest import inspect as run
 
@@ -91,14 +90,14 @@ def inspect(plan: InspectPlan | None = None, **keys: Any) -> Inspection:
     return run(made.store, made.out)
 
 
-def views(plan: ViewsFigurePlan | None = None, **keys: Any) -> Written:
+def views(plan: ViewsFigurePlan | None = None, /, **keys: Any) -> Written:
     """Draws source tiles, their crops and the crops' boxes; see ``ViewsFigurePlan``."""
     from dinodomain.engine.look import ViewsFigurePlan, draw_figure
 
     return draw_figure(_plan(ViewsFigurePlan, plan, keys))
 
 
-def pretrain(plan: PretrainPlan | None = None, **keys: Any) -> Run:
+def pretrain(plan: PretrainPlan | None = None, /, **keys: Any) -> Run:
     """Pretrains a backbone, or goes on where the run stopped; see ``PretrainPlan``."""
     from dinodomain.engine import PretrainPlan
     from dinodomain.engine import pretrain as run
@@ -106,7 +105,7 @@ def pretrain(plan: PretrainPlan | None = None, **keys: Any) -> Run:
     return run(_plan(PretrainPlan, plan, keys))
 
 
-def probe(plan: ProbePlan | None = None, **keys: Any) -> ProbeReport:
+def probe(plan: ProbePlan | None = None, /, **keys: Any) -> ProbeReport:
     """Scores frozen features beside the untrained backbone and raw pixels; see ``ProbePlan``."""
     from dinodomain.probes import ProbePlan
     from dinodomain.probes import probe as run
@@ -114,7 +113,7 @@ def probe(plan: ProbePlan | None = None, **keys: Any) -> ProbeReport:
     return run(_plan(ProbePlan, plan, keys))
 
 
-def finetune(plan: FinetunePlan | None = None, **keys: Any) -> Tuned:
+def finetune(plan: FinetunePlan | None = None, /, **keys: Any) -> Tuned:
     """Trains a head, or head and backbone, on few labels; see ``FinetunePlan``."""
     from dinodomain.finetune import FinetunePlan
     from dinodomain.finetune import finetune as run
@@ -122,7 +121,7 @@ def finetune(plan: FinetunePlan | None = None, **keys: Any) -> Tuned:
     return run(_plan(FinetunePlan, plan, keys))
 
 
-def audit(plan: AuditPlan | None = None, **keys: Any) -> AuditResult:
+def audit(plan: AuditPlan | None = None, /, **keys: Any) -> AuditResult:
     """Audits a checkpoint or a table of features; see ``AuditPlan``."""
     from dinodomain.audit import AuditPlan
     from dinodomain.audit import audit as run
@@ -130,7 +129,7 @@ def audit(plan: AuditPlan | None = None, **keys: Any) -> AuditResult:
     return run(_plan(AuditPlan, plan, keys))
 
 
-def embed(plan: EmbedPlan | None = None, **keys: Any) -> Embedded:
+def embed(plan: EmbedPlan | None = None, /, **keys: Any) -> Embedded:
     """Writes features of a store to disk; see ``EmbedPlan``."""
     from dinodomain.embed import EmbedPlan
     from dinodomain.embed import embed as run
@@ -138,7 +137,7 @@ def embed(plan: EmbedPlan | None = None, **keys: Any) -> Embedded:
     return run(_plan(EmbedPlan, plan, keys))
 
 
-def export(plan: ExportPlan | None = None, **keys: Any) -> Exported:
+def export(plan: ExportPlan | None = None, /, **keys: Any) -> Exported:
     """Writes a backbone for other pipelines; see ``ExportPlan``."""
     from dinodomain.export import ExportPlan
     from dinodomain.export import export as run
@@ -146,7 +145,7 @@ def export(plan: ExportPlan | None = None, **keys: Any) -> Exported:
     return run(_plan(ExportPlan, plan, keys))
 
 
-def doctor(plan: DoctorPlan | None = None, **keys: Any) -> Findings:
+def doctor(plan: DoctorPlan | None = None, /, **keys: Any) -> Findings:
     """Looks at the installation, or at one run; see ``DoctorPlan``."""
     from dinodomain.engine.doctor import DoctorPlan
     from dinodomain.engine.doctor import doctor as run

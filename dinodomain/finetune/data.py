@@ -64,10 +64,12 @@ def _units(store: Store, plan: FinetunePlan, rows: np.ndarray, columns: Mapping[
     if plan.group is not None:
         if plan.group not in columns:
             raise UserError("group", f"{plan.labels} has no column {plan.group!r}", allowed=", ".join(columns))
-        return np.asarray(columns[plan.group])[kept]
-    units = store.column("unit").astype(str)[rows]
+        chosen: np.ndarray = np.asarray(columns[plan.group])[kept]
+        return chosen
+    own, sources = store.column("unit").astype(str)[rows], store.column("source_id").astype(str)[rows]
     # A source without a unit stands for itself: the split is then by source, which is all that is known.
-    return np.where(units == "", store.column("source_id").astype(str)[rows], units)
+    units: np.ndarray = np.where(own == "", sources, own)
+    return units
 
 
 def _check_classes(target: Target, train: np.ndarray, plan: FinetunePlan) -> None:

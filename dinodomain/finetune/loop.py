@@ -75,7 +75,7 @@ def _train(
         # The backbone stays in evaluation mode: few labels do not feed stochastic depth.
         loss = predictor.loss(predictor(_augmented(batch, predictor.backbone, domain, plan)), labels[position].to(device))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_([p for p in predictor.parameters() if p.requires_grad], 3.0)
         optimizer.step()
         losses.append(float(loss.detach()))

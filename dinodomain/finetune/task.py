@@ -41,7 +41,8 @@ class Predictor(nn.Module):
         """[n, C, *size] in the network's range -> logits [n, classes], or standardised values [n, 1]."""
         with torch.set_grad_enabled(self.full and torch.is_grad_enabled()):
             pooled = self.backbone.pool(self.backbone(x))
-        return self.linear(self.norm(pooled))
+        outputs: Tensor = self.linear(self.norm(pooled))
+        return outputs
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy, or squared error of standardised values."""
