@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from dinodomain.errors import UserError
 from dinodomain.finetune.plan import FinetunePlan
 from dinodomain.ingest import join_labels
 from dinodomain.loader import LoaderPlan, find_tiles
 from dinodomain.probes import Target, draw_labelled, grouped_folds, read_target
+from dinodomain.probes.frozen import group_column, own_units
 from dinodomain.store import Store
+from dinodomain.types import Labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,39 +46,65 @@ def split_labels(store: Store, plan: FinetunePlan) -> Split:
     Raises:
         UserError: Labels do not join, too few units, or a class is missing from the training units.
     """
-    labels = join_labels(store, plan.labels, plan.join, plan.target)
+    labels = join_labels(store, plan.labels, plan.join, plan.target, secret=plan.secret)
     held = store.column("holdout").astype(bool)[labels.rows]
-    drawable = np.isin(labels.rows, find_tiles(store, LoaderPlan()).rows)
-    kept = ~held & drawable
-    rows, values = labels.rows[kept], np.asarray(labels.values)[kept]
-    units = _units(store, plan, rows, labels.columns, kept)
-    target = read_target(values, plan.task, plan.target)
-    folds = grouped_folds(units, target.y, max(2, round(1 / plan.test_share)), plan.seed)
-    train, test = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
-    if plan.labels_per_class is not None:
-        drawn = draw_labelled(target.y[train], units[train], plan.labels_per_class, names=target.classes, seed=(plan.seed,))
-        train = train[drawn]
-    _check_classes(target, train, plan)
-    reasons = {"audit holdout": int(held.sum()), "too few valid pixels": int((~held & ~drawable).sum())}
+    tiles = find_tiles(store, LoaderPlan())
+    kept = ~held & np.isin(labels.rows, tiles.rows)
+    if not kept.any():
+        problem = f"{len(kept)} sources have a label, none of them lies outside the audit holdout and has enough valid pixels"
+        raise UserError("labels", problem, remedy="label more sources")
+    rows, target = labels.rows[kept], read_target(np.asarray(labels.values)[kept], plan.task, plan.target)
+    units = linked_units(tiles.rows, tiles.units, rows) if plan.group is None else _grouped(labels, plan)[kept]
+    train, test = _divide(units, target, plan)
+    reasons = {"audit holdout": int(held.sum()), "too few valid pixels": int((~held & ~kept).sum())}
     left_out = {reason: count for reason, count in reasons.items() if count}
     return Split(rows=rows, units=units, target=target, train=train, test=test, left_out=left_out)
 
 
-def _units(store: Store, plan: FinetunePlan, rows: np.ndarray, columns: Mapping[str, Sequence[str]], kept: np.ndarray) -> np.ndarray:
-    if plan.group is not None:
-        if plan.group not in columns:
-            raise UserError("group", f"{plan.labels} has no column {plan.group!r}", allowed=", ".join(columns))
-        chosen: np.ndarray = np.asarray(columns[plan.group])[kept]
-        return chosen
-    own, sources = store.column("unit").astype(str)[rows], store.column("source_id").astype(str)[rows]
-    # A source without a unit stands for itself: the split is then by source, which is all that is known.
-    units: np.ndarray = np.where(own == "", sources, own)
-    return units
+def _grouped(labels: Labels, plan: FinetunePlan) -> np.ndarray:
+    assert plan.group is not None, "asked for by the caller"
+    return np.asarray(group_column(labels, plan.group, plan.labels))
+
+
+def linked_units(tile_rows: np.ndarray, tile_units: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Unit of each labelled source; sources that share a unit (a ground cell at two dates) are one, also by way of a third.
+
+    Args:
+        tile_rows: [n] source of each tile.
+        tile_units: [n] its unit, "" where unknown: the source then stands for itself.
+        rows: [m] labelled sources.
+    """
+    ours = np.isin(tile_rows, rows)
+    names, unit = np.unique(own_units(tile_units[ours], tile_rows[ours]), return_inverse=True)
+    source, size = np.searchsorted(rows, tile_rows[ours]), len(rows) + len(names)
+    links = coo_array((np.ones(len(source), np.int8), (source, len(rows) + unit.reshape(-1))), shape=(size, size))
+    _, part = connected_components(links, directed=False)
+    first = {piece: number for number, piece in reversed(list(enumerate(part[len(rows) :].tolist())))}
+    return names[[first[piece] for piece in part[: len(rows)].tolist()]]
+
+
+def _divide(units: np.ndarray, target: Target, plan: FinetunePlan) -> tuple[np.ndarray, np.ndarray]:
+    """Positions that are trained on and scored."""
+    num_folds, num_units = max(2, round(1 / plan.test_share)), len(np.unique(units))
+    if num_units < num_folds:
+        problem = f"{len(units)} labelled sources are of {num_units} units (a patient, or places that share a ground cell)"
+        allowed = f"{num_folds} units or more for finetune.test_share={plan.test_share:g}"
+        raise UserError("labels", problem, allowed=allowed, remedy="label more units")
+    folds = grouped_folds(units, target.y, num_folds, plan.seed)
+    train, test = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
+    _check_classes(target, train, plan)
+    if plan.labels_per_class is not None:
+        train = train[draw_labelled(target.y[train], units[train], plan.labels_per_class, names=target.classes, seed=(plan.seed,))]
+    return train, test
 
 
 def _check_classes(target: Target, train: np.ndarray, plan: FinetunePlan) -> None:
-    missing = [name for index, name in enumerate(target.classes) if not (target.y[train] == index).any()]
+    counts = {name: int((target.y[train] == index).sum()) for index, name in enumerate(target.classes)}
+    missing = [name for name, count in counts.items() if count == 0]
     if missing:
-        raise UserError(
-            "target", f"no training unit has class {', '.join(map(repr, missing))}", remedy="label more units, or lower finetune.test_share"
-        )
+        problem = f"no training unit has class {', '.join(map(repr, missing))}"
+        raise UserError("target", problem, remedy="label more units, or lower finetune.test_share")
+    wanted, rarest = plan.labels_per_class, min(counts, key=lambda name: counts[name], default="")
+    if wanted is not None and counts[rarest] < wanted:
+        problem = f"{wanted}, but the training units have {counts[rarest]} sources of class {rarest!r}"
+        raise UserError("finetune.labels_per_class", problem, allowed=f"1 to {counts[rarest]}")

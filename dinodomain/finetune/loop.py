@@ -53,7 +53,8 @@ def fit(backbone: Backbone, store: Store, domain: Domain, split: Split, plan: Fi
         device: Where to compute.
     """
     torch.manual_seed(plan.seed)
-    predictor = Predictor(backbone, split.target, full=plan.mode == "full").to(device)
+    seen = replace(split.target, y=split.target.y[split.train])
+    predictor = Predictor(backbone, seen, full=plan.mode == "full").to(device)
     losses = _train(predictor, store, domain, split, plan, report, device)
     predictions = _predict(predictor.eval(), store, domain, split, plan, device)
     return Fitted(predictor=predictor, predictions=predictions, losses=tuple(losses))

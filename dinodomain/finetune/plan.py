@@ -21,6 +21,7 @@ class FinetunePlan:
         task: ``classify`` (texts or numbers as classes) or ``regress``.
         join: Column of ``labels`` that names the source.
         group: Column of ``labels`` that names the unit; None takes the store's units.
+        secret: File with the store's secret, where it does not lie beside the store; personal domains only.
         seed: Decides split, order, views and the head's first weights.
         mode: ``head`` keeps the backbone frozen, ``full`` trains it too at ``backbone_lr``.
         steps: Optimiser steps.
@@ -43,6 +44,7 @@ class FinetunePlan:
     task: Literal["classify", "regress"] = "classify"
     join: str = "id"
     group: str | None = None
+    secret: str | None = None
     seed: int = 0
     mode: Literal["head", "full"] = "head"
     steps: int = 200

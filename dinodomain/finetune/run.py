@@ -77,6 +77,8 @@ def finetune(plan: FinetunePlan, *, domain: Domain | None = None) -> Tuned:
     domain = domain or find_domain(store.domain)
     device, _ = choose_device(plan.device, key="finetune.device")
     split = split_labels(store, plan)
+    # Now, so that a place that cannot be written is known before the training.
+    Path(plan.out).mkdir(parents=True, exist_ok=True)
     starts = {"pretrained": backbone, **({"untrained": random_like(backbone, plan.seed)} if plan.baseline else {})}
     fitted = {name: _fit(name, start, store, domain, split, plan, device) for name, start in starts.items()}
     scores, difference = _score(fitted, split)
@@ -121,12 +123,11 @@ def _counts(split: Split) -> dict[str, Json]:
 
 def _write(tuned: Tuned, fitted: Fitted, split: Split, store: Store, plan: FinetunePlan) -> None:
     out = Path(plan.out)
-    out.mkdir(parents=True, exist_ok=True)
     parent = origin(plan.checkpoint)
     record = Lineage(
         kind="finetune",
         parents={"checkpoint": str(parent.get("digest", "")), "store": store.digest},
-        plan={key: value for key, value in to_json(plan).items() if key not in ("checkpoint", "store", "labels", "out")},
+        plan={key: value for key, value in to_json(plan).items() if key not in ("checkpoint", "store", "labels", "secret", "out")},
         counts=tuned.counts,
         history=(parent,),
     ).as_json()

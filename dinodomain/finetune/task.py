@@ -18,7 +18,7 @@ class Predictor(nn.Module):
 
     Args:
         backbone: Copied by nobody: it is trained in place where ``full`` is set.
-        target: Says how many outputs there are; for numbers also their mean and spread.
+        target: What is trained on: how many outputs there are; for numbers also their mean and spread.
         full: Whether gradients reach the backbone.
     """
 
@@ -34,7 +34,7 @@ class Predictor(nn.Module):
         nn.init.zeros_(self.linear.bias)
         numbers = torch.zeros(2) if self.classify else torch.as_tensor(target.y, dtype=torch.float32)
         self.register_buffer("center", numbers.mean())
-        self.register_buffer("spread", torch.ones(()) if self.classify else numbers.std().clamp_min(1e-12))
+        self.register_buffer("spread", torch.ones(()) if self.classify else numbers.std(correction=0).clamp_min(1e-12))
         backbone.requires_grad_(full)
 
     def forward(self, x: Tensor) -> Tensor:

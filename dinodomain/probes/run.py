@@ -71,7 +71,8 @@ def read_target(values: Sequence[object] | np.ndarray, task: Task, name: str = "
     if task == "regress" and numbers is None:
         raise UserError(name, f"holds values that are not finite numbers, e.g. {_first_text(text)!r}", allowed="numbers for task=regress")
     if len(distinct) < 2:
-        raise UserError(name, f"has one value only ({distinct[0]!r})" if len(distinct) else "has no values", allowed="two or more classes")
+        problem = f"has one value only ({str(distinct[0])!r})" if len(distinct) else "has no values"
+        raise UserError(name, problem, allowed="two or more classes")
     if numbers is not None and (task == "regress" or (task == "auto" and len(distinct) > _MAX_CLASSES)):
         return Target(y=numbers, classes=())
     return Target(y=np.searchsorted(distinct, text), classes=tuple(distinct.tolist()))

@@ -228,7 +228,7 @@ def test_other_settings_than_those_of_the_store_are_refused(tmp_path, run):
 
 def test_more_ground_cells_than_memory_should_hold_refuse_the_source(tmp_path, run, monkeypatch):
     monkeypatch.setattr("dinodomain.ingest.stage._MOST_CELLS", 3)
-    with pytest.raises(UserError, match="touch .* ground cells of 50 m, more than 3; set ingest.cell to about"):
+    with pytest.raises(UserError, match=r"touch .* ground cells of 50 m, more than 3; set ingest.cell to about"):
         run("generate:2", tmp_path / "store", SyntheticImages(layout="window", epsg=32632), cell=50.0)
 
 
