@@ -75,7 +75,7 @@ class InspectPlan:
 
     Attributes:
         store: The store.
-        out: Folder for the contact sheet; None writes it beside the store, as STORE.contact.png.
+        out: Folder for ``contact_sheet.png``, ``inspect.json`` and ``inspect.txt``; None only prints.
     """
 
     store: str
@@ -83,7 +83,7 @@ class InspectPlan:
 
 
 def inspect(plan: InspectPlan | None = None, /, **keys: Any) -> Inspection:
-    """Summarises a store and writes a contact sheet; see ``InspectPlan``."""
+    """Summarises a store and, where ``out`` is given, writes a contact sheet; see ``InspectPlan``."""
     from dinodomain.ingest import inspect as run
 
     made = _plan(InspectPlan, plan, keys)

@@ -12,12 +12,14 @@ import difflib
 import errno
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
 import textwrap
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,16 @@ from dinodomain.errors import UserError
 from dinodomain.lineage import to_json
 from dinodomain.verbs import VERBS, Outcome, Verb
 
-PATH_KEYS = frozenset(
-    ("source", "store", "out", "labels", "metadata", "checkpoint", "features", "gate", "report", "run", "config", "configs_dir")
-    + ("secret", "ingest.metadata", "ingest.secret")
-)
+PATH_KEYS = frozenset({
+    "source", "store", "out", "labels", "metadata", "checkpoint", "features", "gate", "report", "run", "config", "configs_dir",
+    "secret", "ingest.metadata", "ingest.secret",
+})  # fmt: skip
 """Keys whose value is taken letter for letter."""
 
-DISK_ERRORS = {errno.EACCES: "permission denied", errno.EROFS: "read-only file system", errno.ENOSPC: "no space left on device"}
+DISK_ERRORS = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+})  # fmt: skip
+"""What a disk says when the user chose a place that cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        with _logging():
+            return _run(words)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -67,12 +73,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in DISK_ERRORS:
             traceback.print_exc()
             return 3
-        print(f"{error.filename or 'output'}: {DISK_ERRORS[error.errno]}; choose another folder or free some space", file=sys.stderr)
+        print(f"{error.filename or 'output'}: {error.strerror}; choose another folder, or free some space", file=sys.stderr)
         return 2
     except Exception:
         traceback.print_exc()
         print("this is a bug in dinodomain: please report it with the lines above", file=sys.stderr)
         return 3
+
+
+@contextmanager
+def _logging() -> Iterator[None]:
+    """What the rooms log goes to standard error as plain lines; standard output is for results."""
+    logger, handler = logging.getLogger("dinodomain"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _run(words: list[str]) -> int:

@@ -130,7 +130,7 @@ _TABLE = (
         usage="inspect store=STORE [out=DIR]",
         plan="dinodomain.api:InspectPlan",
         call=_describe("inspect"),
-        summary="Prints what a store holds and writes a contact sheet.",
+        summary="Prints what a store holds; with out=DIR also draws a contact sheet.",
     ),
     Verb(
         name="views",
@@ -160,7 +160,7 @@ _TABLE = (
         plan="dinodomain.finetune:FinetunePlan",
         call=_describe("finetune"),
         summary="Trains a head, or head and backbone, on few labels; scores it on units it never saw.",
-        keys=KeyMap(prefix="finetune", top=(*SCORED, "task")),
+        keys=KeyMap(prefix="finetune", top=(*SCORED, "task", "secret")),
     ),
     Verb(
         name="audit",

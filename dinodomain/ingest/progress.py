@@ -41,6 +41,6 @@ class _Lines:
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if done == total or now - self._last >= _SECONDS:
+        if total and (done == total or now - self._last >= _SECONDS):
             self._last = now
             _log.info("ingest: %d of %d sources", done, total)
