@@ -10,7 +10,7 @@ from dinodomain.errors import BadSource
 from dinodomain_remote_sensing.dates import acquired_from
 from dinodomain_remote_sensing.header import Header
 from dinodomain_remote_sensing.sensor import Band, Calibration, Meaning, Scene, Sensor
-from dinodomain_remote_sensing.sensors.policies import NADIR
+from dinodomain_remote_sensing.sensors.policies import PHOTOGRAPH
 
 # Means and deviations are ImageNet's, close to those of aerial RGB collections; near infrared by analogy.
 CHANNELS: dict[str, Channel] = {
@@ -69,7 +69,7 @@ AERIAL = Sensor(
     name="aerial",
     title="aerial RGB(N)",
     channels=CHANNELS,
-    policy=NADIR,
+    policy=PHOTOGRAPH,
     probes=(
         ProbeSpec(
             name="land_use",
