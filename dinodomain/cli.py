@@ -182,7 +182,7 @@ def _compose(verb: Verb, overrides: Sequence[str], user_file: str | None, extra_
         if not Path(extra_dir).is_dir():
             raise UserError("configs_dir", f"{extra_dir!r} is not a folder", allowed="a folder with recipe/, model/ ... YAML files")
         folders.append(Path(extra_dir).resolve())
-    groups, values = _sort_overrides(overrides, folders)
+    groups, values = _sort_overrides(verb.name, overrides, folders)
     search = [f"hydra.searchpath=[{','.join(_quote(f'file://{folder}') for folder in folders[1:])}]"] if extra_dir else []
     try:
         with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3", job_name="dinodomain"):
@@ -214,15 +214,18 @@ def _user_layer(user_file: str) -> Any:
     return layer
 
 
-def _sort_overrides(overrides: Sequence[str], folders: Sequence[Path]) -> tuple[list[str], list[str]]:
-    """Words that choose a config group (``recipe=tiny``) and words that set a value."""
+def _sort_overrides(verb: str, overrides: Sequence[str], folders: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """Words that choose a config group of the verb (``recipe=tiny``) and words that set a value."""
     groups: list[str] = []
     values: list[str] = []
+    offered = config.groups_of(verb)
     for word in overrides:
         key, _, choice = word.partition("=")
         options = sorted({file.stem for folder in folders for file in (folder / key).glob("*.yaml")})
         if not options:
             values.append(word)
+        elif key not in offered:
+            raise UserError(key, f"is no key of {verb}", allowed=f"config groups of {verb}: {', '.join(offered) or 'none'}")
         elif choice in options:
             groups.append(word)
         else:
@@ -290,13 +293,9 @@ def help_text(verb: Verb) -> str:
     for key, entry, _ in config.plan_keys(verb.plan_class()):
         lines.append(f"  {verb.keys.to_user(key)}  [{entry.kind}; default {entry.default}]")
         lines += textwrap.wrap(entry.meaning, 110, initial_indent="      ", subsequent_indent="      ")
-    groups = {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(config.config_dir().iterdir())
-        if folder.is_dir()
-    }
-    if verb.name == "pretrain":
-        lines += ["", "groups:"] + [f"  {name}={'|'.join(options)}" for name, options in groups.items()]
+    offered = {name: sorted(file.stem for file in (config.config_dir() / name).glob("*.yaml")) for name in config.groups_of(verb.name)}
+    if offered:
+        lines += ["", "groups:"] + [f"  {name}={'|'.join(options)}" for name, options in offered.items()]
     return "\n".join(lines)
 
 

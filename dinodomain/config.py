@@ -269,6 +269,12 @@ def attribute_docs(plan_class: type[Any]) -> dict[str, str]:
     return docs
 
 
+def groups_of(verb: str) -> tuple[str, ...]:
+    """Config groups that a verb offers (``recipe``, ``model`` ...), as its YAML lists them."""
+    body = yaml.safe_load((config_dir() / f"{verb}.yaml").read_text(encoding="utf-8")) or {}
+    return tuple(name for entry in body.get("defaults", ()) if isinstance(entry, dict) for name in entry)
+
+
 def load_recipe(name: str) -> dict[str, Any]:
     """A recipe's values without Hydra, for the Python API.
 

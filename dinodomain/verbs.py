@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dinodomain.config import KeyMap
+from dinodomain.errors import UserError
 from dinodomain.lineage import Json
 
 
@@ -51,10 +52,20 @@ class Verb:
         return self.call(plan)
 
     def to_plan_data(self, data: Mapping[str, Any], paths: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        """User-shaped values (nested by section) and path-typed keys -> the plan's own nesting."""
+        """User-shaped values (nested by section) and path-typed keys -> the plan's own nesting.
+
+        Raises:
+            UserError: One plan key is set under two spellings.
+        """
         placed: dict[str, Any] = {}
+        spelt: dict[str, str] = {}
         for key, value in (*_leaves(data, self.keys), *paths):
-            _place(placed, self.keys.to_plan(key).split("."), value)
+            target = self.keys.to_plan(key)
+            twin = next((typed for known, typed in spelt.items() if _overlap(known, target)), None)
+            if twin is not None:
+                raise UserError(key, f"is also set as {twin}", remedy="keep one")
+            spelt[target] = key
+            _place(placed, target.split("."), value)
         return placed
 
 
@@ -68,6 +79,12 @@ def _leaves(data: Mapping[str, Any], keys: KeyMap, path: str = "") -> list[tuple
         else:
             found.append((f"{path}{key}", value))
     return found
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two key paths are equal or one lies below the other."""
+    short, long = sorted((f"{one}.", f"{other}."), key=len)
+    return long.startswith(short)
 
 
 def _place(target: dict[str, Any], parts: Sequence[str], value: Any) -> None:

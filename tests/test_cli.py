@@ -1,4 +1,7 @@
+import errno
 import json
+import logging
+import os
 import re
 from pathlib import Path
 
@@ -36,6 +39,12 @@ def test_command_line_wins_over_user_yaml_over_recipe_over_default(tmp_path):
 def test_a_group_on_the_command_line_wins_over_the_recipe():
     plan = plan_of(*PRETRAIN, "recipe=tiny", "model=vit_small")
     assert (plan.model.dim, plan.model.patch, plan.objective.prototypes) == (384, 16, 1024)
+
+
+def test_a_group_counts_only_where_the_verb_offers_it():
+    assert plan_of("views", "store=s", "out=o", "views=image_32", "views.num_local=3").views.global_size == 32
+    with pytest.raises(UserError, match="recipe: is no key of probe; allowed: config groups of probe: none"):
+        plan_of("probe", "checkpoint=c", "store=s", "labels=l", "target=t", "recipe=tiny")
 
 
 def test_outside_groups_are_found_in_configs_dir(tmp_path):
@@ -88,6 +97,39 @@ def test_an_interruption_exits_130(monkeypatch, capsys):
     assert "kept" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EACCES])
+def test_a_disk_that_refuses_exits_2_and_names_the_place(number, monkeypatch, capsys):
+    def refused(words):
+        raise OSError(number, os.strerror(number), "/mnt/archive/out")
+
+    monkeypatch.setattr(cli, "_run", refused)
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err == f"/mnt/archive/out: {os.strerror(number)}; choose another folder, or free some space\n"
+
+
+def test_a_failure_of_the_machine_is_no_fault_of_the_user(monkeypatch, capsys):
+    def broken(words):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(cli, "_run", broken)
+    assert cli.main(["doctor"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_rooms_log_goes_to_standard_error_and_the_logger_is_left_as_it_was(monkeypatch, capsys):
+    logger = logging.getLogger("dinodomain")
+    before = (logger.level, list(logger.handlers))
+
+    def run(words):
+        logging.getLogger("dinodomain.room").info("half way")
+        return 0
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr() == ("", "half way\n")
+    assert (logger.level, logger.handlers) == before
+
+
 def test_a_bug_exits_3_with_its_traceback(monkeypatch, capsys):
     def broken(words):
         raise RuntimeError("boom")
@@ -121,7 +163,7 @@ def test_json_goes_to_standard_output_alone(capsys):
 def test_every_yaml_builds(file: Path):
     group, name = str(file.parent), file.stem
     if group == ".":
-        keys = {"pretrain": PRETRAIN[1:], "ingest": ("domain=ct", "source=a", "store=b")}
+        keys = {"pretrain": PRETRAIN[1:], "ingest": ("domain=ct", "source=a", "store=b"), "audit": ("checkpoint=c", "store=s", "out=o")}
         required = [key for key, entry, _ in config.plan_keys(VERBS[name].plan_class()) if entry.default == "required"]
         words = keys.get(name) or tuple(f"{VERBS[name].keys.to_user(key)}=x" for key in required)
         assert plan_of(name, *words) is not None
