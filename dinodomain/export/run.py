@@ -21,6 +21,11 @@ from dinodomain.export.torch_export import PROGRAM, Portable, export_program, pr
 from dinodomain.lineage import Json, Lineage, sync_folder, write_bytes, write_json
 from dinodomain.model import Backbone
 
+CARD = "README.md"
+RECORD = "lineage.json"
+OWN = frozenset({CARD, RECORD, WEIGHTS, CONFIG, EXPORTED, PROGRAM})
+"""Names that an export writes; a folder that holds others is never replaced."""
+
 TOLERANCE = 1e-4
 """Largest difference of tokens, which the final norm brings to unit scale, that counts as equal in float32."""
 
@@ -31,9 +36,8 @@ def export(plan: ExportPlan) -> Exported:
     Raises:
         UserError: Nothing to export, the format does not fit, the folder is taken, or the reloaded outputs differ.
     """
-    out = Path(plan.out)
-    if out.exists() and any(out.iterdir()) and not plan.overwrite:
-        raise UserError("out", f"{out} already holds files", remedy="choose another folder or set export.overwrite=true")
+    out = Path(os.path.abspath(plan.out))
+    _check_free(out, overwrite=plan.overwrite)
     backbone = load_backbone(plan.checkpoint)
     provenance = _provenance(plan)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -48,6 +52,15 @@ def export(plan: ExportPlan) -> Exported:
         shutil.rmtree(temporary, ignore_errors=True)
     files = tuple(sorted(file.name for file in out.iterdir()))
     return Exported(out=str(out), format=plan.format, files=files, max_abs_diff=difference, load=_load_line(plan, out))
+
+
+def _check_free(out: Path, *, overwrite: bool) -> None:
+    held = sorted(file.name for file in out.iterdir()) if out.exists() else []
+    foreign = [name for name in held if name not in OWN]
+    if foreign:
+        raise UserError("out", f"{out} holds what no export wrote: {', '.join(foreign[:5])}", remedy="choose another folder")
+    if held and not overwrite:
+        raise UserError("out", f"{out} already holds an export", remedy="choose another folder or set export.overwrite=true")
 
 
 def _provenance(plan: ExportPlan) -> dict[str, Json]:
@@ -65,8 +78,8 @@ def _provenance(plan: ExportPlan) -> dict[str, Json]:
 
 def _write(plan: ExportPlan, backbone: Backbone, provenance: Mapping[str, Json], folder: Path) -> float:
     """Writes all files of the export and returns the largest difference of the reloaded outputs."""
-    write_json(folder / "lineage.json", provenance)
-    write_bytes(folder / "README.md", model_card(backbone, provenance, _load_line(plan, Path(plan.out))).encode())
+    write_json(folder / RECORD, provenance)
+    write_bytes(folder / CARD, model_card(backbone, provenance, _load_line(plan, Path(plan.out))).encode())
     example = _example(backbone)
     if plan.format == "timm":
         config = timm_config(backbone, provenance)
@@ -98,10 +111,13 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _move(temporary: Path, out: Path) -> None:
+    """The old export steps aside first, so that at any instant one of the two is whole on the disk."""
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
     if out.exists():
-        shutil.rmtree(out)
+        os.replace(out, old)
     os.replace(temporary, out)
     sync_folder(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _load_line(plan: ExportPlan, out: Path) -> str:

@@ -5,6 +5,7 @@ Takes arrays, writes PNG files. Pictures show what the features hold together; t
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dinodomain.errors import require
+from dinodomain.lineage import write_bytes
 
 
 def pca_colours(tokens: np.ndarray) -> np.ndarray:
@@ -113,4 +115,6 @@ def _finish(figure: Any, path: Path, title: str, notice: str) -> None:
     if notice:
         figure.supxlabel(notice, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())

@@ -116,10 +116,28 @@ def test_volumes_are_refused_for_timm_with_the_formats_that_fit(tmp_path, run):
 def test_a_folder_with_files_is_left_alone_unless_told(tmp_path, run):
     source = str(run(make_backbone(2)))
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match=r"already holds files.*overwrite"):
+    export(ExportPlan(checkpoint=source, out=str(out), format="safetensors"))
+    with pytest.raises(UserError, match=r"already holds an export.*overwrite"):
         export(ExportPlan(checkpoint=source, out=str(out)))
-    assert (out / "mine.txt").read_text() == "keep"
     export(ExportPlan(checkpoint=source, out=str(out), overwrite=True))
     assert "cls_token" in safetensors.torch.load_file(out / "model.safetensors")
+    assert not (out / "backbone.safetensors").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "out"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_that_no_export_wrote_are_never_replaced(tmp_path, run, overwrite):
+    source, out = str(run(make_backbone(2))), tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match=r"holds what no export wrote: mine\.txt"):
+        export(ExportPlan(checkpoint=source, out=str(out), overwrite=overwrite))
+    assert (out / "mine.txt").read_text() == "keep"
+
+
+def test_the_folder_at_hand_can_be_exported_into(tmp_path, run, monkeypatch):
+    source = str(run(make_backbone(2)))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(ExportPlan(checkpoint=source, out=".", format="safetensors"))
+    assert (tmp_path / "here" / "backbone.safetensors").is_file()
