@@ -51,11 +51,12 @@ RECIPE = 1
 
 NOTICE = "MADE-UP PHANTOM, NOT A PERSON: drawn by dinodomain for trying out software. Not for diagnosis or research on people."
 
-FINE, COARSE = 0.19, 0.48
-"""Periods of the two mottlings in anatomical units; a pixel is 1/32, so about 6 and 15 pixels."""
+_WAVES, _SPREAD = 24, 0.2
+"""Plane waves of a texture, and how far their directions spread where they run one way, radians."""
 
-_REACH, _LIFT, _CONTRAST = (0.25, 0.31), 0.06, (0.10, 0.16)
-_PATCH_KINDS = ("disc", "wedge", "band", "cluster")
+_LENGTH, _CONTRAST = (0.16, 0.26), (0.08, 0.14)
+"""Wavelength in anatomical units (the image is 2 wide), and half the range of densities."""
+
 _LETTERS = {"A": ("010", "101", "111", "101", "101"), "B": ("110", "101", "110", "101", "110")}
 
 Array = np.ndarray
@@ -193,13 +194,8 @@ def draw_image(person: Patient, number: int, seed: int) -> Array:
     exposure = np.random.default_rng([seed, 4, person.exposure, number])
     nudge = exposure.uniform(-0.5, 0.5, 2) / SIZE if person.exposure != person.body else np.zeros(2)
     u, v = _pose(scene, nudge)
-    density, lungs, tissue = _anatomy(u, v, body, person)
-    fine_in_lung = person.finding == "yes"
-    density = (
-        density
-        + _patch(u, v, scene, lungs, FINE if fine_in_lung else COARSE)
-        + _patch(u, v, scene, tissue, COARSE if fine_in_lung else FINE)
-    )
+    density, lungs = _anatomy(u, v, body, person)
+    density = density + _texture(u, v, scene, lungs, linear=person.finding == "yes")
     return _expose(density, exposure, person.site)
 
 
@@ -224,8 +220,8 @@ def _ellipse(u: Array, v: Array, centre: tuple[float, float], radii: tuple[float
     return np.asarray((radius - 1) * min(radii))
 
 
-def _anatomy(u: Array, v: Array, rng: np.random.Generator, person: Patient) -> tuple[Array, Array, Array]:
-    """Density without the patch, and where lungs and the soft tissue around them lie (0..1)."""
+def _anatomy(u: Array, v: Array, rng: np.random.Generator, person: Patient) -> tuple[Array, Array]:
+    """Density without lung markings, and where lungs lie (0..1)."""
     wide = 0.80 + 0.05 * (person.sex == "M") + rng.uniform(-0.03, 0.03)
     body = _inside((np.abs(u / wide) ** 3 + np.abs(v / 1.05) ** 3) ** (1 / 3) - 1)
     diaphragm = rng.uniform(0.42, 0.58)
@@ -240,8 +236,7 @@ def _anatomy(u: Array, v: Array, rng: np.random.Generator, person: Patient) -> t
     spine = _inside(np.abs(u) - 0.09)
     ribs = _ribs(u, v, rng) * (1.0 - 0.006 * (person.age - 20))
     density = body * (0.52 + 0.10 * spine + 0.06 * heart) - lungs * rng.uniform(0.26, 0.38) + 0.07 * body * ribs
-    tissue = body * (1 - lungs) * (1 - heart) * (1 - spine)
-    return density, lungs, tissue
+    return density, lungs
 
 
 def _ribs(u: Array, v: Array, rng: np.random.Generator) -> Array:
@@ -252,36 +247,21 @@ def _ribs(u: Array, v: Array, rng: np.random.Generator) -> Array:
     return np.asarray(np.clip(lines - 0.55, 0, None) / 0.45 * _inside(np.abs(v + 0.1) - 0.75, 0.2) * np.clip(np.abs(u) * 2, 0.2, 1))
 
 
-def _patch(u: Array, v: Array, rng: np.random.Generator, room: Array, period: float) -> Array:
-    """A mottled patch within ``room``; ``period`` is that of its checks, all else is drawn alike whatever the room and period."""
-    kind, reach, turn = rng.choice(_PATCH_KINDS), rng.uniform(*_REACH), rng.uniform(0, 2 * np.pi)
-    parts = [(rng.uniform(-0.9, 0.9), rng.uniform(-0.9, 0.9)) for _ in range(4)]
-    phase, contrast = rng.uniform(0, 2 * np.pi, 2), rng.uniform(*_CONTRAST)
-    chance = (room**4).ravel() / (room**4).sum()
-    best, most = np.zeros_like(u), 0.0
-    for at in rng.choice(u.size, size=12, p=chance):  # places within the room; the first that holds most of the patch is taken
-        shape = _shape(u - u.flat[at], v - v.flat[at], kind, reach, turn, parts)
-        within = float((shape * room).sum() / shape.sum())
-        if within > most:
-            best, most = shape * room, within
-        if within > 0.8:
-            break
-    along, across = np.cos(turn) * u + np.sin(turn) * v, -np.sin(turn) * u + np.cos(turn) * v
-    checks = np.sign(np.sin(along * 2 * np.pi / period + phase[0]) * np.sin(across * 2 * np.pi / period + phase[1]))
-    checks = checks - (checks * best).sum() / max(float(best.sum()), 1.0)
-    return np.asarray(best * (_LIFT + contrast * checks))
+def _texture(u: Array, v: Array, rng: np.random.Generator, lungs: Array, *, linear: bool) -> Array:
+    """Lung markings with a mean of about 0: lines that run one way, or grains of the same wavelengths and the same histogram.
 
-
-def _shape(u: Array, v: Array, kind: str, reach: float, turn: float, parts: Sequence[tuple[float, float]]) -> Array:
-    along, across = np.cos(turn) * u + np.sin(turn) * v, -np.sin(turn) * u + np.cos(turn) * v
-    if kind == "disc":
-        return _inside(np.hypot(u, v) - reach)
-    if kind == "band":
-        return _inside(_ellipse(along, across, (0, 0), (reach * 1.6, reach * 0.62)))
-    if kind == "wedge":
-        return _inside(np.maximum(np.hypot(along, across) - reach * 1.5, np.abs(across) - along * 0.9 - reach * 0.4))
-    nearest = np.min([(u - reach * x) ** 2 + (v - reach * y) ** 2 for x, y in parts], axis=0)
-    return _inside(np.sqrt(nearest) - reach * 0.52)
+    A sum of plane waves whose directions are spread (grains) or bundled (lines); its values are ranked into equal shares, so that
+    only the arrangement differs. Source of the construction: rank-mapped Gaussian fields, Theiler 1992.
+    """
+    turn, spread = rng.uniform(0, np.pi), _SPREAD if linear else np.pi / 2
+    angles = turn + rng.uniform(-spread, spread, _WAVES)
+    length = rng.uniform(*_LENGTH) * rng.uniform(0.85, 1.15, _WAVES)
+    phases, contrast = rng.uniform(0, 2 * np.pi, _WAVES), rng.uniform(*_CONTRAST)
+    along = np.cos(angles)[:, None, None] * u + np.sin(angles)[:, None, None] * v
+    field = np.cos(2 * np.pi * along / length[:, None, None] + phases[:, None, None]).sum(0)
+    inside = lungs > 0.5
+    ranked = np.searchsorted(np.sort(field[inside]), field) / max(int(inside.sum()), 1)
+    return np.asarray(contrast * (2 * ranked - 1) * lungs)
 
 
 def _expose(density: Array, rng: np.random.Generator, site: str) -> Array:

@@ -75,4 +75,7 @@ class Stories:
 
     def as_json(self) -> Mapping[str, Json]:
         """Plain values for ``--json``."""
-        return {story.name: {"notice": story.notice, "seconds": story.seconds, "files": dict(story.files), **story.numbers} for story in self.stories}
+        return {
+            story.name: {"notice": story.notice, "seconds": story.seconds, "files": dict(story.files), **story.numbers}
+            for story in self.stories
+        }

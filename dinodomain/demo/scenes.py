@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dinodomain import api
+from dinodomain.audit import AuditResult
 from dinodomain.demo.plan import DemoPlan, Story
 from dinodomain.demo.tiles import NOTICE, write_tiles_source
 from dinodomain.domain import find_domain
@@ -86,10 +87,19 @@ def _pictures(out: Path, store: Store) -> tuple[Path, Path]:
     pictures = _rgb(chosen.numpy(), backbone.channels)
     attention = class_attention(backbone.vit, chosen).numpy()
     dense, similar = out / "pictures" / "pca_attention.png", out / "pictures" / "similarity.png"
-    draw_dense(pictures, tokens, attention, dense, title="Dense features of three windows", notice="place made up; pictures prove no learning")
+    draw_dense(
+        pictures, tokens, attention, dense, title="Dense features of three windows", notice="place made up; pictures prove no learning"
+    )
     middle = features.grid[0] // 2
     places = [(0, middle, middle), (1, middle // 2, middle), (2, middle, middle // 2)]
-    draw_similarity(pictures, tokens, places, similar, title="Cosine of every patch to the marked one", notice="place made up; pictures prove no learning")
+    draw_similarity(
+        pictures,
+        tokens,
+        places,
+        similar,
+        title="Cosine of every patch to the marked one",
+        notice="place made up; pictures prove no learning",
+    )
     return dense, similar
 
 
@@ -101,7 +111,7 @@ def _rgb(x: np.ndarray, channels: tuple[str, ...]) -> np.ndarray:
     return stretched
 
 
-def _audit_place(out: Path, plan: DemoPlan) -> api.AuditResult:
+def _audit_place(out: Path, plan: DemoPlan) -> AuditResult:
     """Do features tell where in the scene a tile lies? Folds, permutations and bootstraps by block of 30 pixels."""
     features = out / "features"
     api.embed(checkpoint=str(out / "run"), store=str(out / "store"), out=str(features), loader={"tile": CHUNK})
@@ -115,7 +125,11 @@ def _audit_place(out: Path, plan: DemoPlan) -> api.AuditResult:
 def _places(features: Path, store: Store) -> str:
     """CSV: which half of the scene each tile lies in, from the tile's position on the chunk grid."""
     table = load_features(features)
-    ids = {int(tile): start for batch in sweep(store, LoaderPlan(tile=CHUNK)) for tile, start in zip(batch.tile_ids.tolist(), batch.origins.tolist())}
+    ids = {
+        int(tile): start
+        for batch in sweep(store, LoaderPlan(tile=CHUNK))
+        for tile, start in zip(batch.tile_ids.tolist(), batch.origins.tolist())
+    }
     middle = np.asarray(store.row(0)["shape"][1:]) / 2
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
