@@ -55,10 +55,13 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws fresh weights from torch's default generator: truncated normal 0.02 for linears and positions, as in DINO and timm."""
+        """Draws fresh weights from torch's default generator: linears by ``plan.init``, positions truncated normal 0.02."""
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                if self.plan.init == "xavier":
+                    nn.init.xavier_uniform_(module.weight, gain=math.sqrt(2.0))
+                else:
+                    nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         for token in (self.cls_token, self.reg_token):
             if token is not None:

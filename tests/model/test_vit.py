@@ -199,3 +199,10 @@ def test_bfloat16_tokens_stay_close_to_float32():
         half = vit(x)
     assert half.cls.dtype == torch.float32
     assert (half.cls - vit(x).cls).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("init", "std"), [("normal", 0.02), ("xavier", (2 * 2 / (96 + 384)) ** 0.5)])
+def test_first_weights_have_the_spread_the_plan_asks_for(init, std):
+    torch.manual_seed(0)
+    vit = VisionTransformer(ModelPlan(dim=96, depth=1, heads=4, patch=8, init=init), in_channels=1, ndim=2, image_size=32)
+    assert vit.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(std, rel=0.05)
