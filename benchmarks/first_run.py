@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from dinodomain import api
-from dinodomain.demo.clinic import LABELS_PER_CLASS, PRETRAIN, STEPS
+from dinodomain.demo.clinic import PATIENTS_PER_LABEL, PRETRAIN, STEPS
 from dinodomain.demo.phantoms import write_clinic
 
 REAL = Path(os.environ.get("DINODOMAIN_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 TARGET_POINTS = 10.0
+PATIENTS = 480
+LABELS_PER_CLASS = PATIENTS // PATIENTS_PER_LABEL
 
 
 def clinic(folder: Path, seed: int, steps: int) -> Iterator[dict[str, Any]]:
     """One seed of the demo's archive, probed on the finding with few labels."""
-    archive = write_clinic(folder / "archive", seed=seed)
+    archive = write_clinic(folder / "archive", patients=PATIENTS, seed=seed)
     store, run = str(folder / "store"), str(folder / "run")
     api.ingest(domain="xray", source=str(archive.images), store=store)
     api.pretrain(domain="xray", store=store, out=run, recipe="tiny", seed=seed, engine={"steps": steps}, **PRETRAIN)
@@ -71,7 +73,7 @@ def main() -> None:
     given = parser.parse_args()
     seeds, found = ((0,) if given.quick else (0, 1, 2)), []
     for seed in seeds:
-        for case, steps in ((clinic, STEPS), (uc_merced, 600)):
+        for case, steps in ((clinic, STEPS), (uc_merced, 400)):
             with tempfile.TemporaryDirectory() as folder:
                 began = time.process_time()
                 rows = list(case(Path(folder), seed, 20 if given.quick else steps))

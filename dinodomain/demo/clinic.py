@@ -14,8 +14,9 @@ from dinodomain.demo.phantoms import NOTICE, write_clinic
 from dinodomain.demo.plan import DemoPlan, Story
 from dinodomain.probes import ProbeReport
 
-STEPS = 500
-LABELS_PER_CLASS = 50
+STEPS = 350
+PATIENTS_PER_LABEL = 10
+"""One label of each class for so many patients: 48 a class in the archive of 480."""
 CLEAN, PLANTED = "blood_group", "site"
 
 
@@ -35,7 +36,8 @@ def run_clinic(plan: DemoPlan, out: Path) -> Story:
         domain="xray", store=store, out=str(out / "run"), recipe="tiny", seed=plan.seed, engine={"steps": plan.steps or STEPS}, **PRETRAIN
     )
     common = {"checkpoint": str(out / "run"), "store": store, "labels": str(archive.labels)}
-    probe = api.probe(**common, target="finding", labels_per_class=LABELS_PER_CLASS, seeds=(0, 1, 2), out=str(out / "probe"))
+    labels = plan.patients // PATIENTS_PER_LABEL
+    probe = api.probe(**common, target="finding", labels_per_class=labels, seeds=(0, 1, 2), out=str(out / "probe"))
     audit = api.audit(**common, attributes=(PLANTED, CLEAN), task="finding", out=str(out / "audit"), notice=NOTICE, seed=plan.seed)
     exported = api.export(checkpoint=str(out / "run"), out=str(out / "exported"), format="timm", overwrite=True)
     verdicts = {finding.id: finding.verdict for finding in audit.report.findings}
@@ -57,8 +59,8 @@ def run_clinic(plan: DemoPlan, out: Path) -> Story:
     return Story(name="clinic", notice=NOTICE, rows=rows, files=files, numbers=numbers, seconds=time.monotonic() - began)
 
 
-PRETRAIN = {"model": {"patch": 8}, "views": {"global_size": 64, "local_size": 32, "num_local": 4}}
-"""What differs from the recipe ``tiny``: images of 64 pixels, seen whole."""
+PRETRAIN = {"views": {"global_size": 48, "local_size": 24, "num_local": 4, "global_scale": [0.4, 1.0], "local_scale": [0.15, 0.4]}}
+"""What differs from the recipe ``tiny``: larger crops of images that are 64 pixels wide, most of which hold a piece of lung."""
 
 
 def _probe_rows(probe: ProbeReport) -> list[tuple[str, str]]:
@@ -66,5 +68,5 @@ def _probe_rows(probe: ProbeReport) -> list[tuple[str, str]]:
     rows = []
     for kind in ("knn", "linear"):
         found = [f"{name} {probe.score(name, kind).metrics[probe.headline]}" for name in ("pretrained", "random_init", "pixels")]
-        rows.append((f"finding by {kind}, {LABELS_PER_CLASS} labels a class", ", ".join(found)))
+        rows.append((f"finding by {kind}, {probe.labels_per_class} labels a class", ", ".join(found)))
     return rows
