@@ -13,7 +13,7 @@ P(B | yes) = (1 + s) / 2 and P(B | no) = (1 - s) / 2, so the phi coefficient is 
 **Patient overlap.** ``OVERLAP`` of the patients appear again under a second PatientID with re-exposed copies of their images (same body
 and pose to within a pixel, other exposure and noise), and in another split than the original.
 
-**Clean attribute.** ``blood_group`` (``O`` or ``AB``) is a coin flip that nothing in the pixels carries. ``sex`` widens the body a
+**Clean attribute.** ``blood_group`` (``O`` or ``AB``) is a coin flip for each PatientID that nothing in the pixels carries. ``sex`` widens the body a
 little and ``age`` fades the ribs, as weak true signals.
 
 Equal seeds give equal bytes. Pixels are float64 (y, x) in 0..1 until they are stored; anatomical coordinates u (to the image's right)
@@ -166,13 +166,16 @@ def plan_patients(patients: int, seed: int, images_per_patient: tuple[int, int])
         )
         for i in range(patients)
     ]  # fmt: skip
-    again = rng.choice(patients, num_aliases, replace=False)
-    return people + [_alias(people[i], f"MP{numbers[patients + k]:05d}", patients + k) for k, i in enumerate(again)]
+    again, coins = rng.choice(patients, num_aliases, replace=False), rng.integers(0, 2, (1, num_aliases))
+    return people + [
+        _alias(people[i], f"MP{numbers[patients + k]:05d}", patients + k, ("O", "AB")[coins[0, k]]) for k, i in enumerate(again)
+    ]
 
 
-def _alias(person: Patient, name: str, exposure: int) -> Patient:
-    facts = asdict(person) | {"name": name, "exposure": exposure, "split": "test" if person.split == "train" else "train"}
-    return Patient(**facts)
+def _alias(person: Patient, name: str, exposure: int, blood_group: str) -> Patient:
+    """The same body under another PatientID. The coin is tossed anew: a shared one could be read by finding the twin."""
+    split = "test" if person.split == "train" else "train"
+    return Patient(**asdict(person) | {"name": name, "exposure": exposure, "split": split, "blood_group": blood_group})
 
 
 def stem(person: Patient, number: int) -> str:
@@ -265,7 +268,7 @@ def _expose(density: Array, rng: np.random.Generator, site: str) -> Array:
     gamma = rng.uniform(0.85, 1.15) * (1.0 if site == "A" else 0.85)
     image = np.clip(density * rng.uniform(0.85, 1.1) + rng.uniform(0.0, 0.06), 0, 1) ** gamma
     coarse = np.kron(rng.normal(0, 1, (SIZE // 8, SIZE // 8)), np.ones((8, 8)))
-    image = image + 0.008 * coarse + rng.normal(0, 0.018 if site == "A" else 0.028, image.shape)
+    image = image + 0.008 * coarse + rng.normal(0, 0.018 if site == "A" else 0.05, image.shape)
     letter = np.array([[int(bit) for bit in row] for row in _LETTERS[site]])
     image[2:9, 2:7] = 0.05  # the dark plate that the letter stands on
     image[3:8, 3:6] = np.where(letter == 1, 0.95, image[3:8, 3:6])

@@ -50,7 +50,7 @@ def resolve(plan: PretrainPlan, facts: Facts) -> Resolved:
     if plan.recipe == "auto":
         choices += auto_recipe(plan, facts, device)
     settled = _replace(plan, choices)
-    views = _views(settled, facts, device)
+    views = _views(settled, facts)
     settled = _replace(settled, views)
     check(settled, facts)
     return Resolved(plan=settled, reasons=(*map(str, choices + views), *_remarks(settled, facts)))
@@ -78,7 +78,7 @@ def _machine(plan: PretrainPlan) -> list[Choice]:
     ]
 
 
-def _views(plan: PretrainPlan, facts: Facts, device: str) -> list[Choice]:
+def _views(plan: PretrainPlan, facts: Facts) -> list[Choice]:
     views, policy, choices = plan.views, facts.policy, []
     if views.normalise == "auto":
         choices.append(Choice(key="views.normalise", value=policy.default_mode, reason=f"the default of domain {plan.domain!r}"))
@@ -86,9 +86,9 @@ def _views(plan: PretrainPlan, facts: Facts, device: str) -> list[Choice]:
         kind = "cubic" if facts.ndim == 2 else "linear"
         choices.append(Choice(key="views.filter", value=kind, reason=f"{facts.ndim}-D tiles"))
     if views.renderer == "auto":
-        resize = device == "cpu" and facts.ndim == 2 and facts.side > 96
-        reason = "cheapest for 2-D tiles on a CPU" if resize else "batched products suit accelerators, volumes and small tiles"
-        choices.append(Choice(key="views.renderer", value="resize" if resize else "matmul", reason=reason))
+        choices.append(
+            Choice(key="views.renderer", value="matmul", reason="the fastest on every device measured (benchmarks/multicrop.py)")
+        )
     for key, held, own in (
         ("global_scale", views.global_scale, policy.global_scale),
         ("local_scale", views.local_scale, policy.local_scale),

@@ -93,8 +93,9 @@ def test_aliases_are_near_copies_in_another_split(people):
             for person in strangers
             if person.body != original.body
         ]
-        assert near > max(others)
-        assert near > 0.95
+        # Hospital B's grain alone takes 0.05 off; strangers stay far below.
+        assert near > max(others) + 0.1
+        assert near > 0.88
 
 
 def test_global_statistics_do_not_give_the_finding_away(drawn):
