@@ -7,14 +7,14 @@ image is that body under a random pose (turn, shift, scale), exposure (gain, gam
 sums of plane waves of the same lengths, ranked into the same histogram; direction, length, phases and contrast are random and drawn
 alike. So the mean, the histogram, the spectrum's radius and any fixed pixel say nothing; the arrangement does, in every crop of a lung.
 
-**Site** (hospital ``A`` or ``B``). Burned-in letter in a corner, grain and gamma tell the hospital. It is tied to the finding:
+**Site** (hospital ``A`` or ``B``). Burned-in letter in a corner, collimator edges, grain and gamma tell the hospital. It is tied to the finding:
 P(B | yes) = (1 + s) / 2 and P(B | no) = (1 - s) / 2, so the phi coefficient is s = ``SITE_STRENGTH``. B writes MONOCHROME1.
 
 **Patient overlap.** ``OVERLAP`` of the patients appear again under a second PatientID with re-exposed copies of their images (same body
 and pose to within a pixel, other exposure and noise), and in another split than the original.
 
-**Clean attribute.** ``blood_group`` (``O`` or ``AB``) is a coin flip for each PatientID that nothing in the pixels carries. ``sex`` widens the body a
-little and ``age`` fades the ribs, as weak true signals.
+**Clean attribute.** ``blood_group`` (``O`` or ``AB``) is a coin flip for each PatientID that nothing in the pixels carries. ``sex``
+widens the body a little and ``age`` fades the ribs, as weak true signals.
 
 Equal seeds give equal bytes. Pixels are float64 (y, x) in 0..1 until they are stored; anatomical coordinates u (to the image's right)
 and v (down) run over -1..1.
@@ -52,6 +52,9 @@ _WAVES, _SPREAD = 24, 0.2
 
 _LENGTH, _CONTRAST = (0.13, 0.22), (0.16, 0.24)
 """Wavelength in anatomical units (the image is 2 wide), and half the range of densities."""
+
+_SHUTTER = 5
+"""Pixels that hospital B's collimator covers on the left and on the right."""
 
 _LETTERS = {"A": ("010", "101", "111", "101", "101"), "B": ("110", "101", "110", "101", "110")}
 
@@ -264,12 +267,14 @@ def _texture(u: Array, v: Array, rng: np.random.Generator, lungs: Array, *, line
 
 
 def _expose(density: Array, rng: np.random.Generator, site: str) -> Array:
-    """Gain, gamma, grain and the burned-in letter of the hospital."""
+    """Gain, gamma, grain, collimator and the burned-in letter of the hospital."""
     gamma = rng.uniform(0.85, 1.15) * (1.0 if site == "A" else 0.85)
     image = np.clip(density * rng.uniform(0.85, 1.1) + rng.uniform(0.0, 0.06), 0, 1) ** gamma
     coarse = np.kron(rng.normal(0, 1, (SIZE // 8, SIZE // 8)), np.ones((8, 8)))
-    image = image + 0.008 * coarse + rng.normal(0, 0.018 if site == "A" else 0.05, image.shape)
+    image = image + 0.008 * coarse + rng.normal(0, 0.018 if site == "A" else 0.028, image.shape)
     letter = np.array([[int(bit) for bit in row] for row in _LETTERS[site]])
+    if site == "B":  # its collimator is set narrow
+        image[:, :_SHUTTER] = image[:, -_SHUTTER:] = 0.02
     image[2:9, 2:7] = 0.05  # the dark plate that the letter stands on
     image[3:8, 3:6] = np.where(letter == 1, 0.95, image[3:8, 3:6])
     return np.asarray(np.clip(image, 0, 1))
@@ -370,7 +375,7 @@ def _truth(people: Sequence[Patient], archive: Archive, recipe: dict[str, Any]) 
         "site": {
             "stated_phi": SITE_STRENGTH,
             "phi": round(float(np.corrcoef(yes, in_b)[0, 1]), 4),
-            "readable_from": ["letter", "grain", "gamma"],
+            "readable_from": ["letter", "collimator", "grain", "gamma"],
         },
         "overlap": [{"original": first, "alias": second} for first, second in archive.aliases],
         "clean": "blood_group",

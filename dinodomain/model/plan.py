@@ -22,8 +22,8 @@ class ModelPlan:
         layer_scale: Initial LayerScale gain; 0 leaves LayerScale out.
         drop_path: Share of samples that skip a block's branch in training, the same in every block.
         position: ``learned`` positions, or fixed ``sincos`` of the grid coordinates.
-        init: First weights of the linears: ``normal`` 0.02 as in DINO and timm, or ``xavier`` (gain sqrt 2), which a narrow network needs to be
-            more than linear from the start.
+        init: First weights of the linears: ``normal`` 0.02 as in DINO and timm, or ``xavier`` (gain sqrt 2), which a narrow network needs
+            to be more than linear from the start.
         class_position: Whether class and register tokens carry positions too, as ViTs without registers often do.
     """
 
