@@ -7,8 +7,8 @@ image is that body under a random pose (turn, shift, scale), exposure (gain, gam
 sums of plane waves of the same lengths, ranked into the same histogram; direction, length, phases and contrast are random and drawn
 alike. So the mean, the histogram, the spectrum's radius and any fixed pixel say nothing; the arrangement does, in every crop of a lung.
 
-**Site** (hospital ``A`` or ``B``). Burned-in letter in a corner, collimator edges, grain and gamma tell the hospital. It is tied to the finding:
-P(B | yes) = (1 + s) / 2 and P(B | no) = (1 - s) / 2, so the phi coefficient is s = ``SITE_STRENGTH``. B writes MONOCHROME1.
+**Site** (hospital ``A`` or ``B``). Burned-in letter in a corner, collimator edges, grain and gamma tell the hospital. It is tied to
+the finding: P(B | yes) = (1 + s) / 2 and P(B | no) = (1 - s) / 2, so the phi coefficient is s = ``SITE_STRENGTH``. B writes MONOCHROME1.
 
 **Patient overlap.** ``OVERLAP`` of the patients appear again under a second PatientID with re-exposed copies of their images (same body
 and pose to within a pixel, other exposure and noise), and in another split than the original.
