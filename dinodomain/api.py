@@ -76,10 +76,12 @@ class InspectPlan:
     Attributes:
         store: The store.
         out: Folder for ``contact_sheet.png``, ``inspect.json`` and ``inspect.txt``; None only prints.
+        notice: Printed on the contact sheet, for example that the data are made up.
     """
 
     store: str
     out: str | None = None
+    notice: str = ""
 
 
 def inspect(plan: InspectPlan | None = None, /, **keys: Any) -> Inspection:
@@ -87,7 +89,7 @@ def inspect(plan: InspectPlan | None = None, /, **keys: Any) -> Inspection:
     from dinodomain.ingest import inspect as run
 
     made = _plan(InspectPlan, plan, keys)
-    return run(made.store, made.out)
+    return run(made.store, made.out, notice=made.notice)
 
 
 def views(plan: ViewsFigurePlan | None = None, /, **keys: Any) -> Written:

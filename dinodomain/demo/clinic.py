@@ -31,13 +31,13 @@ def run_clinic(plan: DemoPlan, out: Path) -> Story:
     archive = write_clinic(out / "archive", patients=plan.patients, seed=plan.seed)
     store = str(out / "store")
     summary = api.ingest(domain="xray", source=str(archive.images), store=store)
-    sheet = api.inspect(store=store, out=str(out / "inspect"))
+    sheet = api.inspect(store=store, out=str(out / "inspect"), notice=NOTICE)
     run = api.pretrain(
         domain="xray", store=store, out=str(out / "run"), recipe="tiny", seed=plan.seed, engine={"steps": plan.steps or STEPS}, **PRETRAIN
     )
     common = {"checkpoint": str(out / "run"), "store": store, "labels": str(archive.labels)}
     labels = plan.patients // PATIENTS_PER_LABEL
-    probe = api.probe(**common, target="finding", labels_per_class=labels, seeds=(0, 1, 2), out=str(out / "probe"))
+    probe = api.probe(**common, target="finding", labels_per_class=labels, seeds=(0, 1, 2), out=str(out / "probe"), notice=NOTICE)
     audit = api.audit(**common, attributes=(PLANTED, CLEAN), task="finding", out=str(out / "audit"), notice=NOTICE, seed=plan.seed)
     exported = api.export(checkpoint=str(out / "run"), out=str(out / "exported"), format="timm", overwrite=True)
     verdicts = {finding.id: finding.verdict for finding in audit.report.findings}

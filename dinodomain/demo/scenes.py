@@ -46,7 +46,7 @@ def run_tiles(plan: DemoPlan, out: Path) -> Story:
     source = write_tiles_source(out / "source")
     store = str(out / "store")
     summary = api.ingest(domain="sentinel2", source=str(source), store=store, cell=CELL_M, storage={"chunk": CHUNK})
-    sheet = api.inspect(store=store, out=str(out / "inspect"))
+    sheet = api.inspect(store=store, out=str(out / "inspect"), notice="place and reference system are made up")
     crops = {"global_size": 32, "local_size": 16, "num_local": 4}
     views = api.views(store=store, out=str(out / "views"), views=crops, seed=plan.seed, patch=4)
     run = api.pretrain(

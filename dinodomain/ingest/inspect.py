@@ -116,18 +116,19 @@ class Inspection:
         return "\n".join([*lines, *([f"contact sheet: {self.figure}"] if self.figure else [])])
 
 
-def inspect(store: str | Path | Store, out: str | Path | None = None) -> Inspection:
+def inspect(store: str | Path | Store, out: str | Path | None = None, *, notice: str = "") -> Inspection:
     """Looks into a store.
 
     Args:
         store: The store, or its folder.
         out: Folder for ``contact_sheet.png``, ``inspect.json`` and ``inspect.txt``; None writes nothing.
+        notice: Printed on the contact sheet, for example that the data are made up.
 
     Raises:
         UserError: It is no store, or a file of it is damaged.
     """
     opened = open_store(store) if isinstance(store, (str, Path)) else store
-    figure = None if out is None else _sheet(opened, Path(out))
+    figure = None if out is None else _sheet(opened, Path(out), notice)
     found = _facts(opened, figure)
     if out is not None:
         write_json(Path(out) / "inspect.json", found.as_json())
@@ -173,12 +174,12 @@ def _channels(rows: Sequence[Mapping[str, Any]]) -> dict[str, ChannelFacts]:
     return facts
 
 
-def _sheet(store: Store, out: Path) -> Path:
+def _sheet(store: Store, out: Path, notice: str) -> Path:
     """Sources spread evenly over the index."""
     out.mkdir(parents=True, exist_ok=True)
     rows = np.unique(np.linspace(0, len(store) - 1, min(len(store), _PICTURES)).round().astype(int))
     note = _NOTE_3D if store.ndim == 3 else _NOTE_2D
-    title = f"{len(rows)} of {len(store)} sources, domain {store.domain}"
+    title = f"{len(rows)} of {len(store)} sources, domain {store.domain}" + (f"\n{notice}" if notice else "")
     return draw_contact_sheet([picture_of(store, int(row)) for row in rows], out / "contact_sheet.png", title=title, note=note)
 
 

@@ -26,6 +26,7 @@ class ProbePlan:
         folds: Folds by unit.
         seeds: Repeats with other folds and draws of labels.
         bootstraps: Resamples of units for the intervals.
+        notice: Printed on the report and its figure, for example that the data are made up.
         secret: File with the store's secret, where ids in the CSV are clear names; none means the one beside the store.
         batch: Images embedded at a time.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -45,6 +46,7 @@ class ProbePlan:
     folds: int = 5
     seeds: tuple[int, ...] = (0,)
     bootstraps: int = 1000
+    notice: str = ""
     secret: str | None = None
     batch: int = 64
     device: str = "auto"

@@ -66,6 +66,7 @@ class ProbeReport:
         scores: One per features and probe.
         differences: One per probe and baseline.
         notes: What limits the numbers.
+        notice: Stands above everything, for example that the data are made up.
     """
 
     target: str
@@ -81,6 +82,7 @@ class ProbeReport:
     scores: tuple[Score, ...]
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
+    notice: str = ""
 
     def as_json(self) -> dict[str, Json]:
         """Plain values."""
@@ -101,7 +103,7 @@ class ProbeReport:
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([self._head(), *lines, *self._tail()])
+        return "\n".join([*([self.notice] if self.notice else []), self._head(), *lines, *self._tail()])
 
     def _head(self) -> str:
         labels = "all labels" if self.labels_per_class is None else f"{self.labels_per_class} labels per class"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ def probe(plan: ProbePlan, *, domain: Domain | None = None) -> ProbeReport:
         bootstraps=plan.bootstraps,
         left_out=left_out | _too_empty(rows, first),
     )
+    report = replace(report, notice=plan.notice)
     if plan.out is not None:
         report.save(Path(plan.out))
     return report

@@ -38,4 +38,6 @@ def draw_scores(report: Mapping[str, Any], labels: Mapping[str, str], path: Path
         axes.legend(loc="lower right", fontsize=8, frameon=False)
     axes.set_xlabel(f"{headline.replace('_', ' ')} (95 % interval over {report['num_units']} units, {report['num_images']} images)")
     axes.set_title(f"Predicting {report['target']} from frozen features", fontsize=10, loc="left")
+    if report.get("notice"):
+        figure.suptitle(report["notice"], fontsize=7)
     figure.savefig(path, metadata={"Software": None})

@@ -19,6 +19,7 @@ def test_the_clinic_ends_with_a_table_and_its_files_and_is_not_done_twice(tmp_pa
     assert "MADE-UP" in first.text()
     for name, path in first.files.items():
         assert (tmp_path / path).exists(), name
+    assert "MADE-UP" in (tmp_path / "clinic" / "probe" / "probe.txt").read_text()
     audit = json.loads((tmp_path / "clinic" / "audit" / "audit.json").read_text())
     assert "MADE-UP" in audit["notice"]
     assert (tmp_path / "clinic" / "audit" / "audit.html").read_text().count("MADE-UP") >= 3
