@@ -3,6 +3,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,3 +171,12 @@ def test_every_yaml_builds(file: Path):
         assert plan_of(name, *words) is not None
     else:
         assert plan_of(*PRETRAIN, f"{group}={name}") is not None
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = [sys.executable, "-m", "dinodomain.cli", "audit", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        process.wait()
+    assert process.returncode == 0
