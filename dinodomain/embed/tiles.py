@@ -266,6 +266,4 @@ def _named_tokens(features: Features, hashes: np.ndarray, ids: list[int]) -> dic
 
 
 def _default_normalisation(store: Store, domain: Domain, channels: tuple[str, ...]) -> Normalisation:
-    policy = domain.view_policy()
-    stats = store.stats() if policy.default_mode == "store" else None
-    return resolve_normalisation("auto", policy, domain.channels, channels, stats)
+    return resolve_normalisation("auto", domain.view_policy(), domain.channels, channels, store.stats)

@@ -84,8 +84,7 @@ def build(plan: PretrainPlan, domain: Domain | None = None) -> Setup:
     plan = resolved.plan
     apply_switches(device=plan.engine.device, threads=plan.engine.threads or 1, deterministic=plan.engine.deterministic)
     device = parallel.local_device(plan.engine.device)
-    stats = store.stats() if plan.views.normalise == "store" else None
-    normalisation = resolve_normalisation(plan.views.normalise, domain.view_policy(), domain.channels, facts.channels, stats)
+    normalisation = resolve_normalisation(plan.views.normalise, domain.view_policy(), domain.channels, facts.channels, store.stats)
     loader = Loader(store, plan.loader, seed=plan.seed, rank=parallel.rank(), world=parallel.world(), device=str(device))
     training = make_training(plan, domain, normalisation, ndim=store.ndim, device=device)
     return Setup(training=training, loader=loader, store=store, reasons=resolved.reasons)

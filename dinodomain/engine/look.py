@@ -82,9 +82,7 @@ def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Writt
     if unknown:
         raise UserError("bands", f"the store has no {', '.join(unknown)}", allowed=", ".join(batch.channels))
     policy = domain.view_policy()
-    mode = policy.default_mode if plan.views.normalise == "auto" else plan.views.normalise
-    stats = store.stats() if mode == "store" else None
-    normalisation = resolve_normalisation(mode, policy, domain.channels, batch.channels, stats)
+    normalisation = resolve_normalisation(plan.views.normalise, policy, domain.channels, batch.channels, store.stats)
     params = draw(
         policy, plan.views, seed=plan.seed, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
         valid_box=batch.info.valid_box, spacing=batch.info.spacing,
@@ -97,4 +95,4 @@ def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Writt
         bands=plan.bands, samples=plan.num, title=title,
     )  # fmt: skip
     crops = ", ".join(f"{group.num_views} {group.name} of {'x'.join(map(str, group.pixels.shape[2:]))}" for group in views.groups)
-    return Written(files=(str(path),), note=f"{plan.num} tiles, {crops}; normalised by {mode}")
+    return Written(files=(str(path),), note=f"{plan.num} tiles, {crops}; normalised by {normalisation.mode}")

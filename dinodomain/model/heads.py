@@ -42,11 +42,6 @@ class Head(nn.Module):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
-    @property
-    def num_prototypes(self) -> int:
-        """K."""
-        return self.prototypes.out_features
-
     def embed(self, x: Tensor) -> Tensor:
         """[..., E] to unit vectors [..., bottleneck] float32."""
         return unit(self.mlp(x))

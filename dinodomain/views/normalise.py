@@ -34,7 +34,7 @@ def resolve_normalisation(
     policy: ViewPolicy,
     channels: Mapping[str, Channel],
     names: Sequence[str],
-    stats: Stats | None,
+    stats: Stats | Callable[[], Stats] | None,
 ) -> Normalisation:
     """Settles the numbers that a run, its checkpoints and its exports use.
 
@@ -43,16 +43,17 @@ def resolve_normalisation(
         policy: The domain's.
         channels: The domain's declared channels.
         names: Channels of the store, in order.
-        stats: Measured statistics; needed in mode ``store``.
+        stats: Measured statistics, or what measures them; used in mode ``store`` only, and measured only then.
 
     Raises:
         UserError: A channel has no declared range, or no usable statistics.
     """
     mode = policy.default_mode if mode == "auto" else mode
+    measured = (stats() if callable(stats) else stats or {}) if mode == "store" else {}
     rows, problems = [], []
     for name in names:
         try:
-            rows.append(_numbers(mode, name, channels.get(name), (stats or {}).get(name)))
+            rows.append(_numbers(mode, name, channels.get(name), measured.get(name)))
         except UserError as error:
             problems.append(error)
     if problems:
