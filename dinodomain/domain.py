@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from dinodomain.errors import BadSource, MissingExtra, UserError
+from dinodomain.expression import Filter
 from dinodomain.types import Layout, Record, Select, SourceRef, TileInfo
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class Domain(Protocol):
         personal: True where ids and file names identify a person; the store then keeps keyed hashes only.
         extra: The extra of this distribution that installs the packages it needs.
         channels: Known channels by name.
+        default_select: Header filter (``Filter``) used unless ``ingest.select`` is given; empty takes everything.
     """
 
     # Read-only, so that frozen dataclasses fit.
@@ -142,9 +144,14 @@ class Domain(Protocol):
     def extra(self) -> str: ...  # noqa: D102
     @property
     def channels(self) -> Mapping[str, Channel]: ...  # noqa: D102
+    @property
+    def default_select(self) -> str: ...  # noqa: D102
 
     def discover(self, source: str, select: Select) -> Iterator[SourceRef | BadSource]:
-        """Finds sources by reading headers only, sorted by ``source_id``; yields a BadSource for what it must refuse and goes on."""
+        """Finds sources by reading headers only, sorted by ``source_id``.
+
+        Yields a BadSource for what it must refuse and a LeftOut for what ``select`` leaves out by its header, and goes on.
+        """
         ...
 
     def read(self, ref: SourceRef) -> Record:
@@ -217,4 +224,4 @@ def find_domain(name: str) -> Domain:
     return domain
 
 
-__all__ = ["Channel", "Domain", "MissingExtra", "ProbeSpec", "ViewPolicy", "find_domain", "installed_domains", "linear_to_unit"]
+__all__ = ["Channel", "Domain", "Filter", "MissingExtra", "ProbeSpec", "ViewPolicy", "find_domain", "installed_domains", "linear_to_unit"]

@@ -65,6 +65,19 @@ class BadSource(UserError):
         super().__init__(uri, reason, remedy=remedy)
 
 
+class LeftOut(BadSource):
+    """A source that the user's own choice leaves out (a header filter, dates, an area, a budget): counted with its reason, never a fault.
+
+    Args:
+        uri: The file or folder.
+        choice: The key and value that leave it out, for example ``ingest.max_cloud=20 (has 71)``.
+        remedy: What takes it in.
+    """
+
+    def __init__(self, uri: str, choice: str, remedy: str = "change that key to take it in") -> None:
+        super().__init__(uri, f"left out by {choice}", remedy)
+
+
 class MissingExtra(UserError, ImportError):
     """An optional package is not installed."""
 

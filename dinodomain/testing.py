@@ -163,6 +163,7 @@ class SyntheticImages:
     name: str = "synthetic"
     ndim: int = 2
     extra: str = "dev"
+    default_select: str = ""
     channels: Mapping[str, Channel] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -207,6 +208,7 @@ class SyntheticVolumes:
     ndim: int = 3
     layout: Layout = "window"
     extra: str = "dev"
+    default_select: str = ""
     channels: Mapping[str, Channel] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -25,24 +25,51 @@ NODATA, CLOUD, SHADOW_SNOW, OUTSIDE_BODY, USER_MASK = 1, 2, 4, 8, 16
 """Bits of a ``valid`` field; 0 means a valid pixel."""
 
 
+FactValue = str | int | float | bool | None | tuple[str, ...] | tuple[float, ...]
+"""A value that a header states."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Select:
-    """Which files below a source are taken, and how their bands are brought together.
+    """Which files below a source are taken, and how they are brought to the shape of a record. A domain ignores what it has no use for.
 
     Attributes:
         include: Globs below the source, matched against relative POSIX paths; empty means everything the domain reads.
         exclude: Globs that are left out, applied after ``include``.
+        where: Header filter (``domain.Filter``); empty takes everything.
+        one_per_acquisition: Where one acquisition was reconstructed several times, keep one: the commonest body ``kernel`` or the
+            smallest slice ``thickness``; empty keeps all.
         bands: Channel names to keep, in this order; empty means all that a source has.
-        grid: ``finest``, a band name, or a ground sample distance in metres.
+        grid: ``finest``, a band name, or a ground sample distance in metres (rasters) or a voxel size in mm (stacked volumes).
+        crs: Coordinate reference system that rasters are warped to, as ``EPSG:CODE`` or ``utm``; empty warps nothing.
         sar: What Sentinel-1 values are where the files do not say: ``db``, ``power`` or ``amplitude``, with an optional
             calibration before it (``sigma0_db``, ``gamma0_power``); empty means that the files must say.
+        irregular: What becomes of a series with a tilted gantry, missing slices or uneven spacing: ``refuse`` or ``resample``.
+        frames: What becomes of a 4-D file or a series of several volumes: ``refuse``, or ``split`` into one source per frame.
+        stack: Channels of one frame of reference to be stacked into one record, in this order; empty stacks nothing.
+        voi: Whether a radiograph's VOI LUT or window is applied.
+        aoi: Area of interest: ``WEST,SOUTH,EAST,NORTH`` in degrees, or a GeoJSON file; empty takes all places.
+        dates: ``FIRST/LAST`` acquisition dates, both included, either may be ``..``; empty takes all.
+        max_cloud: Largest cloud cover in percent that a scene's metadata may state; None takes all.
+        scratch: Folder for what must be unpacked or fetched before it can be read; removed by the caller. Empty: no place for it.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    where: str = ""
+    one_per_acquisition: Literal["", "kernel", "thickness"] = ""
     bands: tuple[str, ...] = ()
     grid: str = "finest"
+    crs: str = ""
     sar: str = ""
+    irregular: Literal["refuse", "resample"] = "refuse"
+    frames: Literal["refuse", "split"] = "refuse"
+    stack: tuple[str, ...] = ()
+    voi: bool = False
+    aoi: str = ""
+    dates: str = ""
+    max_cloud: float | None = None
+    scratch: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +80,16 @@ class SourceRef:
         source_id: Natural id, unique below the source: the relative path, with ``#series`` added where a folder holds several.
         uris: The files that make the source, sorted.
         keys: What a CSV may join on: ``path`` (relative), ``name``, ``stem``, ``folder`` and DICOM fields such as ``PatientID``.
-        unit: Who or what the source belongs to (a patient), or None if the headers do not say.
-        digest: sha256 over relative names, sizes and header bytes: a changed source gets another digest.
+        unit: Who or what the source belongs to (a patient, with the issuer of the id before it), or None if the headers do not say.
+        digest: sha256 over what would change if the source's pixels or meaning did; equal for an unchanged source.
         select: The selection under which it was found.
+        instance: sha256 over the permanent identities of its images (sorted SOPInstanceUIDs), or empty: a re-export under other names
+            and headers has the same one.
+        quantity: What its numbers are, where sources of different quantity must not share a store (``L2A reflectance``,
+            ``sigma0 dB``, ``FOR PRESENTATION``); empty where nothing can be confused.
+        facts: What its header states, for counts, estimates and the budget; clear text, so it never enters a store. Names are the
+            header's own (DICOM keywords; for rasters those of the index fields), and ``bytes_in`` (to be read), ``bytes_out``
+            (of pixels, uncompressed), ``requests`` (to a server), ``acquired`` (ISO date), ``lon``, ``lat`` (centre, degrees).
     """
 
     source_id: str
@@ -64,6 +98,9 @@ class SourceRef:
     unit: str | None
     digest: str
     select: Select = field(default_factory=Select)
+    instance: str = ""
+    quantity: str = ""
+    facts: Mapping[str, FactValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +120,11 @@ class Record:
         layout: How the source is read back.
         read: ``read(window)`` gives ``(C, *window)`` in the stored dtype.
         read_valid: ``read_valid(window)`` gives a uint8 bit field over the window; None where everything is valid.
-        acquired: ISO date or date-time of acquisition, or None.
+        acquired: ISO date or date-time of acquisition, or None; in a personal domain the true date, which ingest shifts before it is kept.
         fields: Acquisition fields allowed into a store (manufacturer, field strength, level, native GSD per band ...).
         original_affine: The affine before canonical re-orientation, row-major, or None if unchanged.
         stages: What was done to the pixels on the way (re-oriented, resampled, shrunk), in order.
+        warnings: What a person should look at although the source was taken; no names of people.
     """
 
     channels: tuple[str, ...]
@@ -105,6 +143,7 @@ class Record:
     fields: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
     original_affine: tuple[float, ...] | None = None
     stages: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,11 +136,11 @@ _TABLE = (
     ),
     Verb(
         name="ingest",
-        usage="ingest domain=NAME source=PATH store=PATH",
+        usage="ingest domain=NAME source=PATH store=PATH | store=PATH withdraw=CSV",
         plan="dinodomain.ingest:IngestPlan",
         call=_describe("ingest"),
         summary="Converts files into a store: parallel, resumable; what cannot be read is listed with its reason.",
-        keys=KeyMap(prefix="ingest", top=("domain", "source", "store"), sections={"storage": "store"}),
+        keys=KeyMap(prefix="ingest", top=("domain", "source", "store", "withdraw"), sections={"storage": "store"}),
     ),
     Verb(
         name="inspect",

@@ -52,7 +52,7 @@ TOP = {
     "audit": SCORED | {"metadata", "features", "gate", "report", "secret"},
     "embed": {"checkpoint", "store", "out"},
     "export": {"checkpoint", "format", "out"},
-    "ingest": {"domain", "source", "store"},
+    "ingest": {"domain", "source", "store", "withdraw"},
 }
 
 

@@ -6,12 +6,17 @@ Names no domain; lengths are in the unit that each attribute states.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Literal
 
-from dinodomain.errors import UserError
+from dinodomain.errors import Problems, UserError
+from dinodomain.expression import Filter
 from dinodomain.lineage import Json, to_json
 from dinodomain.store.format import StorePlan
 from dinodomain.types import Select
+
+TAKE_ALL = "all"
+"""The value of ``ingest.select`` that filters nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,43 +27,81 @@ class IngestPlan:
         domain: Name of an installed domain, for example ``ct`` or ``sentinel2``.
         source: Folder or address that the domain reads.
         store: Folder of the store to make or to add to.
+        withdraw: CSV of sources whose units are taken out of the store for good; needs neither ``domain`` nor ``source``.
         include: Globs below the source that are taken; empty takes everything the domain reads.
         exclude: Globs below the source that are left out, applied after ``include``.
+        select: Header filter, for example ``Modality == 'CT' and SliceThickness <= 3``; None takes the domain's default (printed), ``all``
+            takes everything.
+        one_per_acquisition: Where one acquisition was reconstructed several times, keep one: the commonest body ``kernel`` or the
+            smallest slice ``thickness``; empty keeps all.
+        mix: Let sources of different quantity (Level 1C and 2A, sigma0 and gamma0, for processing and for presentation) share a store.
+        irregular: A series with a tilted gantry, missing slices or uneven spacing: ``refuse`` it, or ``resample`` it to an even grid.
+        frames: A 4-D file or series: ``refuse`` it, or ``split`` it into one source per frame.
+        stack: Channels of one frame of reference to be stacked into one record, for example ``[T1,FLAIR]``; empty stacks nothing.
+        voi: Apply a radiograph's VOI LUT or window, as its maker meant it to be shown; False keeps the measured values.
+        aoi: Area of interest, ``WEST,SOUTH,EAST,NORTH`` in degrees or a GeoJSON file; scenes are cut to its bounding box.
+        dates: Acquisition dates taken, ``FIRST/LAST``, both included, either may be ``..``.
+        max_cloud: Largest cloud cover in percent that a scene's metadata may state.
+        budget: Most bytes of sources to read, for example ``2TB``; chosen evenly over ground cells, seasons and sensors.
+        seed: Seed of that choice.
         metadata: CSV with a row per source (or per patient, folder ...), or None.
         join: Column of ``metadata`` that names the source: its path, file name, stem, nearest folder or a field of that name.
         group: Column of ``metadata`` that names the unit (patient, place) a source belongs to; None takes what the domain knows.
         fields: Columns of ``metadata`` that are copied into the store's index.
         secret: File with the secret that keyed hashes are made with; None uses ``STORE.private/secret`` in personal domains.
+        patient_map: CSV with columns ``PatientID`` and ``Patient`` (and ``IssuerOfPatientID``) that says which ids are one person.
+        crosswalk: Keep a table from stored ids to clear ones in ``STORE.private``, for writing results back.
         audit_holdout: Share of the units set aside for the audit, 0 to 0.5; None means max(2 %, 30 units) where that is at most 10 %.
         cell: Side of the ground cells that are the units of georeferenced rasters, metres, 50 to 1000000 (1000 km).
         max_side: Longest side of an image that is read whole, pixels; larger ones are shrunk with antialiasing.
         bands: Channels to keep, in this order; empty keeps all that a source has.
-        grid: Grid that bands of several resolutions are brought to: ``finest``, a band name, or metres.
+        grid: Grid that bands of several resolutions are brought to: ``finest``, a band name, or metres (mm for stacked volumes).
+        crs: Coordinate reference system that rasters are warped to, ``EPSG:CODE`` or ``utm``; empty warps nothing.
         sar: What Sentinel-1 values are where the files do not say: ``db``, ``power``, ``amplitude``, or as ``sigma0_db``.
-        workers: Number of processes; 0 reads in this process, None takes one per processor.
+        workers: Number of workers; 0 reads in this process, None takes one per processor.
+        executor: ``processes``, ``threads``, or the address of a Dask scheduler (``tcp://HOST:PORT``).
+        shard: ``I/N``: stage only this share of the sources, 1 to N, for job arrays; a run without it then finishes the store.
         strict: Stop at the first source that cannot be read instead of listing it as skipped.
         dry_run: Only say what would be done; nothing is written.
         licence: Licence of the sources, kept in every index row.
         storage: Chunk size and codec of the store.
     """
 
-    domain: str
-    source: str
     store: str
+    domain: str = ""
+    source: str = ""
+    withdraw: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    select: str | None = None
+    one_per_acquisition: Literal["", "kernel", "thickness"] = ""
+    mix: bool = False
+    irregular: Literal["refuse", "resample"] = "refuse"
+    frames: Literal["refuse", "split"] = "refuse"
+    stack: tuple[str, ...] = ()
+    voi: bool = False
+    aoi: str = ""
+    dates: str = ""
+    max_cloud: float | None = None
+    budget: str | None = None
+    seed: int = 0
     metadata: str | None = None
     join: str = "id"
     group: str | None = None
     fields: tuple[str, ...] = ()
     secret: str | None = None
+    patient_map: str | None = None
+    crosswalk: bool = False
     audit_holdout: float | None = None
     cell: float = 20000.0
     max_side: int = 1024
     bands: tuple[str, ...] = ()
     grid: str = "finest"
+    crs: str = ""
     sar: str = ""
     workers: int | None = None
+    executor: str = "processes"
+    shard: str | None = None
     strict: bool = False
     dry_run: bool = False
     licence: str | None = None
@@ -72,9 +115,12 @@ class IngestPlan:
                 raise UserError(f"ingest.{key}", "names a column, but there is no metadata", remedy="set ingest.metadata=CSV")
 
     def _check_places(self) -> None:
-        for key, value in (("source", self.source), ("store", self.store)):
-            if not value.strip():
-                raise UserError(key, "is empty", allowed="a path")
+        needed = {"store": self.store} if self.withdraw else {"domain": self.domain, "source": self.source, "store": self.store}
+        empty = [UserError(key, "is required", remedy=f"add {key}=...") for key, value in needed.items() if not value.strip()]
+        if empty:
+            raise Problems(empty)
+        if self.withdraw and (self.domain or self.source):
+            raise UserError("withdraw", "takes units out of a store; domain and source have no use", remedy="give store and withdraw only")
         if "://" in self.store:
             raise UserError("store", f"{self.store!r} is an address", allowed="a local folder", remedy="write it locally and copy it")
 
@@ -85,22 +131,33 @@ class IngestPlan:
             raise UserError("ingest.cell", f"is {self.cell:g}", allowed="50 to 1000000 metres")
         if not 32 <= self.max_side <= 1024:
             raise UserError("ingest.max_side", f"is {self.max_side}", allowed="32 to 1024 pixels")
+        if self.max_cloud is not None and not 0 <= self.max_cloud <= 100:
+            raise UserError("ingest.max_cloud", f"is {self.max_cloud:g}", allowed="0 to 100 percent")
+        if self.select not in (None, TAKE_ALL):
+            Filter(str(self.select))
         if self.workers is not None and self.workers < 0:
             raise UserError("ingest.workers", f"is {self.workers}", allowed="0 (in this process) or a number of processes")
 
-    def select(self) -> Select:
-        """What the domain needs to know about which files and bands are taken."""
-        return Select(include=self.include, exclude=self.exclude, bands=self.bands, grid=self.grid, sar=self.sar)
+    def as_select(self, where: str = "", scratch: str = "") -> Select:
+        """What the domain needs to know about which files and bands are taken.
+
+        Args:
+            where: The domain's default header filter.
+            scratch: Folder for what must be unpacked or fetched.
+        """
+        names = {item.name for item in fields(Select)} - {"where", "scratch"}
+        chosen = where if self.select is None else "" if self.select == TAKE_ALL else self.select
+        return Select(where=chosen, scratch=scratch, **{name: getattr(self, name) for name in names})
 
     def signature(self) -> dict[str, Json]:
         """The part that decides the stored bytes of one source; staged work of another signature is done again."""
-        names = ("domain", "bands", "grid", "sar", "max_side", "cell", "storage")
+        names = ("domain", "bands", "grid", "crs", "sar", "irregular", "frames", "stack", "voi", "aoi", "max_side", "cell", "storage")
         return {name: to_json(getattr(self, name)) for name in names}
 
     def record(self, *, personal: bool) -> Mapping[str, Json]:
         """The plan as a store may keep it: no paths of this machine, and no globs where file names identify people."""
-        hidden = {"source", "store", "metadata", "secret", "workers", "strict", "dry_run"}
+        hidden = {"source", "store", "withdraw", "metadata", "secret", "patient_map", "workers", "executor", "shard", "strict", "dry_run"}
         if personal:
-            hidden |= {"include", "exclude"}
+            hidden |= {"include", "exclude", "select"}
         body: dict[str, Json] = to_json(self)
         return {key: value for key, value in body.items() if key not in hidden}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dinodomain.domain import Domain
-from dinodomain.errors import BadSource, UserError
+from dinodomain.errors import BadSource, LeftOut, UserError
 from dinodomain.ingest.join import KINDS, Match, Table, match, read_table
 from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.stage import Task
@@ -151,12 +151,12 @@ def discover(domain: Domain, plan: IngestPlan) -> Found:
     """
     refs: dict[str, SourceRef] = {}
     skipped: list[Skipped] = []
-    for item in domain.discover(plan.source, plan.select()):
+    for item in domain.discover(plan.source, plan.as_select(domain.default_select)):
         bad = item if isinstance(item, BadSource) else _taken_id(item, refs)
         if bad is None:
             assert isinstance(item, SourceRef), "discover yields SourceRef or BadSource"
             refs[item.source_id] = item
-        elif plan.strict:
+        elif plan.strict and not isinstance(bad, LeftOut):
             raise bad
         else:
             skipped.append(refused(plan.source, bad))

@@ -54,6 +54,7 @@ class VolumeDomain:
     layout: Layout = field(init=False, default="window")
     personal: bool = field(init=False, default=True)
     extra: str = field(init=False, default="medical")
+    default_select: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.name, self.channels = self.modality.name, self.modality.channels

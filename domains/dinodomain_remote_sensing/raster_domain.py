@@ -34,12 +34,14 @@ class RasterDomain:
         personal: False; places are not persons.
         extra: The extra that installs rasterio and pyproj.
         channels: Channels by name, in canonical order.
+        default_select: Empty; every scene is taken.
     """
 
     ndim = 2
     layout: Layout = "window"
     personal = False
     extra = EXTRA
+    default_select = ""
 
     def __init__(self, sensor: Sensor) -> None:
         self.sensor = sensor

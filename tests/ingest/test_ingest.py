@@ -40,7 +40,7 @@ def test_volumes_and_images_are_read_back_exactly(tmp_path, run):
     domain = SyntheticVolumes(size=(33, 40, 20), num_channels=2, nodata=True)
     run("generate:2", tmp_path / "store", domain)
     store = open_store(tmp_path / "store")
-    ref = next(iter(domain.discover("generate:1", IngestPlan(domain="x", source="x", store="x").select())))
+    ref = next(iter(domain.discover("generate:1", IngestPlan(domain="x", source="x", store="x").as_select())))
     np.testing.assert_array_equal(read_source(store, 0), domain.read(ref).read((slice(0, 33), slice(0, 40), slice(0, 20))))
     assert store.has_valid(0)
     assert not store.has_valid(1)
@@ -145,6 +145,7 @@ class Crashing:
     layout: str = "whole"
     personal: bool = False
     extra: str = "dev"
+    default_select: str = ""
     kill: str = ""
 
     @property
@@ -322,7 +323,7 @@ def test_a_log_gets_plain_lines(tmp_path, caplog):
         ({"group": "patient"}, "set ingest.metadata=CSV"),
         ({"fields": ("age",)}, "set ingest.metadata=CSV"),
         ({"store": "s3://bucket/store"}, "is an address"),
-        ({"source": " "}, "source: is empty"),
+        ({"source": " "}, "source: is required"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(plan, words):
