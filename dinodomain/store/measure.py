@@ -15,6 +15,7 @@ from dinodomain.errors import UserError
 from dinodomain.types import NODATA, Record, Window
 
 _SAMPLE_PER_CHANNEL, _SAMPLE_TOTAL, _SAMPLE_LEAST = 2**22, 2**24, 2**18
+_WORTH_COUNTING = 2**17
 _PERCENTILES = (0.5, 99.5)
 
 
@@ -38,16 +39,19 @@ class ChannelStats:
 class PixelSample:
     """Valid pixels of a source: all of them up to 4 Mi per channel, beyond that every k-th of each line at an offset that hops by line.
 
-    The choice depends on the shape alone, never on how the source was cut into slabs, so statistics are reproducible.
+    The choice depends on the shape alone, never on how the source was cut into slabs, so statistics are reproducible. Integers are
+    counted by value, which is exact and several times faster than keeping and sorting them; floats and small images are kept.
 
     Args:
         shape: (C, ...) of the whole source.
+        dtype: Stored dtype.
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, shape: Sequence[int], dtype: str) -> None:
         limit = min(_SAMPLE_PER_CHANNEL, max(_SAMPLE_LEAST, _SAMPLE_TOTAL // shape[0]))
         self._step = -(-math.prod(shape[1:]) // limit)
-        self._parts: list[np.ndarray] = []
+        few = math.prod(shape[1:]) < _WORTH_COUNTING
+        self._held: _Counted | _Kept = _Kept() if few or np.dtype(dtype).kind == "f" else _Counted(shape[0], np.dtype(dtype))
 
     def add(self, first: int, pixels: np.ndarray, bits: np.ndarray) -> None:
         """Adds slab ``pixels`` [C, n, ...] that begins at line ``first``; ``bits`` [n, ...] is 0 where valid."""
@@ -60,23 +64,76 @@ class PixelSample:
             self._keep(pixels[:, line].reshape(pixels.shape[0], -1)[:, take], bits[line].reshape(-1)[take])
 
     def _keep(self, values: np.ndarray, bits: np.ndarray) -> None:
-        self._parts.append(values[:, bits == 0])
+        self._held.add(values[:, bits == 0] if bits.any() else values)
 
     def stats(self, scale: Sequence[float], offset: Sequence[float]) -> ChannelStats:
         """Statistics in physical units."""
-        values = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts, axis=1)
-        if values.shape[1] == 0:
-            nothing = (math.nan,) * len(values)
-            return ChannelStats(low=nothing, high=nothing, mean=nothing, std=nothing)
+        mean, std, ends = self._held.summary()
         gain, shift = np.asarray(scale, dtype=np.float64), np.asarray(offset, dtype=np.float64)
-        ends = np.percentile(values, _PERCENTILES, axis=1).astype(np.float64) * gain + shift
-        mean, std = values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64)
+        ends = ends * gain + shift
         return ChannelStats(  # a negative scale exchanges the two ends
             low=tuple(ends.min(axis=0).tolist()),
             high=tuple(ends.max(axis=0).tolist()),
             mean=tuple((mean * gain + shift).tolist()),
             std=tuple((std * np.abs(gain)).tolist()),
         )
+
+
+Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Mean [C], standard deviation [C] and percentiles [2, C] of stored values, float64; NaN where there are none."""
+
+
+class _Kept:
+    """Values kept until the end."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+
+    def add(self, values: np.ndarray) -> None:
+        self._parts.append(values.copy())  # a view would keep its whole slab
+
+    def summary(self) -> Moments:
+        values = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts, axis=1)
+        if values.shape[1] == 0:
+            nothing = np.full(len(values), np.nan)
+            return nothing, nothing, np.stack([nothing, nothing])
+        ends = np.percentile(values, _PERCENTILES, axis=1).astype(np.float64)
+        return values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64), ends
+
+
+class _Counted:
+    """Integers of 8 or 16 bits, counted by value: [C, 2^bits]."""
+
+    def __init__(self, channels: int, dtype: np.dtype[np.generic]) -> None:
+        self._bits, self._lowest = dtype.itemsize * 8, int(np.iinfo(dtype.name).min)
+        self._counts = np.zeros((channels, 1 << self._bits), dtype=np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        for counts, channel in zip(self._counts, values):
+            # As unsigned numbers, negative values come after the positive ones; `summary` turns them back.
+            found = np.bincount(channel.view(f"u{channel.dtype.itemsize}"))
+            counts[: len(found)] += found
+
+    def summary(self) -> Moments:
+        size = self._counts.shape[1]
+        counts = np.roll(self._counts, size // 2, axis=1) if self._lowest else self._counts
+        values = np.arange(self._lowest, self._lowest + size, dtype=np.float64)
+        totals = counts.sum(axis=1)
+        with np.errstate(invalid="ignore"):  # 0 / 0: a channel without a valid pixel has no statistics
+            mean = counts @ values / totals
+            std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / totals)
+        return mean, std, np.stack([[_percentile(row, values, share) for row in counts] for share in _PERCENTILES])
+
+
+def _percentile(counts: np.ndarray, values: np.ndarray, share: float) -> float:
+    """The linearly interpolated percentile of ``numpy.percentile``, from counts of ascending values."""
+    total = int(counts.sum())
+    if total == 0:
+        return math.nan
+    rank = (total - 1) * share / 100
+    below = math.floor(rank)
+    low, high = values[np.searchsorted(np.cumsum(counts), (below, min(below + 1, total - 1)), side="right")]
+    return float(low + (high - low) * (rank - below))
 
 
 class ValidShare:

@@ -107,7 +107,7 @@ def _write_window(folder: Path, record: Record, plan: StorePlan, *, dims: Sequen
     grid = window_grid(record.shape, record.dtype, plan.chunk)
     chunk = grid.chunk[-ndim:]
     hasher = ContentHash(np.dtype(record.dtype).str[1:], record.shape, record.channels)
-    sample, share, mended = PixelSample(record.shape), ValidShare(record.shape[1:], chunk), 0
+    sample, share, mended = PixelSample(record.shape, record.dtype), ValidShare(record.shape[1:], chunk), 0
     write_bytes(_made(folder) / "zarr.json", group_metadata(attributes))
     name = array_name("window", ndim)
     with _writer(folder / name, grid, record.dtype, dims, plan.codec) as data, _ValidWriter(folder, grid, dims, ndim, plan.codec) as valid:
@@ -186,7 +186,7 @@ def prepare_whole(record: Record) -> Whole:
     """
     _check_shape(record, len(record.shape) - 1)
     slab = read_slab(record, tuple(slice(0, size) for size in record.shape[1:]))
-    sample, share = PixelSample(record.shape), float(np.mean(slab.bits == 0))
+    sample, share = PixelSample(record.shape, record.dtype), float(np.mean(slab.bits == 0))
     sample.add(0, slab.pixels, slab.bits)
     hasher = ContentHash(np.dtype(record.dtype).str[1:], record.shape, record.channels)
     extent, has_valid = extent_of(record.shape[1:]), bool(slab.bits.any())

@@ -38,10 +38,15 @@ def test_content_hash_depends_on_pixels_dtype_shape_and_names(make_pixels):
     assert len(set(hashes)) == 5
 
 
-def test_statistics_of_a_small_source_are_exact(make_pixels):
-    pixels = make_pixels((2, 120, 90), "int16")
+@pytest.mark.parametrize("worth", [0, 2**30], ids=["counted", "kept"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+def test_statistics_of_a_small_source_are_exact(make_pixels, monkeypatch, dtype, worth):
+    monkeypatch.setattr(measure, "_WORTH_COUNTING", worth)
+    pixels = make_pixels((2, 120, 90), dtype)
+    pixels[0, :2, :3] = np.iinfo(dtype).min
+    pixels[1, :2, :3] = np.iinfo(dtype).max
     bits = (pixels[0] % 3 == 0).astype(np.uint8)
-    sample = PixelSample(pixels.shape)
+    sample = PixelSample(pixels.shape, dtype)
     for first in range(0, 120, 32):
         sample.add(first, pixels[:, first : first + 32], bits[first : first + 32])
     found = sample.stats((2.0, -1.0), (5.0, 0.0))
@@ -59,7 +64,7 @@ def test_statistics_of_a_large_source_come_from_a_sample_that_ignores_slabs(make
     bits = np.zeros((300, 400), np.uint8)
     found = []
     for lines in (300, 64):
-        sample = PixelSample(pixels.shape)
+        sample = PixelSample(pixels.shape, "float32")
         for first in range(0, 300, lines):
             sample.add(first, pixels[:, first : first + lines], bits[first : first + lines])
         found.append(sample.stats((1.0, 1.0), (0.0, 0.0)))
@@ -69,8 +74,10 @@ def test_statistics_of_a_large_source_come_from_a_sample_that_ignores_slabs(make
     np.testing.assert_allclose(found[0].low, np.percentile(pixels, 0.5, axis=(1, 2)), atol=0.2 * spread.min())
 
 
-def test_statistics_without_a_valid_pixel_are_nan():
-    sample = PixelSample((1, 4, 4))
+@pytest.mark.parametrize("worth", [0, 2**30], ids=["counted", "kept"])
+def test_statistics_without_a_valid_pixel_are_nan(monkeypatch, worth):
+    monkeypatch.setattr(measure, "_WORTH_COUNTING", worth)
+    sample = PixelSample((1, 4, 4), "uint8")
     sample.add(0, np.zeros((1, 4, 4), np.uint8), np.ones((4, 4), np.uint8))
     assert all(math.isnan(value) for value in sample.stats((1.0,), (0.0,)).low)
 
