@@ -6,6 +6,7 @@ Covers user input only; our own invariants are checked with ``assert``.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 
 
@@ -58,10 +59,11 @@ class BadSource(UserError):
         uri: The file or folder.
         reason: What is wrong with it, with the offending value.
         remedy: What the user can do about it.
+        keys: What a CSV may call the source (``PatientID`` ...), so that a row which speaks of it is no error; clear, never printed.
     """
 
-    def __init__(self, uri: str, reason: str, remedy: str) -> None:
-        self.uri, self.reason = uri, reason
+    def __init__(self, uri: str, reason: str, remedy: str, *, keys: Mapping[str, str] | None = None) -> None:
+        self.uri, self.reason, self.keys = uri, reason, dict(keys or {})
         super().__init__(uri, reason, remedy=remedy)
 
 
@@ -72,10 +74,13 @@ class LeftOut(BadSource):
         uri: The file or folder.
         choice: The key and value that leave it out, for example ``ingest.max_cloud=20 (has 71)``.
         remedy: What takes it in.
+        keys: See ``BadSource``.
     """
 
-    def __init__(self, uri: str, choice: str, remedy: str = "change that key to take it in") -> None:
-        super().__init__(uri, f"left out by {choice}", remedy)
+    def __init__(
+        self, uri: str, choice: str, remedy: str = "change that key to take it in", *, keys: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(uri, f"left out by {choice}", remedy, keys=keys)
 
 
 class MissingExtra(UserError, ImportError):
