@@ -21,8 +21,8 @@ Window = tuple[slice, ...]
 Layout = Literal["window", "whole"]
 """How an array is read: ``window`` by tiles on its chunk grid, ``whole`` as one tile per source."""
 
-NODATA, CLOUD, SHADOW_SNOW, OUTSIDE_BODY, USER_MASK = 1, 2, 4, 8, 16
-"""Bits of a ``valid`` field; 0 means a valid pixel."""
+NODATA, CLOUD, SHADOW_SNOW, OUTSIDE_BODY, USER_MASK, SATURATED = 1, 2, 4, 8, 16, 32
+"""Bits of a ``valid`` field; 0 means a valid pixel. A saturated pixel was seen, but its value is only a lower bound."""
 
 
 FactValue = str | int | float | bool | None | tuple[str, ...] | tuple[float, ...]
