@@ -11,6 +11,7 @@ import hmac
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,12 @@ from typing import Any
 import numpy as np
 
 Json = Any
+
+MOST_SHIFT_DAYS = 182
+"""Dates of people move by at most so many days, either way."""
+
+_AROUND = re.compile(r"^[\s\0\ufeff]+|[\s\0\ufeff]+$")
+"""What pads identifiers: blanks of any script, NULs, byte order marks."""
 
 
 def to_json(value: Any) -> Json:
@@ -99,9 +106,21 @@ def tile_id(content: str, index: int) -> int:
     return int.from_bytes(raw, "little", signed=True)
 
 
+def clean_id(value: str) -> str:
+    """An identifier without blanks and NULs around it (DICOM pads values with both); nothing inside it is touched or guessed."""
+    return _AROUND.sub("", value)
+
+
 def pseudonym(secret: bytes, value: str) -> str:
-    """HMAC-SHA256 of an identifier under the store's secret, 32 hex digits; equal values give equal pseudonyms."""
-    return hmac.new(secret, value.strip().encode(), hashlib.sha256).hexdigest()[:32]
+    """HMAC-SHA256 of a cleaned identifier under the store's secret, 32 hex digits; equal values give equal pseudonyms."""
+    return hmac.new(secret, clean_id(value).encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def date_shift(secret: bytes, unit: str) -> int:
+    """Days by which all dates of one unit are moved: -182 to 182 without 0, the same in every store of one secret."""
+    raw = hmac.new(secret, b"date shift\0" + clean_id(unit).encode(), hashlib.sha256).digest()
+    drawn = int.from_bytes(raw[:8], "big") % (2 * MOST_SHIFT_DAYS) - MOST_SHIFT_DAYS
+    return drawn + (drawn >= 0)
 
 
 def share_of(secret: bytes, unit: str) -> float:

@@ -2,8 +2,9 @@
 
 A value may name a source by relative path, file name, stem or nearest folder; or, where the column is called like a field
 that the domain offers (``PatientID``), by that field. One kind is chosen for the whole CSV: the one that matches most rows.
-Path, name and stem name one source each; a folder or a field may stand for many. In a personal domain the sources' keys are
-pseudonyms, and values are hashed with the same secret before they are compared.
+Path, name and stem name one source each; a folder or a field may stand for many, but a DICOM field only for those of one person: where
+two issuers gave one id, a column ``IssuerOfPatientID`` says which is meant. In a personal domain the sources' keys are pseudonyms, and
+values are hashed with the same secret before they are compared. Blanks and NULs around values are ignored; leading zeros count.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from dinodomain.errors import UserError
 from dinodomain.ingest.secret import find_secret
-from dinodomain.lineage import pseudonym
+from dinodomain.lineage import clean_id, pseudonym
 from dinodomain.store.read import open_store
 from dinodomain.types import Labels
 
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
     from dinodomain.store.read import Store
 
 KINDS = ("path", "name", "stem", "folder")
+DICOM_FIELDS = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+"""What a hospital's spreadsheet may name a source by; SOPInstanceUID for sources of a single image only."""
+
+ISSUER = "IssuerOfPatientID"
 _ONE_SOURCE = ("path", "name", "stem")
+_MOST_DIGITS = 20
 _SHOWN = 10
 _log = logging.getLogger(__name__)
 
@@ -60,7 +66,7 @@ class Table:
 
 
 def read_table(path: str | Path, place: str = "metadata") -> Table:
-    """Reads a CSV (or TSV) with a header.
+    """Reads a CSV (or TSV) with a header; semicolons separate where the header has some and no comma, as Excel writes in half of Europe.
 
     Raises:
         UserError: It cannot be read, has no header or a column twice, or a row with more values than the header.
@@ -71,7 +77,8 @@ def read_table(path: str | Path, place: str = "metadata") -> Table:
         raise UserError(place, f"cannot read {str(path)!r}: {error.strerror}", allowed="a CSV file with a header") from None
     except UnicodeDecodeError as error:
         raise UserError(place, f"{str(path)!r} is not UTF-8 (byte {error.start})", remedy="save it as UTF-8") from None
-    delimiter = "\t" if Path(path).suffix.lower() in (".tsv", ".tab") else ","
+    head = text.partition("\n")[0]
+    delimiter = "\t" if Path(path).suffix.lower() in (".tsv", ".tab") else ";" if ";" in head and "," not in head else ","
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
     try:
         return _table(str(path), [(reader.line_num, row) for row in reader if row], place)
@@ -90,7 +97,7 @@ def _table(path: str, lines: list[tuple[int, list[str]]], place: str) -> Table:
     if broken:
         raise UserError(
             place,
-            f"{path}: {_few('line', broken)} with another number of values than the header ({len(header)})",
+            f"{path}: {few('line', broken)} with another number of values than the header ({len(header)})",
             remedy="check separators",
         )
     rows = tuple(dict(zip(header, (value.strip() for value in row))) for _, row in lines[1:])
@@ -113,7 +120,7 @@ class Match:
 
 
 def match(table: Table, column: str, sources: Sequence[Mapping[str, str]], skipped: Sequence[Mapping[str, str]] = (), *,
-          hash_: Hash = str, place: str = "join") -> Match:  # fmt: skip
+          units: Sequence[str | None] = (), hash_: Hash = str, place: str = "join") -> Match:  # fmt: skip
     """Joins a table to sources.
 
     Args:
@@ -121,11 +128,13 @@ def match(table: Table, column: str, sources: Sequence[Mapping[str, str]], skipp
         column: Column that names the source.
         sources: Per source, key values by kind (``path``, ``name``, ``stem``, ``folder``, fields); hashed if ``hash_`` hashes.
         skipped: The same for sources that could not be read: a row that speaks of one is no error.
+        units: Unit of each source, so that one id of two issuers is no error where both are known to be one person.
         hash_: Applied to a value before it is compared.
         place: Key that error messages name.
 
     Raises:
-        UserError: The column is missing, or rows match nothing, several sources, or a source that another row matches; lists them.
+        UserError: The column is missing, or rows match nothing, several sources or people, or a source that another row matches; lists
+            them.
     """
     table.require(column, place)
     fields = {kind for keys in (*sources, *skipped) for kind in keys} - set(KINDS)
@@ -133,8 +142,13 @@ def match(table: Table, column: str, sources: Sequence[Mapping[str, str]], skipp
     found = {kind: _Lookup(kind, sources, skipped, hash_) for kind in kinds}
     hits = {kind: [lookup.find(row[column]) for row in table.rows] for kind, lookup in found.items()}
     best = max(kinds, key=lambda kind: sum(bool(hit) for hit in hits[kind]))  # the first of equals
-    _refuse_missing(table, column, hits[best], kinds, place)
-    return _one_to_one(table, column, best, hits[best], len(sources), place)
+    _refuse_missing(table, column, hits[best], found, place)
+    chosen = hits[best]
+    if best in DICOM_FIELDS:
+        people = _People((*sources, *skipped), units, hash_)
+        chosen = people.of_issuer(table, hits[best], place)
+        people.refuse_several(table, column, chosen, place)
+    return _one_to_one(table, column, best, chosen, len(sources), place)
 
 
 class _Lookup:
@@ -145,10 +159,18 @@ class _Lookup:
         self._by_value: dict[str, list[int]] = {}
         for number, keys in enumerate((*sources, *skipped)):
             if keys.get(kind):
-                self._by_value.setdefault(keys[kind], []).append(number)
+                self._by_value.setdefault(clean_id(keys[kind]), []).append(number)
 
     def find(self, value: str) -> list[int]:
-        return next((found for form in self._forms(value) if (found := self._by_value.get(self._hash(form)))), [])
+        return next((found for form in self._forms(clean_id(value)) if (found := self._by_value.get(self._hash(form)))), [])
+
+    def meant(self, value: str) -> str | None:
+        """What a spreadsheet program may have made this value of: a number that lost its leading zeros, or gained decimals."""
+        digits = clean_id(value).removesuffix(".0")
+        if not (digits.isascii() and digits.isdigit()):
+            return None
+        bare = digits.lstrip("0")
+        return next((form for size in range(len(bare), _MOST_DIGITS + 1) if self._hash(form := bare.zfill(size)) in self._by_value), None)
 
     def _forms(self, value: str) -> Iterable[str]:
         """A CSV's path may start above or below the source folder: leading folders are dropped one by one; a name is the last part."""
@@ -160,12 +182,58 @@ class _Lookup:
         return (parts[-1],) if parts else (value,)
 
 
-def _refuse_missing(table: Table, column: str, hits: Sequence[list[int]], kinds: Sequence[str], place: str) -> None:
+class _People:
+    """Whose sources a row of a DICOM field speaks of."""
+
+    def __init__(self, keys: Sequence[Mapping[str, str]], units: Sequence[str | None], hash_: Hash) -> None:
+        self._keys, self._units, self._hash = keys, units, hash_
+
+    def of_issuer(self, table: Table, hits: Sequence[list[int]], place: str) -> list[list[int]]:
+        """The sources whose id was given by the issuer that the row states; all of them where it states none."""
+        if ISSUER not in table.header:
+            return list(hits)
+        stated = [clean_id(row[ISSUER]) for row in table.rows]
+        kept = [[source for source in hit if not issuer or self._issuer(source) == self._hash(issuer)] for issuer, hit in zip(stated, hits)]
+        lost = [f"{stated[number]!r} (line {table.lines[number]})" for number, hit in enumerate(kept) if not hit]
+        if lost:
+            problem = f"{table.path}: {len(lost)} of {len(table.rows)} rows name an {ISSUER} that their sources do not state: {few('', lost)}"
+            raise UserError(place, problem, remedy="write it as the DICOM headers do, or leave it empty")
+        return kept
+
+    def refuse_several(self, table: Table, column: str, hits: Sequence[list[int]], place: str) -> None:
+        """One value may stand for many sources, but not for several people."""
+        wrong = []
+        for number, hit in enumerate(hits):
+            people = {(self._keys[source].get("PatientID", ""), self._issuer(source)) for source in hit}
+            units = {self._units[source] if source < len(self._units) else None for source in hit}
+            if len(people) > 1 and (len(units) > 1 or None in units):
+                wrong.append(f"{table.rows[number][column]!r} (line {table.lines[number]}: {len(people)} people)")
+        if wrong:
+            problem = f"{table.path}: column {column!r} stands for several people: {few('', wrong)}"
+            remedy = f"add a column {ISSUER} (and join=PatientID)" if column != "PatientID" else f"add a column {ISSUER}"
+            raise UserError(place, problem, remedy=remedy)
+
+    def _issuer(self, source: int) -> str:
+        return clean_id(self._keys[source].get(ISSUER, ""))
+
+
+def _refuse_missing(table: Table, column: str, hits: Sequence[list[int]], lookups: Mapping[str, _Lookup], place: str) -> None:
     missing = [number for number, hit in enumerate(hits) if not hit]
-    if missing:
-        shown = [f"{table.rows[number][column]!r} (line {table.lines[number]})" for number in missing]
-        problem = f"{table.path}: {len(missing)} of {len(table.rows)} rows match no source by column {column!r}: {_few('', shown)}"
-        raise UserError(place, problem, allowed=f"the {', '.join(kinds)} of a source", remedy="choose another column, or remove these rows")
+    if not missing:
+        return
+    values = [table.rows[number][column] for number in missing]
+    shown = [f"{value!r} (line {table.lines[number]})" for value, number in zip(values, missing)]
+    problem = f"{table.path}: {len(missing)} of {len(table.rows)} rows match no source by column {column!r}: {few('', shown)}"
+    allowed = f"the {', '.join(lookups)} of a source"
+    if column in DICOM_FIELDS and column not in lookups:
+        single = " (sources of a single image only)" if column == "SOPInstanceUID" else ""
+        allowed += f"; no source has a {column}{single}"
+    meant = [(value, form) for value in values for lookup in lookups.values() if (form := lookup.meant(value)) is not None]
+    remedy = "choose another column, or remove these rows"
+    if meant:
+        remedy = f"{len(meant)} of them are numbers that lost leading zeros (or gained decimals) in a spreadsheet: {meant[0][0]!r} "
+        remedy += f"would match as {meant[0][1]!r}; format that column as text"
+    raise UserError(place, problem, allowed=allowed, remedy=remedy)
 
 
 def _one_to_one(table: Table, column: str, kind: str, hits: Sequence[list[int]], num_sources: int, place: str) -> Match:
@@ -182,14 +250,20 @@ def _one_to_one(table: Table, column: str, kind: str, hits: Sequence[list[int]],
         if all(source >= num_sources for source in hit):
             skipped.append(number)
     if wrong:
-        problem = f"{table.path}: column {column!r} is ambiguous by {kind}: {_few('', wrong)}"
+        problem = f"{table.path}: column {column!r} is ambiguous by {kind}: {few('', wrong)}"
         raise UserError(place, problem, remedy="choose a column that names each source once, for example a relative path")
     return Match(kind=kind, rows={source: row for source, row in rows.items() if source < num_sources}, skipped=tuple(skipped))
 
 
-def _few(noun: str, items: Sequence[str]) -> str:
+def few(noun: str, items: Sequence[str]) -> str:
+    """The first of a list, and how many more there are."""
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return f"{noun} {', '.join(items[:_SHOWN])}{more}".strip()
+
+
+def units_of(store: Store) -> list[str | None]:
+    """Unit of every row of a store's index; None where units are per chunk."""
+    return [unit or None for unit in store.index["unit"].to_pylist()]
 
 
 def keys_of(store: Store) -> list[dict[str, str]]:
@@ -225,7 +299,7 @@ def join_labels(store: str | Path | Store, csv_path: str | Path, join: str, targ
     table = read_table(csv_path, "labels")
     if target is not None:
         table.require(target, "target")
-    found = match(table, join, keys_of(opened), _skipped_keys(opened), hash_=_hash(opened, secret))
+    found = match(table, join, keys_of(opened), _skipped_keys(opened), units=units_of(opened), hash_=_hash(opened, secret))
     if found.skipped:
         _log.info("%s: %d rows speak of sources that could not be read at ingest", table.path, len(found.skipped))
     pairs = [(row, table.rows[number]) for row, number in sorted(found.rows.items())]
