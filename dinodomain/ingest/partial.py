@@ -1,7 +1,9 @@
 """``STORE.partial``: where an ingest works, and how its result is moved into place.
 
-    lock            held while an ingest runs
-    work/           what a worker is writing; thrown away at the next start
+    lock            held while an ingest runs: by one that finishes the store alone, or by any number of jobs that only stage their share
+    shards/<job>    held by the one run of that job
+    work/           what a worker is writing; thrown away at the next start (``work/<job>`` by the next run of that job)
+    scratch/        what a domain unpacks or fetches
     done/<id>.json  a window source that is complete: written after its arrays
     staged/<id>     a whole image that waits to be packed: its done record, pixels, bit field
     tree/           the arrays, and at the end index, chunk table, lineage and manifest: the store, or what is added to one
@@ -16,9 +18,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +32,7 @@ from typing import IO
 import numpy as np
 
 from dinodomain.errors import UserError
-from dinodomain.lineage import Json, canonical, sync_folder, write_json
+from dinodomain.lineage import Json, canonical, sync_folder, to_json, write_json
 from dinodomain.store.format import CHUNKS, INDEX, LINEAGE, MANIFEST
 
 _REMEDIES = {
@@ -56,9 +60,11 @@ class Partial:
 
     Attributes:
         store: Folder of the store.
+        job: Name of the job of a job array, for example ``2-of-8``; empty for a run that finishes the store.
     """
 
     store: Path
+    job: str = ""
 
     @property
     def root(self) -> Path:
@@ -72,8 +78,17 @@ class Partial:
 
     @property
     def work(self) -> Path:
-        """What a worker is writing at the moment."""
-        return self.root / "work"
+        """What a worker is writing at the moment; jobs that run side by side keep apart."""
+        return self.root / "work" / self.job
+
+    @property
+    def scratch(self) -> Path:
+        """Where a domain unpacks or fetches files; jobs that run side by side keep apart."""
+        return self.root / "scratch" / self.job
+
+    @property
+    def _commit(self) -> Path:
+        return self.root / "commit.json"
 
     def staged(self, stored: str) -> Path:
         """A whole image that waits to be packed."""
@@ -82,50 +97,90 @@ class Partial:
     def _done(self, stored: str) -> Path:
         return self.root / "done" / f"{stored}.json"
 
-    def open(self) -> IO[bytes]:
-        """Makes the folders, takes the lock and clears what a killed run was writing.
+    def open(self) -> contextlib.ExitStack:
+        """Makes the folders, takes the locks and clears what a killed run was writing.
+
+        Returns:
+            Holds the locks until it is closed.
 
         Raises:
-            UserError: Another ingest works on this store.
+            UserError: Another ingest works on this store, or an interrupted run must be finished before jobs may stage.
         """
-        for name in ("done", "staged", "tree"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
-        lock = (self.root / "lock").open("wb")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._lock("lock", shared=bool(self.job)))
+            if self.job:
+                if self._commit.exists():
+                    remedy = "run it once without ingest.shard, then start the jobs again"
+                    raise UserError("ingest.shard", f"an interrupted run has yet to finish {str(self.store)!r}", remedy=remedy)
+                held.enter_context(self._lock(f"shards/{self.job}", shared=False))
+            for name in ("done", "staged", "tree"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            for left in (self.work, *(self.root.parent.glob(f".{glob.escape(self.root.name)}.*.old"))):
+                shutil.rmtree(left, ignore_errors=True)
+            self.work.mkdir(parents=True, exist_ok=True)
+            return held.pop_all()
+
+    def _lock(self, name: str, *, shared: bool) -> IO[bytes]:
+        """Takes a lock that is still in its place: a run that finishes the store removes the folder, locks and all."""
+        path = self.root / name
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = path.open("ab")
+            except FileNotFoundError:  # removed between the two lines
+                continue
+            try:
+                fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise self._busy(lock, name) from None
+            if _is_at(lock, path):
+                return lock
             lock.close()
-            raise UserError("store", f"another ingest is writing {str(self.store)!r}", remedy="wait for it, or stop it") from None
-        shutil.rmtree(self.work, ignore_errors=True)
-        self.work.mkdir()
-        return lock
+
+    def _busy(self, lock: IO[bytes], name: str) -> UserError:
+        """Says who holds a lock."""
+        with lock:
+            if name != "lock":
+                return UserError("ingest.shard", f"job {self.job} is running already", remedy="wait for it, or stop it")
+            if self.job:
+                problem = f"another ingest is finishing {str(self.store)!r}, or withdraws from it"
+                return UserError("ingest.shard", problem, remedy="wait for it, then start the jobs again")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return UserError("store", f"another ingest is writing {str(self.store)!r}", remedy="wait for it, or stop it")
+            problem = f"jobs with ingest.shard are still staging for {str(self.store)!r}"
+            return UserError("store", problem, remedy="wait until all of them are done, or stop them")
 
     @contextlib.contextmanager
     def open_after_commit(self) -> Iterator[None]:
         """Holds the lock, and first finishes a move that a killed run had begun."""
-        lock = self.open()
-        with lock:
+        with self.open() as held:
             if self.finish_commit():
-                lock.close()
+                held.close()
                 with self.open():
                     yield
             else:
                 yield
 
     def remove(self) -> None:
-        """Throws the folder away."""
-        shutil.rmtree(self.root)
+        """Throws the folder away. Moved aside first: a job that starts meanwhile begins a new one."""
+        aside = self.root.with_name(f".{self.root.name}.{secrets.token_hex(4)}.old")
+        self.root.rename(aside)
+        shutil.rmtree(aside)
+
+    def _fresh(self, stored: str) -> Path:
+        """A path that nobody else works at, on this machine or another."""
+        return self.work / f"{stored}.{secrets.token_hex(8)}"
 
     def workplace(self, stored: str) -> Path:
-        """A fresh folder for one source of one process."""
-        place = self.work / f"{stored}.{os.getpid()}"
-        shutil.rmtree(place, ignore_errors=True)
-        return place
+        """A fresh folder for one source; two workers, even on two machines, never share one."""
+        return self._fresh(stored)
 
     def keep_image(self, stored: str, record: Mapping[str, Json], pixels: np.ndarray, bits: np.ndarray | None) -> None:
         """Stages a whole image and its done record in one file. Not synced: its content hash is checked when it is packed."""
         self._done(stored).unlink(missing_ok=True)
-        temporary = self.work / f"{stored}.{os.getpid()}"
+        temporary = self._fresh(stored)
         with open(temporary, "wb") as handle:
             handle.write(_line(record))
             np.save(handle, pixels, allow_pickle=False)
@@ -140,8 +195,14 @@ class Partial:
         return pixels, (bits if bits.size else None)
 
     def keep_folder(self, place: Path, folder: str, stored: str, record: Mapping[str, Json]) -> None:
-        """Moves a finished folder to its place in the tree, and then says that its source is complete."""
+        """Moves a finished folder to its place in the tree, and then says that its source is complete.
+
+        Where a worker that was thought dead, or another job, was first with the very same, its result stays.
+        """
         target = self.tree / folder
+        if target.is_dir() and self.read_done(stored) == to_json(record):
+            shutil.rmtree(place)
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         self.forget(stored)
         shutil.rmtree(target, ignore_errors=True)
@@ -179,7 +240,7 @@ class Partial:
     def commit(self) -> None:
         """Makes the tree the store, or moves it into the store; then removes the folder."""
         if (self.store / MANIFEST).exists():
-            write_json(self.root / "commit.json", {"merge": True})
+            write_json(self._commit, {"merge": True})
             self._merge()
         else:
             self.tree.rename(self.store)
@@ -188,7 +249,7 @@ class Partial:
 
     def finish_commit(self) -> bool:
         """Finishes a move that was cut short; True if there was one."""
-        if not (self.root / "commit.json").exists():
+        if not self._commit.exists():
             return False
         self._merge()
         self.remove()
@@ -209,6 +270,13 @@ class Partial:
             if (self.tree / name).exists():
                 (self.tree / name).replace(self.store / name)
         sync_folder(self.store)
+
+
+def _is_at(handle: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _line(record: Mapping[str, Json]) -> bytes:

@@ -6,6 +6,7 @@ fixed key is used unless a file is given: two stores of the same ground then hol
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -50,18 +51,36 @@ def read_secret(path: Path, place: str = "ingest.secret") -> bytes:
 
 
 def make_secret(path: Path) -> bytes:
-    """Makes a new secret of 256 bits, readable by its owner only; whole or not at all."""
+    """Makes a new secret of 256 bits, readable by its owner only; whole or not at all.
+
+    Where another process was first, theirs is the one: jobs that start side by side agree.
+    """
     data = secrets.token_hex(32).encode()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as handle:
         handle.write(data + b"\n")
         handle.flush()
         os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    try:
+        _keep_first(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-    return data
+    return read_secret(path)
+
+
+def _keep_first(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if not path.exists():  # a file system without hard links
+            os.replace(temporary, path)
 
 
 def find_secret(store: Path, given: str | None, *, personal: bool, known: str | None) -> bytes | None:
