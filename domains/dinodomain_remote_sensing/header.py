@@ -10,16 +10,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dinodomain.errors import BadSource, require
+from dinodomain_remote_sensing import vfs
 
 EXTRA = "remote-sensing"
 WANTED_BY = "a remote-sensing domain"
-HEAD_BYTES = 65536
-"""How much of each end of a file enters its digest: TIFF directories lie at the beginning (COG) or at the end."""
-
 SIX = tuple[float, float, float, float, float, float]
 """``(a, b, c, d, e, f)``: x = a * column + b * row + c, y = d * column + e * row + f; pixel (0, 0) begins at its outer corner."""
 
@@ -44,7 +41,8 @@ class Header:
         scales: GDAL scale per band (1 where unset).
         offsets: GDAL offset per band (0 where unset).
         colours: Colour interpretation per band, for example ``red``, ``alpha``, ``palette``.
-        tags: Dataset tags, keys in upper case, band tags behind them.
+        tags: Dataset tags, keys in upper case, band tags behind them, those of the ENVI header with ``ENVI_`` before them.
+        band_tags: Per band, its own tags and those of GDAL's IMAGERY domain, keys in upper case.
         nbits: Bits in use per band where the file says so, else None.
         mask: Whether the file carries a per-dataset mask (internal or ``.msk``).
     """
@@ -67,16 +65,17 @@ class Header:
     tags: Mapping[str, str]
     nbits: int | None
     mask: bool
+    band_tags: tuple[Mapping[str, str], ...] = ()
 
     @property
     def name(self) -> str:
         """File name without folder."""
-        return Path(self.path).name
+        return vfs.name_of(self.path)
 
     @property
     def stem(self) -> str:
         """File name without folder and suffix."""
-        return Path(self.path).stem
+        return vfs.stem_of(self.path)
 
 
 @contextmanager
@@ -141,6 +140,7 @@ def read_header(path: str) -> Header:
             tags=_tags(dataset),
             nbits=_nbits(dataset),
             mask=_has_mask(dataset),
+            band_tags=tuple(_band_tags(dataset, index) for index in dataset.indexes),
         )
 
 
@@ -148,7 +148,13 @@ def _tags(dataset: Any) -> dict[str, str]:
     tags = {key.upper(): value for key, value in dataset.tags(1).items()} if dataset.count else {}
     # GDAL shows CMYK pictures as RGB; only the structure domain tells.
     space = dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
+    tags |= {f"ENVI_{key.upper().replace(' ', '_')}": value for key, value in dataset.tags(ns="ENVI").items()}
     return tags | {key.upper(): value for key, value in dataset.tags().items()} | ({"SOURCE_COLOR_SPACE": space} if space else {})
+
+
+def _band_tags(dataset: Any, index: int) -> dict[str, str]:
+    both = {**dataset.tags(index), **dataset.tags(index, ns="IMAGERY")}
+    return {key.upper(): value for key, value in both.items()}
 
 
 def _nbits(dataset: Any) -> int | None:
@@ -172,11 +178,5 @@ def digest(names: Mapping[str, str]) -> str:
     """
     running = hashlib.sha256()
     for name, path in sorted(names.items()):
-        size = Path(path).stat().st_size
-        running.update(f"{name}\0{size}\0".encode())
-        with open(path, "rb") as handle:
-            running.update(handle.read(HEAD_BYTES))
-            if size > HEAD_BYTES:
-                handle.seek(max(HEAD_BYTES, size - HEAD_BYTES))
-                running.update(handle.read(HEAD_BYTES))
+        running.update(name.encode() + b"\0" + vfs.prints(path))
     return running.hexdigest()
