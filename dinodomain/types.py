@@ -90,6 +90,8 @@ class SourceRef:
         facts: What its header states, for counts, estimates and the budget; clear text, so it never enters a store. Names are the
             header's own (DICOM keywords; for rasters those of the index fields), and ``bytes_in`` (to be read), ``bytes_out``
             (of pixels, uncompressed), ``requests`` (to a server), ``acquired`` (ISO date), ``lon``, ``lat`` (centre, degrees).
+        handle: What else the domain needs to open it (addresses with signatures, a catalogue's statements); picklable, and looked into
+            by the domain alone.
     """
 
     source_id: str
@@ -101,6 +103,7 @@ class SourceRef:
     instance: str = ""
     quantity: str = ""
     facts: Mapping[str, FactValue] = field(default_factory=dict)
+    handle: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
