@@ -8,7 +8,10 @@ workers load domains too.
 from __future__ import annotations
 
 import difflib
+import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -21,6 +24,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENTRY_POINTS = "dinodomain.domains"
+
+_one_at_a_time = threading.RLock()
+
+
+@contextmanager
+def quiet(category: type[Warning] = Warning, *, module: str = "") -> Iterator[None]:
+    """Ignores warnings of a kind for a moment. What readers use in place of ``warnings.catch_warnings``, which is not safe in threads.
+
+    Warning filters belong to the whole process, and two blocks that overlap in two threads would restore them in the wrong order.
+    So these blocks take turns: open a file inside, decode its pixels outside.
+
+    Args:
+        category: Kind of warning.
+        module: Regular expression for the module that warns.
+    """
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=category, module=module)
+        yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
