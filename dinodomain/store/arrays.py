@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from dinodomain.lineage import canonical, write_bytes
-from dinodomain.store.codec import MISSING, array_metadata, encode, encode_index
+from dinodomain.store.codec import MISSING, array_metadata, encode, encode_index, shuffle_of
 from dinodomain.store.format import Codec, Grid, check_dtype
 
 
@@ -68,7 +68,7 @@ class ArrayWriter:
         self, path: Path, grid: Grid, dtype: str, dims: Sequence[str], codec: Codec, attributes: Mapping[str, Any], fill_value: float
     ) -> None:
         self.grid, self.digest = grid, ""
-        self._path, self._codec = path, codec
+        self._path, self._codec, self._shuffle = path, codec, shuffle_of(codec, dtype, dims)
         self._dtype = check_dtype(dtype)
         self._fill = np.full((), fill_value, dtype=self._dtype)
         self._metadata = array_metadata(grid, dtype, dims, codec, attributes, fill_value)
@@ -132,7 +132,7 @@ class ArrayWriter:
         inner = tuple(i % n for i, n in zip(cell, self._per_shard))
         file = self._shard(shard)
         if not _is_fill(pixels, self._fill):
-            data = encode(self._padded(pixels), self._codec)
+            data = encode(self._padded(pixels), self._codec, self._shuffle)
             self._sums[shard].append(data[-4:].hex())
             file.append(inner, data)
         self._left[shard] -= 1

@@ -46,7 +46,7 @@ class StorePlan:
 
     Attributes:
         chunk: Chunk side in pixels; None means 256 for scenes, 32 for volumes. Lowered so that a chunk stays within 4 MiB.
-        codec: ``fast`` (blosc lz4, bitshuffle), ``small`` (blosc zstd, bitshuffle; slower to read) or ``none``.
+        codec: ``fast`` (blosc lz4), ``small`` (blosc zstd; slower to write and to read) or ``none``.
     """
 
     chunk: int | None = None

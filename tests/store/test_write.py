@@ -46,8 +46,27 @@ def test_the_metadata_says_the_type_size_of_the_shuffle_and_names_axes(tmp_path,
     write_scene(tmp_path, array_record(make_pixels((2, 40, 40), "uint16")), StorePlan())
     array = zarr.open_array(str(tmp_path / "data"), mode="r")
     blosc = array.metadata.codecs[0].codecs[1]
-    assert (blosc.typesize, blosc.cname.value, blosc.clevel, blosc.shuffle.value) == (2, "lz4", 5, "bitshuffle")
+    assert (blosc.typesize, blosc.cname.value, blosc.clevel, blosc.shuffle.value) == (2, "lz4", 9, "shuffle")
     assert array.metadata.dimension_names == ("band", "y", "x")
+
+
+@pytest.mark.parametrize(
+    ("codec", "dtype", "spatial", "wanted"),
+    [
+        ("fast", "uint16", (40, 40), "shuffle"),
+        ("fast", "uint8", (40, 40), "bitshuffle"),
+        ("fast", "int16", (20, 20, 20), "bitshuffle"),
+        ("small", "uint16", (40, 40), "shuffle"),
+        ("small", "int16", (20, 20, 20), "shuffle"),
+    ],
+)
+def test_each_kind_of_array_gets_the_filter_that_makes_it_smallest_and_says_so(tmp_path, make_pixels, codec, dtype, spatial, wanted):
+    pixels = make_pixels((1, *spatial), dtype)
+    write = write_scene if len(spatial) == 2 else write_volume
+    written = write(tmp_path, array_record(pixels), StorePlan(codec=codec))
+    array = zarr.open_array(str(tmp_path / written.array), mode="r")
+    assert array.metadata.codecs[0].codecs[1].shuffle.value == wanted
+    np.testing.assert_array_equal(np.asarray(array[:]).reshape(pixels.shape), pixels)
 
 
 def test_a_scene_is_read_one_row_of_chunks_at_a_time(tmp_path, make_pixels):
