@@ -13,6 +13,8 @@ from typing import Literal
 from dinodomain.domain import Channel, ProbeSpec, ViewPolicy
 from dinodomain.types import Select
 from dinodomain_remote_sensing.header import Header
+from dinodomain_remote_sensing.quality import Flags
+from dinodomain_remote_sensing.remote import Stat
 
 Value = str | int | float | bool | None
 Decode = Literal["none", "power", "amplitude"]
@@ -49,6 +51,8 @@ class Candidate:
         texts: Metadata files that belong to them (``*_MTL.txt``, ``MTD_MSIL*.xml``).
         folder: Folder of the scene.
         label: Whether the name looks like a label raster.
+        stats: What a listing said of remote files, by address.
+        sidecars: Addresses of masks and metadata beside remote rasters.
     """
 
     source_id: str
@@ -56,6 +60,8 @@ class Candidate:
     texts: tuple[str, ...] = ()
     folder: str = ""
     label: bool = False
+    stats: Mapping[str, Stat] = field(default_factory=dict)
+    sidecars: tuple[str, ...] = ()
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -72,12 +78,14 @@ class Scene:
         bands: Named bands, in file order.
         select: What the user asked for.
         names: Names to look for products and dates in: file stems, then folder, then source id.
+        quality: Headers of quality rasters that come as files of their own.
     """
 
     candidate: Candidate
     bands: tuple[Band, ...]
     select: Select
     names: tuple[str, ...]
+    quality: tuple[Header, ...] = ()
 
     @property
     def uri(self) -> str:
@@ -97,6 +105,7 @@ class Calibration:
         decode: What is done to values before they are stored.
         shared_nodata: Whether a pixel is invalid only where all channels have no data. Products that clip at 0 hold zeros in single
             bands over dark water; there 0 means "no data" only where every band is 0.
+        saturated: Stored values that mean "brighter than the detector counts".
     """
 
     channel: str
@@ -105,6 +114,7 @@ class Calibration:
     nodata: tuple[float, ...] = ()
     decode: Decode = "none"
     shared_nodata: bool = False
+    saturated: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +126,18 @@ class Meaning:
         fields: Acquisition fields for the index.
         acquired: ISO date or date-time, or None.
         stages: What the reader does to values because of the calibration.
+        quantity: What the numbers are, where others must not share a store with them (``L2A reflectance``).
+        flags: Quality rasters, for validity.
+        warnings: What a person should look at although the scene is read.
     """
 
     bands: tuple[Calibration, ...]
     fields: Mapping[str, Value] = field(default_factory=dict)
     acquired: str | None = None
     stages: tuple[str, ...] = ()
+    quantity: str = ""
+    flags: tuple[Flags, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +157,12 @@ class Sensor:
         foreign: Matches names of products of other sensors.
         calibrate: Gives numbers their meaning; raises BadSource.
         pictures: Whether files without georeference are read (as whole images).
+        facts: Names of its own fields in the index, which a header filter may use.
+        max_bands: More bands than this are another instrument's.
+        quality_file: Matches the stem of a quality raster that ``calibrate`` makes validity of.
+        wavelengths: Names bands from their wavelengths instead of ``code``: one band code or None per band of a file.
+        rank: Place of a channel in canonical order; None takes the order of ``channels``.
+        refuse: Raises BadSource for products that are no source for this sensor, before bands are named.
     """
 
     name: str
@@ -155,3 +177,9 @@ class Sensor:
     foreign: re.Pattern[str] | None
     calibrate: Callable[[Scene], Meaning]
     pictures: bool = False
+    facts: tuple[str, ...] = ()
+    max_bands: int = 20
+    quality_file: re.Pattern[str] | None = None
+    wavelengths: Callable[[Header, Sequence[str]], list[str | None]] | None = None
+    rank: Callable[[str], float] | None = None
+    refuse: Callable[[Candidate, Sequence[Header]], None] | None = None
