@@ -6,7 +6,9 @@
 | ``radiographs.py`` | the domain ``xray``: single DICOM frames and greyscale PNG, JPEG, TIFF |
 | ``modalities.py`` | what each domain declares: channels, augmentation policy, probes |
 | ``mr_names.py`` | the vocabulary that names an MR channel |
-| ``sources.py`` | walking a folder, selection, label maps, keys, digests |
+| ``discovery.py`` | where sources come from: folder, file, archive or server; having them at hand when they are read |
+| ``sources.py`` | selection, label maps, keys, digests, what a domain does with what is found |
+| ``walking.py``, ``gathering.py`` | walking a folder; joining the files of a series wherever they lie |
 | ``geometry.py`` | affines, closest canonical orientation, spacing |
 | ``values.py`` | stored number types, one scale for many slices, the Hounsfield check |
 | ``opened.py`` | from an array in memory to a Record |

@@ -17,11 +17,12 @@ from dinodomain.domain import Channel, ProbeSpec, ViewPolicy, linear_to_unit
 from dinodomain.errors import BadSource
 from dinodomain.types import Layout, Record, Select, SourceRef, TileInfo
 from dinodomain_medical import images
-from dinodomain_medical.dicom_header import FieldValue, is_dicom, read_header
+from dinodomain_medical.dicom_header import FieldValue
 from dinodomain_medical.dicom_pixels import Frame, check_single_grey, decode, invert, shows_low_as_white
+from dinodomain_medical.discovery import at_hand, discover
 from dinodomain_medical.modalities import Modality
 from dinodomain_medical.opened import Cut, CutValid
-from dinodomain_medical.sources import Handlers, Item, digest_of, glob_matches, keys_of, label_refusal, looks_like_label, walk
+from dinodomain_medical.sources import Gathered, Handlers, Item, digest_of, keys_of, label_refusal, looks_like_label
 from dinodomain_medical.values import storable
 
 if TYPE_CHECKING:
@@ -63,9 +64,20 @@ class RadiographDomain:
         """
 
         def on_file(root: Path, path: Path, relative: str) -> Item | None:
-            return self._file(root, path, relative, select)
+            return self._picture(root, path, relative, select) if images.is_image(path) else None
 
-        return walk(source, select, Handlers(on_file, _no_folder_sources))
+        def on_dicom(gathered: Gathered) -> Iterable[tuple[str, Item]]:
+            return [(gathered.place, self._dicom(gathered, select))]
+
+        handlers = Handlers(
+            domain=self.name,
+            formats="DICOM CR or DX, PNG, JPEG or TIFF",
+            modalities=self.modality.dicom,
+            file=on_file,
+            dicom=on_dicom,
+            by_series=False,
+        )
+        return discover(source, select, handlers)
 
     def read(self, ref: SourceRef) -> Record:
         """Opens one image: stored integers kept, C-order (1, y, x), spacing (y, x) in mm or NaN.
@@ -73,8 +85,9 @@ class RadiographDomain:
         Raises:
             BadSource: It is damaged, coloured, or no radiograph.
         """
-        path = Path(ref.uris[0])
-        return _from_picture(path) if images.is_image(path) else _from_dicom(path)
+        with at_hand(ref) as local:
+            path = Path(local.uris[0])
+            return _from_picture(path) if images.is_image(path) else _from_dicom(path)
 
     def to_float(self, pixels: Tensor, info: TileInfo) -> Tensor:
         """Stored values [B, C, ...] to float32 in the unit range, on the pixels' device."""
@@ -88,26 +101,14 @@ class RadiographDomain:
         """Public tasks with labels."""
         return self.modality.probes
 
-    def _file(self, root: Path, path: Path, relative: str, select: Select) -> Item | None:
-        try:
-            if images.is_image(path):
-                return self._picture(root, path, relative, select)
-            if path.name != "DICOMDIR" and is_dicom(path):
-                return self._dicom(root, path, relative, select)
-        except BadSource as refusal:
-            return refusal
-        if path.suffix.lower() in (".dcm", ".dicom") or glob_matches(relative, select.include):
-            return BadSource(str(path), f"not a file that domain {self.name!r} reads", "give DICOM CR or DX, PNG, JPEG or TIFF files")
-        return None
-
     def _picture(self, root: Path, path: Path, relative: str, select: Select) -> Item:
         if looks_like_label(relative, select):
             return label_refusal(path)
         images.check_header(path)
         return _ref(root, path, relative, select, keys_of(root, relative), None)
 
-    def _dicom(self, root: Path, path: Path, relative: str, select: Select) -> Item:
-        header = read_header(path)
+    def _dicom(self, gathered: Gathered, select: Select) -> Item:
+        header, path, relative = gathered.headers[0], gathered.headers[0].path, gathered.place
         if header.modality not in self.modality.dicom:
             wanted = ", ".join(self.modality.dicom)
             raise BadSource(
@@ -116,11 +117,7 @@ class RadiographDomain:
                 "exclude it, or ingest it with its own domain",
             )
         check_single_grey(header)
-        return _ref(root, path, relative, select, keys_of(root, relative) | header.keys, header.keys.get("PatientID"))
-
-
-def _no_folder_sources(root: Path, relative: str, files: Sequence[Path]) -> Iterable[tuple[str, Item]]:
-    return ()
+        return _ref(gathered.root, path, relative, select, keys_of(gathered.root, relative) | header.keys, header.keys.get("PatientID"))
 
 
 def _ref(root: Path, path: Path, relative: str, select: Select, keys: Mapping[str, str], unit: str | None) -> SourceRef:

@@ -1,4 +1,4 @@
-"""Walking a source folder: which files are taken, in what order, under which keys and digest. No pixels, no third-party package.
+"""Which files of a source are taken, under which keys and digest, and what a domain does with them. No pixels, no third-party package.
 
 Globs are matched case-sensitively against relative POSIX paths; ``*`` also spans ``/``, ``**/`` matches no folder too, and a
 glob without ``/`` is also matched against the bare file name. Hidden files (``.DS_Store``, ``._scan.nii``) are not sources.
@@ -7,16 +7,16 @@ glob without ``/`` is also matched against the bare file name. Hidden files (``.
 from __future__ import annotations
 
 import hashlib
-import heapq
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from dinodomain.errors import BadSource, UserError
+from dinodomain.errors import BadSource
 from dinodomain.types import Select, SourceRef
+from dinodomain_medical.dicom_header import Header
 
 DEFAULT_EXCLUDE = ("*_seg.*", "*_seg-*", "*dlmuse_seg*", "*_mask.*", "*label*", "labelsTr/*", "labelsTs/*", "*/labelsTr/*", "*/labelsTs/*")
 """Names that are usually label maps: refused with a row, never dropped in silence, and taken only if an include glob says so itself."""
@@ -62,7 +62,9 @@ def label_refusal(path: Path) -> BadSource:
 
 
 def stem_of(name: str) -> str:
-    """File name without its suffix, and without both of ``.nii.gz``."""
+    """File name without its suffix, and without both of ``.nii.gz``; a UID has no suffix."""
+    if re.fullmatch(r"[0-9.]+", name):
+        return name
     return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else PurePosixPath(name).stem
 
 
@@ -95,85 +97,43 @@ def digest_of(root: Path, paths: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Handlers:
-    """What a domain does with what the walk meets; a path comes with its name relative to the root.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """Headers of DICOM files that belong together: one series, or one file where each file is a source.
 
     Attributes:
-        file: Gives the source in one file, a refusal, or None where the file is left to ``folder`` or to nobody.
-        folder: Gives the sources made of several files of one folder, under ids that begin with the folder's relative path.
+        root: Folder that the source names.
+        place: Path below it of the nearest folder that holds all the files, or of the file; ids begin with it.
+        uri: How messages name that place.
+        alone: Whether nothing else was gathered at that place, so that the place alone is an id.
+        headers: Sorted by path.
+        local: False where the headers came from a server: then nothing lies at their paths before the source is read.
     """
 
+    root: Path
+    place: str
+    uri: str
+    alone: bool
+    headers: tuple[Header, ...]
+    local: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handlers:
+    """What a domain does with what is found; a path comes with its name below the root, which is where the name begins.
+
+    Attributes:
+        domain: Name of the domain, for messages.
+        formats: What it reads, for messages.
+        modalities: DICOM modalities it reads.
+        file: Gives the source in one file that is no DICOM, a refusal, or None where it is nothing to the domain.
+        dicom: Gives the sources made of gathered headers, each with its id.
+        by_series: Whether headers are gathered by series, wherever their files lie, or come one by one.
+    """
+
+    domain: str
+    formats: str
+    modalities: tuple[str, ...]
     file: Callable[[Path, Path, str], Item | None]
-    folder: Callable[[Path, str, Sequence[Path]], Iterable[tuple[str, Item]]]
-
-
-def walk(source: str, select: Select, handlers: Handlers) -> Iterator[Item]:
-    """Walks a folder, or takes one file, and yields sources and refusals sorted by id.
-
-    Only the folders on the way to the current id are held in memory: every entry is an event in a heap, and an event that is
-    expanded (a folder) only ever adds events with larger ids, since all ids below a folder begin with its path.
-
-    Raises:
-        UserError: The source does not exist.
-    """
-    path = Path(source)
-    if path.is_dir():
-        root = path.resolve()
-        yield from _Walk(root, select, handlers).run("", root)
-    elif path.is_file():
-        root = path.resolve().parent
-        yield from _Walk(root, select, handlers).single(path.resolve())
-    else:
-        raise UserError("ingest.source", f"{source!r} does not exist", remedy="give a folder or a file")
-
-
-class _Walk:
-    """State of one walk: the heap of events, and the folders seen (a linked folder may contain itself)."""
-
-    def __init__(self, root: Path, select: Select, handlers: Handlers) -> None:
-        self.root, self.select, self.handlers = root, select, handlers
-        self.heap: list[tuple[str, int, Path | Item]] = []
-        self.ties = itertools.count()
-        self.seen: set[tuple[int, int]] = set()
-
-    def push(self, key: str, value: Path | Item) -> None:
-        heapq.heappush(self.heap, (key, next(self.ties), value))
-
-    def run(self, key: str, start: Path) -> Iterator[Item]:
-        self.push(key, start)
-        while self.heap:
-            key, _, value = heapq.heappop(self.heap)
-            if not isinstance(value, Path):
-                yield value
-            elif value.is_dir():
-                self.open_folder(key, value)
-            else:
-                item = self.handlers.file(self.root, value, key)
-                if item is not None:
-                    yield item
-
-    def single(self, path: Path) -> Iterator[Item]:
-        item = self.handlers.file(self.root, path, path.name)
-        if item is not None:
-            yield item
-            return
-        yield from (found for _, found in self.handlers.folder(self.root, path.name, [path]))
-
-    def open_folder(self, relative: str, folder: Path) -> None:
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in self.seen:
-            return
-        self.seen.add((status.st_dev, status.st_ino))
-        prefix = f"{relative}/" if relative else ""
-        files: list[Path] = []
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                self.push(prefix + entry.name, Path(entry.path))
-            elif entry.is_file() and is_selected(prefix + entry.name, self.select):
-                files.append(Path(entry.path))
-                self.push(prefix + entry.name, Path(entry.path))
-        for key, item in self.handlers.folder(self.root, relative, files):
-            self.push(key, item)
+    dicom: Callable[[Gathered], Iterable[tuple[str, Item]]]
+    by_series: bool

@@ -1,7 +1,8 @@
 """The domains ``ct`` and ``mri``: 3-D volumes from NIfTI, NRRD, MHA and DICOM series.
 
 Does not read single slices: 2-D PNG, TIFF or JPEG exports of CT or MR have lost scale and geometry. Every volume is one channel;
-contrasts are not registered or stacked. DICOM is recognised by content, whatever the file is called, and grouped within a folder.
+contrasts are not registered or stacked. DICOM is recognised by content, whatever the file is called, and
+gathered by series, wherever its files lie.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from dinodomain.domain import Channel, ProbeSpec, ViewPolicy, linear_to_unit
 from dinodomain.errors import BadSource
 from dinodomain.types import Layout, Record, Select, SourceRef, TileInfo
 from dinodomain_medical import dicom_series, itk, nifti
-from dinodomain_medical.dicom_header import KEY_FIELDS, Header, is_dicom, read_header
+from dinodomain_medical.dicom_header import KEY_FIELDS, Header
+from dinodomain_medical.discovery import at_hand, discover
 from dinodomain_medical.geometry import to_canonical
 from dinodomain_medical.modalities import Modality
 from dinodomain_medical.mr_names import mr_channel
 from dinodomain_medical.opened import volume_record
 from dinodomain_medical.sources import (
+    Gathered,
     Handlers,
     Item,
     digest_of,
     folder_keys,
-    glob_matches,
     keys_of,
     label_refusal,
     looks_like_label,
     stem_of,
-    walk,
 )
 from dinodomain_medical.values import check_hounsfield, check_not_mask
 
@@ -67,15 +68,22 @@ class VolumeDomain:
         Raises:
             UserError: The source does not exist.
         """
-        seen: dict[dicom_series.SplitKey, str] = {}
 
         def on_file(root: Path, path: Path, relative: str) -> Item | None:
             return self._file(root, path, relative, select)
 
-        def on_folder(root: Path, relative: str, files: Sequence[Path]) -> Iterable[tuple[str, Item]]:
-            return self._folder(root, relative, files, select, seen)
+        def on_series(gathered: Gathered) -> Iterable[tuple[str, Item]]:
+            return self._gathered(gathered, select)
 
-        return walk(source, select, Handlers(on_file, on_folder))
+        handlers = Handlers(
+            domain=self.name,
+            formats="NIfTI, NRRD, MHA or DICOM",
+            modalities=self.modality.dicom,
+            file=on_file,
+            dicom=on_series,
+            by_series=True,
+        )
+        return discover(source, select, handlers)
 
     def read(self, ref: SourceRef) -> Record:
         """Opens one volume: stored integers kept, closest-canonical axes, C-order (1, z, y, x).
@@ -83,12 +91,13 @@ class VolumeDomain:
         Raises:
             BadSource: It is damaged, irregular, or no image of this domain.
         """
-        path = Path(ref.uris[0])
-        if nifti.is_nifti(path):
-            return self._from_file(nifti.NiftiVolume(path), path)
-        if itk.is_itk(path):
-            return self._from_file(itk.ItkVolume(path), path)
-        return self._from_series(ref)
+        with at_hand(ref) as local:
+            path = Path(local.uris[0])
+            if nifti.is_nifti(path):
+                return self._from_file(nifti.NiftiVolume(path), path)
+            if itk.is_itk(path):
+                return self._from_file(itk.ItkVolume(path), path)
+            return self._from_series(local)
 
     def to_float(self, pixels: Tensor, info: TileInfo) -> Tensor:
         """Stored values [B, C, ...] to float32 in the unit range, on the pixels' device."""
@@ -115,52 +124,29 @@ class VolumeDomain:
         digest = digest_of(root, [path])
         return SourceRef(source_id=relative, uris=(str(path),), keys=keys_of(root, relative), unit=None, digest=digest, select=select)
 
-    def _folder(
-        self, root: Path, relative: str, files: Sequence[Path], select: Select, seen: dict[dicom_series.SplitKey, str]
-    ) -> Iterator[tuple[str, Item]]:
-        """The DICOM series among the files of one folder, and refusals of files that were to be DICOM but cannot be read."""
-        headers: list[Header] = []
-        for path in files:
-            if nifti.is_nifti(path) or itk.is_itk(path) or path.name == "DICOMDIR":
-                continue
-            place = path.relative_to(root).as_posix()
-            if not is_dicom(path):
-                if path.suffix.lower() in (".dcm", ".dicom", ".ima") or glob_matches(place, select.include):
-                    yield place, BadSource(str(path), f"not a file that domain {self.name!r} reads", "give NIfTI, NRRD, MHA or DICOM files")
-                continue
-            try:
-                headers.append(read_header(path))
-            except BadSource as refusal:
-                yield place, refusal
-        parts = dicom_series.group(headers)
+    def _gathered(self, gathered: Gathered, select: Select) -> Iterator[tuple[str, Item]]:
+        """The volumes among the files of one series."""
+        parts = dicom_series.group(gathered.headers)
         for series in parts:
-            source_id = (relative or f"./{root.name}") + (_suffix(series) if len(parts) > 1 else "")
-            yield source_id, self._series(root, relative, source_id, series, select, seen)
+            alone = gathered.alone and len(parts) == 1
+            source_id = (gathered.place or f"./{gathered.root.name}") + ("" if alone else _suffix(series))
+            yield source_id, self._series(gathered, source_id, series, select)
 
-    def _series(
-        self, root: Path, relative: str, source_id: str, series: dicom_series.Series, select: Select, seen: dict[dicom_series.SplitKey, str]
-    ) -> Item:
-        folder = series.headers[0].path.parent
-        uri = f"{folder}#{source_id.partition('#')[2]}" if "#" in source_id else str(folder)
+    def _series(self, gathered: Gathered, source_id: str, series: dicom_series.Series, select: Select) -> Item:
+        uri = gathered.uri + "".join(source_id.partition("#")[1:])
         try:
             dicom_series.check(series, modalities=self.modality.dicom, domain=self.name, uri=uri)
         except BadSource as refusal:
             return refusal
-        if series.uid and seen.setdefault(series.key, relative) != relative:
-            return BadSource(
-                uri,
-                "another part or copy of a series that lies in a second folder too",
-                "put all files of a series into one folder, or exclude the copy",
-            )
         paths = [header.path for header in series.headers]
         first = series.headers[0].keys
-        keys = folder_keys(root, relative) | {name: first[name] for name in KEY_FIELDS if name in first}
+        keys = folder_keys(gathered.root, gathered.place) | {name: first[name] for name in KEY_FIELDS if name in first}
         return SourceRef(
             source_id=source_id,
             uris=tuple(map(str, paths)),
             keys=keys,
             unit=first.get("PatientID"),
-            digest=digest_of(root, paths),
+            digest=digest_of(gathered.root, paths),
             select=select,
         )
 

@@ -264,12 +264,11 @@ def test_one_slice_is_no_volume(tmp_path, slices, write_series, found):
     assert found(ct, tmp_path)[1][0].reason == "one slice is no volume"
 
 
-def test_a_series_in_two_folders_is_taken_once_and_the_rest_refused(tmp_path, slices, write_series, found):
+def test_a_whole_copy_of_a_series_in_a_second_folder_is_a_source_for_ingest_to_compare(tmp_path, slices, write_series, found):
     write_series(tmp_path / "a", slices)
     write_series(tmp_path / "b", slices)
     sources, refused = found(ct, tmp_path)
-    assert [source.source_id for source in sources] == ["a"]
-    assert "second folder" in refused[0].reason
+    assert ([source.source_id for source in sources], refused) == (["a", "b"], [])
 
 
 def test_empty_uids_are_one_series_per_folder(tmp_path, slices, write_series, found):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dinodomain.errors import BadSource, UserError
 from dinodomain.types import Select
@@ -92,14 +93,15 @@ def test_digest_sees_changed_voxels_and_not_a_moved_root(tmp_path, ct_volume, wr
     assert found(ct, write_nifti(tmp_path / "d" / "t.nii.gz", ct_volume).parent)[0][0].digest != first
 
 
-def test_discovery_streams(tmp_path, ct_volume, write_nifti):
+def test_discovery_of_single_images_streams(tmp_path):
     """The first source is there before later folders are even listed."""
-    write_nifti(tmp_path / "a" / "s.nii", ct_volume)
-    write_nifti(tmp_path / "b" / "s.nii", ct_volume)
-    items = mri.discover(str(tmp_path), Select())
-    assert next(items).source_id == "a/s.nii"
-    write_nifti(tmp_path / "b" / "late.nii", ct_volume)
-    assert [item.source_id for item in items] == ["b/late.nii", "b/s.nii"]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name / "s.png")
+    items = xray.discover(str(tmp_path), Select())
+    assert next(items).source_id == "a/s.png"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "b" / "late.png")
+    assert [item.source_id for item in items] == ["b/late.png", "b/s.png"]
 
 
 def test_a_folder_linked_into_itself_is_walked_once(tmp_path, ct_volume, write_nifti, found):
@@ -109,8 +111,6 @@ def test_a_folder_linked_into_itself_is_walked_once(tmp_path, ct_volume, write_n
 
 
 def test_pictures_are_no_volumes_and_volumes_no_pictures(tmp_path, ct_volume, write_nifti, found):
-    from PIL import Image
-
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
     write_nifti(tmp_path / "b.nii", ct_volume)
     assert [source.source_id for source in found(mri, tmp_path)[0]] == ["b.nii"]
