@@ -139,7 +139,8 @@ class Finaliser:
 
     def _added(self, clear_id: str, task: Task, record: Mapping[str, Any]) -> Added:
         csv_row = self.metadata.rows.get(clear_id, {})
-        fields = {**json.loads(record["columns"]["fields"]), **{name: csv_row[name] for name in self.plan.fields if name in csv_row}}
+        own = {**json.loads(record["columns"]["fields"]), **self.names.places(task.ref)}
+        fields = {**own, **{name: csv_row[name] for name in self.plan.fields if name in csv_row}}
         group = csv_row.get(self.plan.group, "") if self.plan.group else ""
         place = None if group else record["place"]
         unit = "" if place else self._unit(group or task.ref.unit, task)
@@ -214,6 +215,7 @@ class Finaliser:
             skipped=skipped,
             extra={
                 "personal": self.domain.personal,
+                "patient_map": self.plan.patient_map is not None or (self.old is not None and bool(self.old.manifest.get("patient_map"))),
                 "secret_fingerprint": fingerprint(self.names.secret),
                 "holdout": rule.as_json(units, held),
                 "cells": {

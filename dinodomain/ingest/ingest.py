@@ -22,8 +22,20 @@ from dinodomain.ingest.partial import Partial, disk_errors
 from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.pool import Lost, run_here, run_processes
 from dinodomain.ingest.progress import Progress, reporting
+from dinodomain.ingest.same_patient import refuse_moved_patients
 from dinodomain.ingest.secret import find_secret, make_secret, private_folder, secret_file
-from dinodomain.ingest.sources import Found, Metadata, Names, Skipped, discover, nothing_readable, read_metadata, refused, relative_to
+from dinodomain.ingest.sources import (
+    Found,
+    Metadata,
+    Names,
+    Skipped,
+    discover,
+    nothing_readable,
+    owned,
+    read_metadata,
+    refused,
+    relative_to,
+)
 from dinodomain.ingest.stage import Outcome, Stager, Task
 from dinodomain.lineage import Json, digest, to_json, write_bytes
 from dinodomain.store.format import MANIFEST
@@ -97,12 +109,14 @@ def ingest(plan: IngestPlan, *, domain: Domain | None = None, progress: Progress
     _refuse_other_folder(store)
     found = discover(domain, plan)
     metadata = read_metadata(plan, found, personal=domain.personal)
+    found = owned(plan, found, metadata)
     if plan.dry_run:
         return _dry_run(plan, domain, found, metadata, store)
     partial = Partial(store)
     with disk_errors(store), partial.open_after_commit():
         old = _existing(store, plan)
         names = Names(secret=_secret(plan, store, domain, old), personal=domain.personal)
+        refuse_moved_patients(plan, found, names, old)
         return _Run(plan, domain, names, partial, old).run(found, metadata, progress)
 
 
@@ -134,6 +148,7 @@ def _dry_run(plan: IngestPlan, domain: Domain, found: Found, metadata: Metadata,
     known = None if old is None else str(old.manifest["secret_fingerprint"])
     secret = find_secret(store, plan.secret, personal=domain.personal, known=known)
     names = Names(secret=_DRY_KEY if secret is None else secret, personal=domain.personal)
+    refuse_moved_patients(plan, found, names, old)
     new, present, changed = _sort_out(plan, found, names, old)
     return Summary(
         store=str(store),

@@ -196,8 +196,8 @@ class _People:
         kept = [[source for source in hit if not issuer or self._issuer(source) == self._hash(issuer)] for issuer, hit in zip(stated, hits)]
         lost = [f"{stated[number]!r} (line {table.lines[number]})" for number, hit in enumerate(kept) if not hit]
         if lost:
-            problem = f"{table.path}: {len(lost)} of {len(table.rows)} rows name an {ISSUER} that their sources do not state: {few('', lost)}"
-            raise UserError(place, problem, remedy="write it as the DICOM headers do, or leave it empty")
+            problem = f"{len(lost)} of {len(table.rows)} rows name an {ISSUER} that their sources do not state: {few('', lost)}"
+            raise UserError(place, f"{table.path}: {problem}", remedy="write it as the DICOM headers do, or leave it empty")
         return kept
 
     def refuse_several(self, table: Table, column: str, hits: Sequence[list[int]], place: str) -> None:

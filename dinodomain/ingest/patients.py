@@ -1,6 +1,6 @@
-"""Which patient ids are one person: a CSV of aliases, applied before anything is hashed.
+r"""Which patient ids are one person: a CSV of aliases, applied before anything is hashed.
 
-A unit of a personal domain is ``ISSUER\\ID`` where the header states an issuer, else the id; a backslash cannot occur inside a DICOM
+A unit of a personal domain is ``ISSUER\ID`` where the header states an issuer, else the id; a backslash cannot occur inside a DICOM
 value. The map says the clear name of the person instead. Chains are followed (an old id leads to a newer one, and that to the newest),
 circles are refused. Ids are compared without surrounding blanks and NULs; nothing is guessed about leading zeros or upper case.
 """

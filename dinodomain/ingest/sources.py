@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from dinodomain.domain import Domain
 from dinodomain.errors import BadSource, LeftOut, UserError
-from dinodomain.ingest.join import KINDS, Match, Table, match, read_table
+from dinodomain.ingest.join import DICOM_FIELDS, KINDS, Match, Table, match, read_table
+from dinodomain.ingest.patients import alias_of, apply, read_patient_map, unit_of
 from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.stage import Task
-from dinodomain.lineage import pseudonym
+from dinodomain.lineage import clean_id, date_shift, pseudonym
 from dinodomain.types import SourceRef
 
 _SHOWN = 10
@@ -47,6 +48,9 @@ _NO_NAMES = frozenset(
     }
 )
 """Words of file names that name a kind of file, and that reasons need."""
+
+_PLACES = {"site": "InstitutionName", "station": "StationName"}
+"""Fields that only a keyed hash may fill, and the header facts they come from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +87,16 @@ class Names:
         return pseudonym(self.secret, value) if self.personal else value
 
     def task(self, ref: SourceRef) -> Task:
-        """A source with its stored names."""
-        return Task(ref=ref, source_id=self.stored(ref.source_id), digest=self.stored(ref.digest))
+        """A source with its stored names, and by how much its date moves: with its patient, or alone where nobody is known."""
+        owner = ref.unit or ref.source_id
+        days = date_shift(self.secret, owner) if self.personal else 0
+        shift_of = self.stored(owner) if self.personal else ""
+        return Task(ref=ref, source_id=self.stored(ref.source_id), digest=self.stored(ref.digest), shift_days=days, shift_of=shift_of)
+
+    def places(self, ref: SourceRef) -> dict[str, str]:
+        """Fields ``site`` and ``station`` of a personal domain's source: keyed hashes of what its header calls them."""
+        named = {field: str(ref.facts.get(fact) or "") for field, fact in _PLACES.items()} if self.personal else {}
+        return {field: self.stored(name) for field, name in named.items() if clean_id(name)}
 
     def row(self, skipped: Skipped) -> dict[str, str]:
         """A line of the manifest: nothing clear in a personal domain."""
@@ -103,7 +115,7 @@ def refused(source: str, bad: BadSource, keys: Mapping[str, str] | None = None) 
     """A refusal, with its path below the source folder."""
     relative = relative_to(source, bad.uri)
     reason = str(bad.reason).replace(f"{source.rstrip('/')}/", "")
-    return Skipped(uri=relative, reason=reason, remedy=bad.remedy or "", keys=keys or path_keys(relative))
+    return Skipped(uri=relative, reason=reason, remedy=bad.remedy or "", keys={**path_keys(relative), **bad.keys, **(keys or {})})
 
 
 def path_keys(relative: str) -> dict[str, str]:
@@ -155,14 +167,28 @@ def discover(domain: Domain, plan: IngestPlan) -> Found:
         bad = item if isinstance(item, BadSource) else _taken_id(item, refs)
         if bad is None:
             assert isinstance(item, SourceRef), "discover yields SourceRef or BadSource"
-            refs[item.source_id] = item
+            refs[item.source_id] = _cleaned(item)
         elif plan.strict and not isinstance(bad, LeftOut):
             raise bad
         else:
             skipped.append(refused(plan.source, bad))
     if not refs and not skipped:
         _nothing_there(plan)
-    return Found(refs=tuple(refs[key] for key in sorted(refs)), skipped=tuple(skipped))
+    return Found(refs=_with_persons(domain, plan, [refs[key] for key in sorted(refs)]), skipped=tuple(skipped))
+
+
+def _cleaned(ref: SourceRef) -> SourceRef:
+    """Keys and unit without blanks and NULs around them, so that equal ids are equal."""
+    keys = {kind: clean_id(value) for kind, value in ref.keys.items()}
+    return replace(ref, keys=keys, unit=None if ref.unit is None else unit_of(*alias_of(ref.unit)))
+
+
+def _with_persons(domain: Domain, plan: IngestPlan, refs: Sequence[SourceRef]) -> tuple[SourceRef, ...]:
+    if plan.patient_map is None:
+        return tuple(refs)
+    if not domain.personal:
+        raise UserError("ingest.patient_map", f"domain {domain.name!r} knows no patients", remedy="leave it out")
+    return apply(read_patient_map(plan.patient_map), refs)
 
 
 def _taken_id(ref: SourceRef, refs: Mapping[str, SourceRef]) -> BadSource | None:
@@ -218,12 +244,22 @@ def read_metadata(plan: IngestPlan, found: Found, *, personal: bool) -> Metadata
     for key, columns in (("group", () if plan.group is None else (plan.group,)), ("fields", plan.fields)):
         for column in columns:
             table.require(column, f"ingest.{key}")
-    joined = match(table, plan.join, [ref.keys for ref in found.refs], [item.keys for item in found.skipped], place="ingest.join")
+    keys, skipped = [ref.keys for ref in found.refs], [item.keys for item in found.skipped]
+    joined = match(table, plan.join, keys, skipped, units=[ref.unit for ref in found.refs], place="ingest.join")
     _refuse_empty_groups(plan, table, joined)
     if personal:
         _refuse_identifying(plan, table, found, joined)
     rows = {found.refs[number].source_id: table.rows[row] for number, row in joined.rows.items()}
     return Metadata(rows=rows, without=tuple(ref.source_id for ref in found.refs if ref.source_id not in rows), kind=joined.kind)
+
+
+def owned(plan: IngestPlan, found: Found, metadata: Metadata) -> Found:
+    """Sources whose headers name nobody belong to the group that the CSV gives them."""
+    if plan.group is None:
+        return found
+    groups = {source_id: row[plan.group] for source_id, row in metadata.rows.items()}
+    refs = (replace(ref, unit=ref.unit or groups.get(ref.source_id) or None) for ref in found.refs)
+    return replace(found, refs=tuple(refs))
 
 
 def _refuse_empty_groups(plan: IngestPlan, table: Table, joined: Match) -> None:
@@ -261,5 +297,5 @@ def _shared_folders(found: Found, units: Mapping[int, str]) -> set[str]:
 
 
 def _identities(ref: SourceRef, shared: set[str]) -> set[str]:
-    named = {value for kind, value in ref.keys.items() if kind in KINDS or kind.endswith("ID")}
+    named = {value for kind, value in ref.keys.items() if kind in (*KINDS, *DICOM_FIELDS) or kind.endswith("ID")}
     return {ref.source_id, ref.unit or "", *named} - shared

@@ -17,6 +17,7 @@ import numpy as np
 from dinodomain.domain import Domain
 from dinodomain.errors import BadSource, MissingExtra, UserError
 from dinodomain.ingest.cells import CellGrid, chunk_boxes, footprints, lon_lat
+from dinodomain.ingest.dates import shifted
 from dinodomain.ingest.partial import Partial, disk_errors
 from dinodomain.ingest.shrink import shrink
 from dinodomain.lineage import Json
@@ -42,11 +43,15 @@ class Task:
         ref: What discovery found.
         source_id: Stored id.
         digest: Stored digest of the source.
+        shift_days: Days by which its date is moved; 0 where ids are public.
+        shift_of: Stored id of whom the date is moved for, or empty.
     """
 
     ref: SourceRef
     source_id: str
     digest: str
+    shift_days: int = 0
+    shift_of: str = ""
 
     @property
     def stored(self) -> str:
@@ -90,7 +95,7 @@ class Stager:
         """
         uri = task.ref.uris[0]
         try:
-            record = guarded(opened(self.domain, task.ref), uri)
+            record = shifted(guarded(opened(self.domain, task.ref), uri), task.shift_days, uri)
             with disk_errors(self.partial.store):
                 self._stage(task, record, uri)
         except BadSource as bad:
@@ -100,7 +105,8 @@ class Stager:
     def is_done(self, task: Task) -> bool:
         """Whether an earlier run staged this very source in the same way."""
         done = self.partial.read_done(task.stored)
-        if done is None or (done["source_id"], done["digest"], done["signature"]) != (task.source_id, task.digest, self.signature):
+        wanted = (task.source_id, task.digest, self.signature, task.shift_of)
+        if done is None or tuple(done.get(name) for name in ("source_id", "digest", "signature", "shift_of")) != wanted:
             return False
         layout, folder = done["columns"]["layout"], source_folder(task.source_id, self.domain.ndim)
         return (self.partial.tree / folder).is_dir() if layout == "window" else self.partial.staged(task.stored).is_file()
@@ -132,6 +138,7 @@ class Stager:
             "source_id": task.source_id,
             "digest": task.digest,
             "signature": self.signature,
+            "shift_of": task.shift_of,
             "columns": index_columns(record, written, f"{source_folder(task.source_id, self.domain.ndim)}/{written.array}"),
             "place": _place(record, written, self.cells, uri),
             "valid_fraction": written.valid_fraction,
