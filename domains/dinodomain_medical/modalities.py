@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dinodomain.domain import Channel, ProbeSpec, ViewPolicy
+from dinodomain_medical.mr_names import MR_CHANNELS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +109,6 @@ CT = Modality(
 
 # Declared ranges of MR and radiographs are the 12-bit scale of most devices; they matter only for `views.normalise=domain`.
 _ARBITRARY = Channel(unit="1", low=0.0, high=4095.0)
-
-MR_CHANNELS = ("T1", "T1c", "T2", "FLAIR", "DWI", "ADC", "mr")
 
 MRI = Modality(
     name="mri",
