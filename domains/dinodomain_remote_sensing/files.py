@@ -6,15 +6,17 @@ product is one scene per granule; every other raster is a source of its own.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dinodomain.errors import UserError
+from dinodomain.errors import BadSource
 from dinodomain.types import Select
+from dinodomain_remote_sensing.listing import Listing, is_single, listing
+from dinodomain_remote_sensing.remote import is_remote, shown
 from dinodomain_remote_sensing.sensor import Candidate, Sensor
 
 DEFAULT_EXCLUDE = ("*mask*", "*label*", "*_water*")
@@ -31,38 +33,28 @@ QUALITY = re.compile(
 )
 """Stems of rasters that come with a scene and are no channels: quality bits, angles, classifications, pictures."""
 
+WORLD_FILES = (".tfw", ".tifw", ".jgw", ".pgw", ".wld", ".j2w", ".prj")
+
 _TEXT = re.compile(r"(?:_MTL\.txt|^MTD_MSIL[12][AC]\.xml)$", re.IGNORECASE)
 
 
-def candidates(source: str, select: Select, sensor: Sensor) -> list[Candidate]:
-    """All candidates below a source, sorted by source id.
+def candidates(source: str, select: Select, sensor: Sensor) -> list[Candidate | BadSource]:
+    """All candidates below a source, sorted by source id; behind them what is listed but not there.
 
     Args:
-        source: A folder, or one file.
+        source: A folder, a file, a text file of addresses, or an address.
         select: Globs; matched against relative POSIX paths and the folders above them.
         sensor: Its suffixes and band file names.
 
     Raises:
         UserError: The source does not exist.
     """
-    root = Path(source).expanduser()
-    if root.is_file():
+    found = listing(source, sensor.suffixes)
+    if is_single(source, found):
         # Metadata beside a single file still belongs to it.
-        texts = [name for name in sorted(os.listdir(root.parent)) if _TEXT.search(name)]
-        listing = _taken([root.name, *texts], select)
-        root = root.parent
-    elif root.is_dir():
-        listing = _taken(_walk(root), select)
-    else:
-        raise UserError("ingest.source", f"{source} does not exist", allowed="a folder or a file")
-    return sorted(_grouped(root.absolute(), listing, select, sensor), key=lambda item: item.source_id)
-
-
-def _walk(root: Path) -> Iterator[str]:
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        base = Path(folder).relative_to(root)
-        yield from ((base / name).as_posix() for name in sorted(names) if not name.startswith("."))
+        first = next(iter(found.files))
+        found = replace(found, files={path: uri for path, uri in found.files.items() if path == first or _TEXT.search(path)})
+    return [*sorted(_grouped(found, select, sensor), key=lambda item: item.source_id), *found.missing]
 
 
 def _taken(paths: Iterable[str], select: Select) -> list[str]:
@@ -97,37 +89,52 @@ def _names_labels(glob: str) -> bool:
     return literal or any(word in glob.lower() for word in ("mask", "label", "_water", "annotation"))
 
 
-def _grouped(root: Path, listing: list[str], select: Select, sensor: Sensor) -> Iterator[Candidate]:
-    texts = [path for path in listing if _TEXT.search(path.rpartition("/")[2])]
+def _grouped(found: Listing, select: Select, sensor: Sensor) -> Iterator[Candidate]:
+    taken = _taken(found.files, select)
+    texts = [path for path in taken if _TEXT.search(path.rpartition("/")[2])]
     scenes: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for path in listing:
-        home, stem = _home(root, path), Path(path).stem
+    for path in taken:
+        home, stem = _home(found.name, path), Path(path).stem
         if home is None or not path.lower().endswith(sensor.suffixes):
             continue
         match = sensor.band_file.match(stem) if sensor.band_file else None
         if sensor.band_file and QUALITY.search(stem):
             continue
         if is_label(path, select):
-            yield Candidate(source_id=path, rasters=(str(root / path),), folder=str(root / home), label=True)
+            yield replace(_candidate(found, path, home, [path], []), label=True)
         elif match is not None:
             scenes[home][match["prefix"]].append(path)
         else:
-            own = tuple(str(root / text) for text in texts if _belongs(text, home, stem))
-            yield Candidate(source_id=path, rasters=(str(root / path),), texts=own, folder=str(root / home))
+            yield _candidate(found, path, home, [path], [text for text in texts if _belongs(text, home, stem)])
     for home, by_prefix in scenes.items():
-        yield from _scenes(root, home, by_prefix, texts)
+        yield from _scenes(found, home, by_prefix, texts)
 
 
-def _scenes(root: Path, home: str, by_prefix: dict[str, list[str]], texts: list[str]) -> Iterator[Candidate]:
-    base, safe, alone = _scene_id(root, home), _safe_root(root, home), len(by_prefix) == 1
+def _scenes(found: Listing, home: str, by_prefix: dict[str, list[str]], texts: list[str]) -> Iterator[Candidate]:
+    base, safe, alone = _scene_id(found, home), _safe_root(found.name, home), len(by_prefix) == 1
     for prefix, rasters in by_prefix.items():
         own = [text for text in texts if (_folder(text) in (home, safe) if alone else _belongs(text, home, prefix))]
-        yield Candidate(
-            source_id=base if alone else f"{base}#{prefix.rstrip('_-. ')}",
-            rasters=tuple(sorted(str(root / path) for path in rasters)),
-            texts=tuple(sorted(str(root / text) for text in own)),
-            folder=str(root / home) if home else str(root),
-        )
+        yield _candidate(found, base if alone else f"{base}#{prefix.rstrip('_-. ')}", home, rasters, own)
+
+
+def _candidate(found: Listing, source_id: str, home: str, rasters: Sequence[str], texts: Sequence[str]) -> Candidate:
+    first = found.files[rasters[0]]
+    return Candidate(
+        source_id=source_id,
+        rasters=tuple(sorted(found.files[path] for path in rasters)),
+        texts=tuple(sorted(found.files[path] for path in texts)),
+        folder=shown(first)[: len(shown(first)) - len(rasters[0]) + len(home)].rstrip("/"),
+        stats={found.files[path]: found.stats[found.files[path]] for path in (*rasters, *texts) if found.files[path] in found.stats},
+        sidecars=tuple(sorted({name for path in rasters for name in _sidecars(found, path)})),
+    )
+
+
+def _sidecars(found: Listing, path: str) -> Iterator[str]:
+    """Addresses of the masks, metadata and world files that lie beside a remote raster."""
+    if is_remote(found.files[path]):
+        stem = path.rpartition(".")[0]
+        names = (f"{path}.msk", f"{path}.aux.xml", *(f"{stem}{ending}" for ending in WORLD_FILES))
+        yield from (found.files[name] for name in names if name in found.files)
 
 
 def _folder(path: str) -> str:
@@ -140,27 +147,28 @@ def _belongs(text: str, home: str, stem: str) -> bool:
     return text.lower().endswith(".txt") and _folder(text) == home and stem.startswith(product)
 
 
-def _home(root: Path, path: str) -> str | None:
+def _home(name: str, path: str) -> str | None:
     """The folder whose files make scenes: the granule of a SAFE product, else the file's own; None for a product's side files."""
-    full = f"{root.name}/{path}"
+    full = f"{name}/{path}"
     granule = re.match(r"(.*\.SAFE/GRANULE/[^/]+)/IMG_DATA/", full)
     if granule is not None:
-        return granule[1][len(root.name) + 1 :]
+        return granule[1][len(name) + 1 :]
     return None if ".SAFE/GRANULE/" in full else _folder(path)
 
 
-def _safe_root(root: Path, home: str) -> str | None:
+def _safe_root(name: str, home: str) -> str | None:
     """Relative path of the SAFE product around a granule; empty where the source itself is the product."""
-    full = f"{root.name}/{home}"
+    full = f"{name}/{home}"
     if ".SAFE/GRANULE/" not in full:
         return None
-    return full[: full.index(".SAFE/GRANULE/") + 5][len(root.name) + 1 :]
+    return full[: full.index(".SAFE/GRANULE/") + 5][len(name) + 1 :]
 
 
-def _scene_id(root: Path, home: str) -> str:
+def _scene_id(found: Listing, home: str) -> str:
     """The scene folder's relative path; the product's where it has one granule; the source itself goes by its own name."""
-    safe = _safe_root(root, home)
+    safe = _safe_root(found.name, home)
     if safe is not None:
-        granules = [entry for entry in (root / safe / "GRANULE").iterdir() if entry.is_dir()]
+        inside = f"{safe}/GRANULE/".lstrip("/")
+        granules = {path[len(inside) :].partition("/")[0] for path in found.files if path.startswith(inside)}
         home = safe if len(granules) == 1 else home
-    return home or root.resolve().name or "scene"
+    return home or found.name

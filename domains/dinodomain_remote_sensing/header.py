@@ -6,17 +6,18 @@ A header is plain data, so that everything decided from headers can be tested wi
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from dinodomain.domain import quiet
 from dinodomain.errors import BadSource, require
-from dinodomain_remote_sensing import vfs
+from dinodomain_remote_sensing import remote, vfs
 
 EXTRA = "remote-sensing"
 WANTED_BY = "a remote-sensing domain"
+Got = TypeVar("Got")
 SIX = tuple[float, float, float, float, float, float]
 """``(a, b, c, d, e, f)``: x = a * column + b * row + c, y = d * column + e * row + f; pixel (0, 0) begins at its outer corner."""
 
@@ -45,6 +46,7 @@ class Header:
         band_tags: Per band, its own tags and those of GDAL's IMAGERY domain, keys in upper case.
         nbits: Bits in use per band where the file says so, else None.
         mask: Whether the file carries a per-dataset mask (internal or ``.msk``).
+        sidecars: Whether files that belong to it lie beside it on a server.
     """
 
     path: str
@@ -66,6 +68,7 @@ class Header:
     nbits: int | None
     mask: bool
     band_tags: tuple[Mapping[str, str], ...] = ()
+    sidecars: bool = False
 
     @property
     def name(self) -> str:
@@ -79,33 +82,67 @@ class Header:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Any]:
-    """A rasterio dataset, open for the length of a ``with`` block.
+def opened(path: str, *, sidecars: bool = False) -> Iterator[Any]:
+    """A rasterio dataset, open for the length of a ``with`` block, with the settings that its address needs.
 
     Raises:
         BadSource: GDAL cannot open the file.
     """
-    dataset = open_dataset(path)
-    try:
-        yield dataset
-    finally:
-        dataset.close()
+    with remote.environment(path, sidecars=sidecars):
+        dataset = open_dataset(path, sidecars=sidecars)
+        try:
+            yield dataset
+        finally:
+            dataset.close()
 
 
-def open_dataset(path: str) -> Any:
-    """Opens a raster at full resolution; the caller closes it.
+def open_dataset(path: str, *, sidecars: bool = False) -> Any:
+    """Opens a raster; windows read in their own size never come from an overview. The caller closes it.
+
+    Args:
+        path: Path or address.
+        sidecars: Whether files that belong to it lie beside it on the server.
 
     Raises:
         BadSource: GDAL cannot open the file.
     """
     rasterio = require("rasterio", extra=EXTRA, wanted_by=WANTED_BY)
-    try:
-        with warnings.catch_warnings():
-            # A picture without a place is ordinary for `aerial`; the others refuse it by name.
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            return rasterio.open(path)
-    except rasterio.errors.RasterioIOError as error:
-        raise BadSource(path, f"not a readable raster ({first_line(error)})", "check that the file is whole; copy it again") from None
+
+    def attempt() -> Any:
+        # A picture without a place is ordinary for `aerial`; the others refuse it by name.
+        with quiet(rasterio.errors.NotGeoreferencedWarning), remote.environment(path, sidecars=sidecars):
+            return rasterio.open(remote.gdal_name(path))
+
+    return patiently(attempt, path, "not a readable raster", "check that the file is whole; copy it again")
+
+
+def patiently(attempt: Callable[[], Got], path: str, problem: str, remedy: str, *, between: Callable[[], None] = lambda: None) -> Got:
+    """Lets GDAL try: once for a local file, several times for a remote one unless its server says why not.
+
+    Args:
+        attempt: What GDAL is to do.
+        path: Path or address, named in errors.
+        problem: What it means if it fails.
+        remedy: What to do then.
+        between: Called before each further try.
+
+    Raises:
+        BadSource: It failed for good.
+    """
+    errors = require("rasterio.errors", extra=EXTRA, wanted_by=WANTED_BY)
+    for turn in range(remote.TRIES):
+        try:
+            return attempt()
+        except errors.RasterioError as error:
+            words = first_line(error)
+            refusal = remote.cause(path) if turn == 0 and remote.is_remote(path) else None
+            # A format that GDAL does not know stays unknown, unless the first body was cut short.
+            last = not remote.is_remote(path) or turn == remote.TRIES - 1 or (turn > 0 and "not recognized" in words)
+            if refusal is not None or last:
+                raise refusal or BadSource(path, f"{problem} ({words})", remedy) from None
+        between()
+        remote.pause(turn)
+    raise AssertionError("unreachable")
 
 
 def first_line(error: Exception) -> str:
@@ -113,13 +150,17 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
-def read_header(path: str) -> Header:
+def read_header(path: str, *, sidecars: bool = False) -> Header:
     """Reads the header of one raster.
+
+    Args:
+        path: Path or address.
+        sidecars: Whether files that belong to it lie beside it on the server.
 
     Raises:
         BadSource: The file cannot be opened.
     """
-    with opened(path) as dataset:
+    with opened(path, sidecars=sidecars) as dataset:
         transform = tuple(float(value) for value in dataset.transform)[:6]
         return Header(
             path=path,
@@ -140,6 +181,7 @@ def read_header(path: str) -> Header:
             tags=_tags(dataset),
             nbits=_nbits(dataset),
             mask=_has_mask(dataset),
+            sidecars=sidecars,
             band_tags=tuple(_band_tags(dataset, index) for index in dataset.indexes),
         )
 
@@ -167,16 +209,18 @@ def _has_mask(dataset: Any) -> bool:
     return "per_dataset" in flags and "alpha" not in flags
 
 
-def digest(names: Mapping[str, str]) -> str:
-    """sha256 over relative names, sizes and both ends of the files.
+def digest(names: Mapping[str, str], stats: Mapping[str, remote.Stat] | None = None) -> str:
+    """sha256 over relative names, sizes and both ends of the files; of remote files over sizes and the server's version tags.
 
     Args:
-        names: Relative name to path.
+        names: Relative name to path or address.
+        stats: What a listing said of remote files already, by address.
 
     Returns:
-        Hex digest; pixels in the middle of a file that change without its size and directory changing are not seen.
+        Hex digest; pixels in the middle of a local file that change without its size and directory changing are not seen.
     """
     running = hashlib.sha256()
     for name, path in sorted(names.items()):
-        running.update(name.encode() + b"\0" + vfs.prints(path))
+        known = (stats or {}).get(path)
+        running.update(name.encode() + b"\0" + (vfs.prints(path) if known is None else known.prints()))
     return running.hexdigest()

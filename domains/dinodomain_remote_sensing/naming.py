@@ -56,12 +56,17 @@ def named_scene(candidate: Candidate, select: Select, sensor: Sensor) -> tuple[S
     """
     names = _names(candidate)
     _refuse_foreign(candidate, names, sensor)
-    headers = [read_header(path) for path in candidate.rasters]
+    headers = [read_header(path, sidecars=_has_sidecar(path, candidate)) for path in candidate.rasters]
     if len(headers) == 1 and (headers[0].count > 1 or _file_code(headers[0], sensor) is None):
         bands, origin = _stack(headers[0], select, sensor)
     else:
         bands, origin = _band_files(candidate, headers, sensor), "file names"
     return Scene(candidate=candidate, bands=bands, select=select, names=names), origin
+
+
+def _has_sidecar(path: str, candidate: Candidate) -> bool:
+    stem = path.rpartition(".")[0]
+    return any(name.startswith(f"{stem}.") for name in candidate.sidecars)
 
 
 def _names(candidate: Candidate) -> tuple[str, ...]:

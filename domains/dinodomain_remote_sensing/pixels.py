@@ -13,8 +13,9 @@ import numpy as np
 
 from dinodomain.errors import BadSource, require
 from dinodomain.types import NODATA, Window
+from dinodomain_remote_sensing import remote
 from dinodomain_remote_sensing.geometry import Relation
-from dinodomain_remote_sensing.header import EXTRA, WANTED_BY, Header, first_line, open_dataset
+from dinodomain_remote_sensing.header import EXTRA, WANTED_BY, Header, open_dataset, patiently
 from dinodomain_remote_sensing.resample import resampled
 from dinodomain_remote_sensing.sensor import Band, Calibration
 
@@ -121,23 +122,33 @@ class SceneReader:
 
     def _decoded(self, header: Header, index: int, rows: slice, columns: slice, *, mask: bool = False) -> np.ndarray:
         rasterio = require("rasterio", extra=EXTRA, wanted_by=WANTED_BY)
-        if header.path not in self._datasets:
-            self._datasets[header.path] = open_dataset(header.path)
-        dataset = self._datasets[header.path]
         window = rasterio.windows.Window.from_slices((rows.start, rows.stop), (columns.start, columns.stop))
-        try:
-            block: np.ndarray = dataset.read_masks(index, window=window) if mask else dataset.read(index, window=window)
-        except rasterio.errors.RasterioError as error:
-            raise BadSource(
-                header.path, f"cannot be decoded ({first_line(error)})", "the file is damaged or cut short; copy it again"
-            ) from None
-        return block
+
+        def attempt() -> np.ndarray:
+            with remote.environment(header.path, sidecars=header.sidecars):
+                dataset = self._dataset(header)
+                block: np.ndarray = dataset.read_masks(index, window=window) if mask else dataset.read(index, window=window)
+            return block
+
+        remedy = "the file is damaged or cut short; copy it again"
+        return patiently(attempt, header.path, "cannot be decoded", remedy, between=lambda: self._forget(header.path))
+
+    def _dataset(self, header: Header) -> Any:
+        if header.path not in self._datasets:
+            self._datasets[header.path] = open_dataset(header.path, sidecars=header.sidecars)
+        return self._datasets[header.path]
+
+    def _forget(self, path: str) -> None:
+        """Closes one file, so that the next read begins with nothing that a broken transfer left behind."""
+        dataset = self._datasets.pop(path, None)
+        if dataset is not None:
+            with remote.environment(path):
+                dataset.close()
 
     def close(self) -> None:
         """Closes the files; the next read opens them again."""
-        for dataset in self._datasets.values():
-            dataset.close()
-        self._datasets.clear()
+        for path in list(self._datasets):
+            self._forget(path)
 
     def __del__(self) -> None:
         self.close()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+import numpy as np
+
 from dinodomain.domain import Channel, ProbeSpec, ViewPolicy, linear_to_unit
 from dinodomain.errors import BadSource
-from dinodomain.types import Layout, Record, Select, SourceRef, TileInfo
+from dinodomain.types import Layout, Record, Select, SourceRef, TileInfo, Window
 from dinodomain_remote_sensing.files import candidates
 from dinodomain_remote_sensing.header import EXTRA, digest
 from dinodomain_remote_sensing.naming import check_select
+from dinodomain_remote_sensing.remote import hushed, name_of, quietly, shown
 from dinodomain_remote_sensing.scene import describe, record
 from dinodomain_remote_sensing.sensor import Candidate, Sensor
 from dinodomain_remote_sensing.sensors.sentinel1 import parse_sar
@@ -57,7 +61,7 @@ class RasterDomain:
         Label rasters (``files.DEFAULT_EXCLUDE``) are refused rows too, so that nobody wonders where they went.
 
         Args:
-            source: A folder or one file.
+            source: A folder, a file, a text file of addresses, an ``s3://`` prefix or an ``https://`` file.
             select: Globs, bands, grid.
 
         Raises:
@@ -68,13 +72,15 @@ class RasterDomain:
             parse_sar(select.sar)
         return self._found(candidates(source, select, self.sensor), select)
 
-    def _found(self, found: list[Candidate], select: Select) -> Iterator[SourceRef | BadSource]:
+    def _found(self, found: list[Candidate | BadSource], select: Select) -> Iterator[SourceRef | BadSource]:
         for candidate in found:
             try:
+                if isinstance(candidate, BadSource):
+                    raise candidate
                 describe(candidate, select, self.sensor)
                 yield _reference(candidate, select)
             except BadSource as refusal:
-                yield refusal
+                yield hushed(refusal)
 
     def read(self, ref: SourceRef) -> Record:
         """Opens one source.
@@ -82,7 +88,8 @@ class RasterDomain:
         Raises:
             BadSource: It cannot be read as asked.
         """
-        return record(_candidate(ref, self.sensor), ref.select, self.sensor)
+        with quietly():
+            return _quiet(record(_candidate(ref, self.sensor), ref.select, self.sensor))
 
     def to_float(self, pixels: Tensor, info: TileInfo) -> Tensor:
         """[B, C, ...] stored values to float32 in the unit range; every sensor here is linear in its stored number."""
@@ -99,7 +106,7 @@ class RasterDomain:
 
 def _reference(candidate: Candidate, select: Select) -> SourceRef:
     path, _, prefix = candidate.source_id.partition("#")
-    is_file = len(candidate.rasters) == 1 and Path(candidate.rasters[0]).name == path.rpartition("/")[2]
+    is_file = len(candidate.rasters) == 1 and name_of(candidate.rasters[0]) == path.rpartition("/")[2]
     name = prefix or path.rpartition("/")[2]
     keys = {
         "path": candidate.source_id,
@@ -111,16 +118,38 @@ def _reference(candidate: Candidate, select: Select) -> SourceRef:
         if is_file
         else path.rpartition("/")[0].rpartition("/")[2],
     }
-    files = {
-        str(Path(uri).relative_to(candidate.folder)) if Path(uri).is_relative_to(candidate.folder) else Path(uri).name: uri
-        for uri in candidate.uris
-    }
-    return SourceRef(source_id=candidate.source_id, uris=candidate.uris, keys=keys, unit=None, digest=digest(files), select=select)
+    files = {_below(candidate.folder, uri): uri for uri in candidate.uris}
+    return SourceRef(
+        source_id=candidate.source_id,
+        uris=tuple(shown(uri) for uri in candidate.uris),
+        keys=keys,
+        unit=None,
+        digest=digest(files, candidate.stats),
+        select=select,
+        handle=candidate,
+    )
+
+
+def _below(folder: str, uri: str) -> str:
+    return shown(uri).removeprefix(f"{folder}/") if shown(uri).startswith(f"{folder}/") else name_of(uri)
 
 
 def _candidate(ref: SourceRef, sensor: Sensor) -> Candidate:
-    """The candidate that a reference was made from; rasters and metadata texts are told apart by suffix."""
-    rasters = tuple(uri for uri in ref.uris if uri.lower().endswith(sensor.suffixes))
-    texts = tuple(uri for uri in ref.uris if uri not in rasters)
-    folder = str(Path(rasters[0]).parent)
-    return Candidate(source_id=ref.source_id, rasters=rasters, texts=texts, folder=folder)
+    """The candidate that a reference was made from."""
+    if not isinstance(ref.handle, Candidate):
+        raise BadSource(ref.uris[0], f"its reference was not made by domain {sensor.name!r}", "list the source again with discover")
+    return ref.handle
+
+
+def _quiet(record: Record) -> Record:
+    """The record with readers whose refusals tell no signature or key."""
+    valid = record.read_valid
+    return replace(record, read=_quietly(record.read), read_valid=None if valid is None else _quietly(valid))
+
+
+def _quietly(read: Callable[[Window], np.ndarray]) -> Callable[[Window], np.ndarray]:
+    def told(window: Window) -> np.ndarray:
+        with quietly():
+            return read(window)
+
+    return told

@@ -11,9 +11,9 @@ import re
 import tarfile
 import zipfile
 from functools import lru_cache
-from pathlib import Path
 
 from dinodomain.errors import BadSource
+from dinodomain_remote_sensing import remote
 
 ARCHIVES = (".zip", ".tar")
 """Suffixes of archives that are looked into. A compressed tar has no random access; it must be unpacked first."""
@@ -80,8 +80,8 @@ def shown(path: str) -> str:
 
 
 def name_of(path: str) -> str:
-    """Last part of a path."""
-    return path.rstrip("/").rpartition("/")[2]
+    """Last part of a path or an address."""
+    return remote.name_of(path)
 
 
 def stem_of(path: str) -> str:
@@ -98,7 +98,7 @@ def read_bytes(path: str) -> bytes:
     inside = split(path)
     try:
         if inside is None:
-            return Path(path).read_bytes()
+            return remote.read_bytes(path)
         if path.startswith("/vsizip/"):
             with zipfile.ZipFile(inside[0]) as archive:
                 return archive.read(inside[1])
@@ -119,6 +119,8 @@ def size(path: str) -> int:
     inside = split(path)
     if inside is not None:
         return _catalogue(inside[0], _stamp(inside[0]))[inside[1]][0]
+    if remote.is_remote(path):
+        return 0
     try:
         return os.stat(path).st_size
     except OSError:
@@ -126,7 +128,7 @@ def size(path: str) -> int:
 
 
 def prints(path: str) -> bytes:
-    """What tells a changed file: its size with both ends, in a zip its size and CRC-32.
+    """What tells a changed file: its size with both ends, in a zip its size and CRC-32, on a server its size and version tag.
 
     Raises:
         BadSource: It cannot be read.
@@ -138,6 +140,8 @@ def prints(path: str) -> bytes:
         if inside is not None:
             length, start = _catalogue(inside[0], _stamp(inside[0]))[inside[1]]
             return _ends(inside[0], start, length)
+        if remote.is_remote(path):
+            return remote.stat(path).prints()
         return _ends(path, 0, os.stat(path).st_size)
     except (KeyError, OSError) as error:
         raise BadSource(path, f"cannot be read ({error})", "copy it again") from None
