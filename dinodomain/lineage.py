@@ -111,14 +111,19 @@ def clean_id(value: str) -> str:
     return _AROUND.sub("", value)
 
 
+def _bytes(value: str) -> bytes:
+    """A cleaned identifier; file names that are not UTF-8 keep their own bytes."""
+    return clean_id(value).encode("utf-8", "surrogateescape")
+
+
 def pseudonym(secret: bytes, value: str) -> str:
     """HMAC-SHA256 of a cleaned identifier under the store's secret, 32 hex digits; equal values give equal pseudonyms."""
-    return hmac.new(secret, clean_id(value).encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.new(secret, _bytes(value), hashlib.sha256).hexdigest()[:32]
 
 
 def date_shift(secret: bytes, unit: str) -> int:
     """Days by which all dates of one unit are moved: -182 to 182 without 0, the same in every store of one secret."""
-    raw = hmac.new(secret, b"date shift\0" + clean_id(unit).encode(), hashlib.sha256).digest()
+    raw = hmac.new(secret, b"date shift\0" + _bytes(unit), hashlib.sha256).digest()
     drawn = int.from_bytes(raw[:8], "big") % (2 * MOST_SHIFT_DAYS) - MOST_SHIFT_DAYS
     return drawn + (drawn >= 0)
 

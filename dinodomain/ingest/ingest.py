@@ -6,8 +6,6 @@ and never rewrites an array.
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +15,16 @@ from pathlib import Path
 from dinodomain.domain import Domain, find_domain
 from dinodomain.errors import BadSource, UserError
 from dinodomain.ingest.cells import CellGrid
+from dinodomain.ingest.crosswalk import crosswalk_file, update_crosswalk
+from dinodomain.ingest.executors import Shared, run_tasks
 from dinodomain.ingest.finalise import Finaliser
 from dinodomain.ingest.partial import Partial, disk_errors
 from dinodomain.ingest.plan import IngestPlan
-from dinodomain.ingest.pool import Lost, run_here, run_processes
+from dinodomain.ingest.pool import Lost
+from dinodomain.ingest.private import SKIPPED_COLUMNS, read_private_table, skipped_file, write_private_table
 from dinodomain.ingest.progress import Progress, reporting
 from dinodomain.ingest.same_patient import refuse_moved_patients
-from dinodomain.ingest.secret import find_secret, make_secret, private_folder, secret_file
+from dinodomain.ingest.secret import find_secret, make_secret, secret_file
 from dinodomain.ingest.sources import (
     Found,
     Metadata,
@@ -37,7 +38,7 @@ from dinodomain.ingest.sources import (
     relative_to,
 )
 from dinodomain.ingest.stage import Outcome, Stager, Task
-from dinodomain.lineage import Json, digest, to_json, write_bytes
+from dinodomain.lineage import Json, digest, to_json
 from dinodomain.store.format import MANIFEST
 from dinodomain.store.read import Store, open_store
 
@@ -105,6 +106,8 @@ def ingest(plan: IngestPlan, *, domain: Domain | None = None, progress: Progress
         KeyboardInterrupt: Ctrl-C; what is staged is kept as well.
     """
     domain = find_domain(plan.domain) if domain is None else domain
+    if plan.crosswalk and not domain.personal:
+        raise UserError("ingest.crosswalk", f"domain {domain.name!r} keeps clear ids", remedy="leave it out: there is nothing to map back")
     store = Path(os.path.abspath(plan.store))
     _refuse_other_folder(store)
     found = discover(domain, plan)
@@ -197,9 +200,12 @@ class _Run:
         if not staged and not present:
             self._partial.remove()
             raise nothing_readable(self._plan, skipped)
-        self._write_private(skipped)
-        counts = self._finish(staged, self._skipped_rows(skipped, staged), metadata)
-        holdout = open_store(self._partial.store).manifest["holdout"]
+        rows = self._skipped_rows(skipped, staged)
+        self._write_private(skipped, rows)
+        counts = self._finish(staged, rows, metadata)
+        store = open_store(self._partial.store)
+        self._cross(store, found)
+        holdout = store.manifest["holdout"]
         return Summary(
             store=str(self._partial.store),
             found=len(found.refs) + len(found.skipped),
@@ -234,9 +240,11 @@ class _Run:
         return staged, bad
 
     def _results(self, tasks: Sequence[Task]) -> Iterable[Outcome | Lost[Task]]:
-        cores = len(os.sched_getaffinity(0)) if self._plan.workers is None else self._plan.workers
-        num = min(cores, len(tasks))
-        return run_processes(self._stager, tasks, num) if num > 0 else run_here(self._stager, tasks)
+        def arrived(result: object) -> bool:
+            return not isinstance(result, Outcome) or result.bad is not None or self._stager.is_done(result.task)
+
+        shared = Shared(folder=self._partial.root, source=self._plan.source, arrived=arrived)
+        return run_tasks(self._plan.executor, self._stager, tasks, self._plan.workers, shared)
 
     def _skipped_rows(self, skipped: Sequence[Skipped], staged: Sequence[Task]) -> list[dict[str, str]]:
         """The manifest's list: what was skipped now or before, but for what is in the store by now."""
@@ -245,17 +253,22 @@ class _Run:
         now_in = {self._names.stored(relative_to(self._plan.source, uri)) for task in staged for uri in task.ref.uris}
         return [rows[uri] for uri in sorted(rows) if uri not in now_in]
 
-    def _write_private(self, skipped: Sequence[Skipped]) -> None:
-        """Clear names of skipped sources of a personal domain lie beside the store."""
-        if not (self._domain.personal and skipped):
+    def _write_private(self, skipped: Sequence[Skipped], rows: Sequence[Mapping[str, str]]) -> None:
+        """Clear names of skipped sources of a personal domain lie beside the store: those that its manifest lists."""
+        if not self._domain.personal:
             return
-        folder, text = private_folder(self._partial.store), io.StringIO()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["uri", "stored", "reason", "remedy"])
-        writer.writerows([item.uri, self._names.stored(item.uri), item.reason, item.remedy] for item in skipped)
-        write_bytes(folder / "skipped.csv", text.getvalue().encode())
-        (folder / "skipped.csv").chmod(0o600)
+        path = skipped_file(self._partial.store)
+        before = read_private_table(path)
+        known = {row["stored"]: row for row in before}
+        known |= {self._names.stored(item.uri): to_json(item) for item in skipped}
+        listed = [{**known[row["uri"]], "stored": row["uri"], "kind": row.get("kind", "refused")} for row in rows if row["uri"] in known]
+        if listed != before:
+            write_private_table(path, SKIPPED_COLUMNS, listed)
+
+    def _cross(self, store: Store, found: Found) -> None:
+        """The crosswalk, where it is asked for or there already."""
+        if self._domain.personal and (self._plan.crosswalk or crosswalk_file(self._partial.store).exists()):
+            update_crosswalk(store, ((self._names.stored(ref.source_id), ref) for ref in found.refs))
 
     def _finish(self, staged: Sequence[Task], rows: Sequence[Mapping[str, str]], metadata: Metadata) -> Mapping[str, Json]:
         if self._old is not None and not staged and list(rows) == self._old.manifest["skipped"]:

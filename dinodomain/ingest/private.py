@@ -1,0 +1,56 @@
+"""Tables beside a store, in ``STORE.private``: clear names, readable by their owner only, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from dinodomain.ingest.secret import private_folder
+from dinodomain.lineage import sync_folder
+
+SKIPPED_COLUMNS = ("uri", "stored", "kind", "reason", "remedy")
+"""Columns of the clear list of skipped sources."""
+
+_CODING = {"encoding": "utf-8", "errors": "surrogateescape"}
+"""File names need not be UTF-8; their bytes survive."""
+
+
+def skipped_file(store: Path) -> Path:
+    """Where the clear names of a store's skipped sources lie."""
+    return private_folder(store) / "skipped.csv"
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Writes a file of mode 600 in a folder that, where it is made here, has mode 700."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_private_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Writes a CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_private(path, text.getvalue().encode(**_CODING))
+
+
+def read_private_table(path: Path) -> list[dict[str, str]]:
+    """The rows of such a CSV; none where there is no file."""
+    if not path.is_file():
+        return []
+    return list(csv.DictReader(io.StringIO(path.read_bytes().decode(**_CODING), newline="")))
