@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from dinodomain.errors import BadSource
 from dinodomain.types import Record
 
-_DAY = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ].*)?", re.DOTALL)
+_DAY = re.compile(r"(\d{4}-\d\d-\d\d|\d{8})(?:[T ].*)?", re.DOTALL)
 _PART = re.compile(r"\d{4}(-\d\d)?")
 
 
