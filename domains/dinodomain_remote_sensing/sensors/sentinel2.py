@@ -1,15 +1,18 @@
-"""Sentinel-2 MSI: reflectance from digital numbers, Level-1C and Level-2A, files, stacks and SAFE folders.
+"""Sentinel-2 MSI: reflectance from digital numbers, Level-1C and Level-2A, files, stacks and SAFE products (folder or archive).
 
 reflectance = (DN + add offset) / quantification value. The quantification value is 10000. From processing baseline 04.00 on
 (25 January 2022) products carry an add offset of -1000 (ESA, Sentinel-2 Products Specification Document, 14.9: ``RADIO_ADD_OFFSET``,
 ``BOA_ADD_OFFSET``). Some hosts take it out again. It is read from the product's XML, from tags, or from the scale and offset of the
 file; it is never guessed from pixels.
+
+The two levels are different quantities (top of atmosphere, surface), and so is a reflectance whose level nothing states: one store
+holds one of the three unless the user mixes them. Validity: DN 0 and the declared nodata, DN 65535 (saturated), and the product's own
+classification: ``SCL`` of Level-2A, ``MSK_CLASSI_B00`` of Level-1C (baseline 04.00 on) or ``MSK_CLOUDS_B00.gml`` before it.
 """
 
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,11 +20,16 @@ from dinodomain.domain import Channel, ProbeSpec
 from dinodomain.errors import BadSource
 from dinodomain_remote_sensing.dates import acquired_from
 from dinodomain_remote_sensing.header import Header
+from dinodomain_remote_sensing.quality import MSK_CLASSI, SCL, Flags
+from dinodomain_remote_sensing.safe import Product, read_product
 from dinodomain_remote_sensing.sensor import Calibration, Meaning, Scene, Sensor, Value
 from dinodomain_remote_sensing.sensors.policies import NADIR
 
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 """In the order of ``band_id`` in ESA's metadata."""
+
+SATURATED_DN = 65535.0
+"""In every product (SPECIAL_VALUES)."""
 
 QUANTIFICATION = 10000.0
 OFFSET_BASELINE = 4.0
@@ -60,6 +68,9 @@ _CODE = re.compile(r"^(?:B|band[ _-]?)0?(8A|1[0-2]|[1-9])(?![0-9A-Za-z])", re.IG
 _BAND_FILE = re.compile(r"^(?P<prefix>|.*[_\-.])(?P<band>B(?:0[1-9]|1[0-2]|8A))(?:_\d+m)?$", re.IGNORECASE)
 _FOREIGN = re.compile(r"^(?:L[COTEM]0[4-9]_|L[COTEM]\d{13}|S1[A-D]_)", re.IGNORECASE)
 _LEVEL = re.compile(r"MSIL(1C|2A)", re.IGNORECASE)
+_SCL = re.compile(r"(?:^|_)SCL(?:_\d+m)?$", re.IGNORECASE)
+_CLASSI = re.compile(r"(?:^|_)MSK_CLASSI_B00$", re.IGNORECASE)
+_QUALITY_FILE = re.compile(r"(?:^|_)(?:SCL(?:_\d+m)?|MSK_CLASSI_B00|MSK_CLOUDS_B00)$", re.IGNORECASE)
 _NAMED_BASELINE = re.compile(r"_N(\d{2})(\d{2})(?:_|$)")
 
 
@@ -93,39 +104,57 @@ def calibrate(scene: Scene) -> Meaning:
     Raises:
         BadSource: Values of floating point that do not say what they are, or statements about the offset that are missing or disagree.
     """
-    facts = _facts(scene)
-    statements = [_statement(scene, band.header, facts) for band in scene.bands]
-    _refuse_unsaid(scene, facts, statements)
+    product, tags = read_product(scene.candidate.texts), _tags(scene)
+    statements = [_statement(band.header, product, tags) for band in scene.bands]
+    _refuse_unsaid(scene, statements)
     bands = []
     for band, statement in zip(scene.bands, statements):
         scale, offset = _linear(band.header, band.place, band.code, statement)
         nodata = _nodata(band.header, band.place)
         shared = nodata == (0.0,) and not band.header.mask
-        bands.append(Calibration(channel=band.code, scale=scale, offset=offset, nodata=nodata, shared_nodata=shared))
-    level = _level(scene, facts)
-    fields: dict[str, Value] = {
-        "level": f"L{level}" if level else None,
-        "processing_baseline": facts.get("PROCESSING_BASELINE"),
-        "platform": facts.get("SPACECRAFT_NAME") or _platform(scene),
-        "orbit": facts.get("SENSING_ORBIT_NUMBER"),
-        "cloud_cover_percent": _number(facts.get("CLOUD_COVERAGE_ASSESSMENT")),
-        "offset_from": statements[0].source,
-    }
-    start = facts.get("PRODUCT_START_TIME", "").rstrip("Z").split(".")[0]
+        full = _saturated(band.header, band.place, product)
+        bands.append(Calibration(channel=band.code, scale=scale, offset=offset, nodata=nodata, shared_nodata=shared, saturated=full))
+    level, flags = _level(scene, product, tags), _flags(scene)
+    fields = _fields(scene, product, tags) | {"level": f"L{level}" if level else None, "offset_from": statements[0].source}
+    if flags:
+        fields["masks"] = ",".join(dict.fromkeys(flag.name for flag in flags))
+    start = (product.sensing if product else tags.get("PRODUCT_START_TIME", "").rstrip("Z").split(".")[0]) or None
     return Meaning(
-        bands=tuple(bands), fields={k: v for k, v in fields.items() if v is not None}, acquired=start or acquired_from(scene.names)
+        bands=tuple(bands),
+        fields={k: v for k, v in fields.items() if v is not None},
+        acquired=start or acquired_from(scene.names),
+        quantity=f"L{level} reflectance" if level else "reflectance of unstated level",
+        flags=flags,
     )
 
 
-def _facts(scene: Scene) -> dict[str, str]:
-    """Tags of the files and, over them, the product's XML, as upper-case keys; band offsets as ``ADD_OFFSET B02``."""
-    facts: dict[str, str] = {}
-    for band in scene.bands:
-        facts |= {key: value for key, value in band.header.tags.items() if key in _TAGS}
-    for path in scene.candidate.texts:
-        if path.lower().endswith(".xml"):
-            facts |= _xml_facts(path)
-    return facts
+def _fields(scene: Scene, product: Product | None, tags: Mapping[str, str]) -> dict[str, Value]:
+    if product is not None:
+        return {
+            "processing_baseline": product.baseline,
+            "platform": product.platform or _platform(scene),
+            "orbit": product.orbit,
+            "relative_orbit": product.relative_orbit,
+            "orbit_direction": product.direction,
+            "cloud_cover_percent": product.cloud,
+            "sun_zenith_deg": product.sun_zenith,
+            "sun_azimuth_deg": product.sun_azimuth,
+            "sensing_time": product.sensing,
+            "tile": product.tile or _tile(scene),
+        }
+    relative = tags.get("SENSING_ORBIT_NUMBER", "") or _named(scene, re.compile(r"_R(\d{3})_")) or ""
+    return {
+        "processing_baseline": tags.get("PROCESSING_BASELINE"),
+        "platform": tags.get("SPACECRAFT_NAME") or _platform(scene),
+        "relative_orbit": int(relative) if relative.isdigit() else None,
+        "orbit_direction": tags.get("SENSING_ORBIT_DIRECTION"),
+        "cloud_cover_percent": _number(tags.get("CLOUD_COVERAGE_ASSESSMENT")),
+        "tile": _tile(scene),
+    }
+
+
+def _tags(scene: Scene) -> dict[str, str]:
+    return {key: value for band in scene.bands for key, value in band.header.tags.items() if key in _TAGS}
 
 
 _TAGS = frozenset(
@@ -138,55 +167,56 @@ _TAGS = frozenset(
         "SPACECRAFT_NAME",
         "PRODUCT_START_TIME",
         "SENSING_ORBIT_NUMBER",
+        "SENSING_ORBIT_DIRECTION",
         "CLOUD_COVERAGE_ASSESSMENT",
         "PROCESSING_LEVEL",
     }
 )
 
 
-def _xml_facts(path: str) -> dict[str, str]:
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
-        raise BadSource(path, f"metadata is not readable XML ({error})", "copy the product again") from None
-    facts = {"XML": path}
-    for element in root.iter():
-        key = element.tag.rpartition("}")[2].upper()
-        text = (element.text or "").strip()
-        if key in ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET") and element.get("band_id", "").isdigit():
-            facts[f"ADD_OFFSET {BANDS[int(element.get('band_id', '0'))]}"] = text
-        elif key in _TAGS:
-            facts.setdefault(key, text)
-    return facts
-
-
-def _statement(scene: Scene, header: Header, facts: Mapping[str, str]) -> _Statement:
-    quantification = _number(facts.get("BOA_QUANTIFICATION_VALUE") or facts.get("QUANTIFICATION_VALUE")) or QUANTIFICATION
-    per_band = {key[11:]: _required(header, key, value) for key, value in facts.items() if key.startswith("ADD_OFFSET ")}
-    single = facts.get("BOA_ADD_OFFSET") or facts.get("RADIO_ADD_OFFSET")
-    baseline = _baseline(header, facts)
-    if per_band or "XML" in facts:
-        return _Statement(quantification=quantification, add_offset=per_band, source="xml")
+def _statement(header: Header, product: Product | None, tags: Mapping[str, str]) -> _Statement:
+    if product is not None:
+        return _product_statement(product)
+    quantification = _number(tags.get("BOA_QUANTIFICATION_VALUE") or tags.get("QUANTIFICATION_VALUE")) or QUANTIFICATION
+    single = tags.get("BOA_ADD_OFFSET") or tags.get("RADIO_ADD_OFFSET")
     if single is not None:
         return _Statement(
-            quantification=quantification, add_offset=dict.fromkeys(BANDS, _required(header, "ADD_OFFSET", single)), source="tags"
+            quantification=quantification, add_offset=dict.fromkeys(BANDS, _required(header.path, "ADD_OFFSET", single)), source="tags"
         )
+    baseline = _baseline(header.path, tags.get("PROCESSING_BASELINE"))
     if baseline is not None:
         offset = ADD_OFFSET if baseline >= OFFSET_BASELINE else 0.0
         return _Statement(quantification=quantification, add_offset=dict.fromkeys(BANDS, offset), source="baseline tag")
     return _Statement(quantification=quantification, source="not stated")
 
 
-def _baseline(header: Header, facts: Mapping[str, str]) -> float | None:
+def _product_statement(product: Product) -> _Statement:
+    """Offsets of the XML; from baseline 04.00 on a product without them is damaged.
+
+    Raises:
+        BadSource: The XML names no offsets although its baseline has them, or no quantification value.
+    """
+    baseline = _baseline(product.path, product.baseline)
+    if not product.offsets and baseline is not None and baseline >= OFFSET_BASELINE:
+        raise BadSource(
+            product.path, f"processing baseline {product.baseline}, but no *_ADD_OFFSET: incomplete metadata", "copy the product again"
+        )
+    if product.quantification is not None and product.quantification <= 0:
+        raise BadSource(product.path, f"its quantification value is {product.quantification:g}", "copy the product again")
+    named = {BANDS[number]: offset for number, offset in product.offsets.items() if number < len(BANDS)}
+    every = named if named else dict.fromkeys(BANDS, 0.0)
+    return _Statement(quantification=product.quantification or QUANTIFICATION, add_offset=every, source="xml")
+
+
+def _baseline(path: str, text: str | None) -> float | None:
     """``04.00``, ``N0400`` and ``0400`` as 4.0."""
-    text = facts.get("PROCESSING_BASELINE")
     if text is None:
         return None
     digits = text.strip().upper().removeprefix("N")
-    return _required(header, "PROCESSING_BASELINE", digits if "." in digits else f"{digits[:2]}.{digits[2:] or 0}")
+    return _required(path, "PROCESSING_BASELINE", digits if "." in digits else f"{digits[:2]}.{digits[2:] or 0}")
 
 
-def _refuse_unsaid(scene: Scene, facts: Mapping[str, str], statements: list[_Statement]) -> None:
+def _refuse_unsaid(scene: Scene, statements: list[_Statement]) -> None:
     """A product named by ESA as baseline 04.00 or later has the offset, unless a host took it out: the name alone cannot tell."""
     silent = any(statement.source == "not stated" for statement in statements)
     named = next((match for match in map(_NAMED_BASELINE.search, scene.names) if match), None)
@@ -206,6 +236,8 @@ def _file_scale(header: Header, place: int) -> tuple[float, float] | None:
 
 def _linear(header: Header, place: int, band: str, statement: _Statement) -> tuple[float, float]:
     """Scale and offset of one band; the file's own GDAL scale wins where nothing contradicts it."""
+    if statement.source != "not stated" and band not in statement.add_offset:
+        raise BadSource(header.path, f"the offset list of its {statement.source} leaves out band {band}", "copy the product again")
     stated = 1.0 / statement.quantification, statement.add_offset.get(band, 0.0) / statement.quantification
     own = _file_scale(header, place)
     if own is not None:
@@ -235,11 +267,44 @@ def _nodata(header: Header, place: int) -> tuple[float, ...]:
     return (0.0,) if own is None or own == 0 or own != own else (0.0, own)
 
 
-def _level(scene: Scene, facts: Mapping[str, str]) -> str | None:
-    match = next(
-        (match for match in map(_LEVEL.search, (facts.get("PROCESSING_LEVEL", "").replace("Level-", "MSIL"), *scene.names)) if match), None
+def _saturated(header: Header, place: int, product: Product | None) -> tuple[float, ...]:
+    if header.dtypes[place] != "uint16":
+        return ()
+    stated = None if product is None else product.saturated
+    return (SATURATED_DN,) if stated is None else (stated,)
+
+
+def _flags(scene: Scene) -> tuple[Flags, ...]:
+    """The scene classification (the finest there is), else the masks of Level-1C."""
+    stack = scene.bands[0].header
+    headers = sorted((header for header in scene.quality if _SCL.search(header.stem)), key=lambda header: -header.width)
+    if headers:
+        return (Flags(name="SCL", header=headers[0], index=1, table=SCL),)
+    if "SCL" in (text.strip().upper() for text in stack.descriptions):
+        index = [text.strip().upper() for text in stack.descriptions].index("SCL") + 1
+        return (Flags(name="SCL", header=stack, index=index, table=SCL),)
+    found = [header for header in scene.quality if _CLASSI.search(header.stem)]
+    return tuple(
+        Flags(name="MSK_CLASSI", header=header, index=index, table=table)
+        for header in found[:1]
+        for index, table in enumerate(MSK_CLASSI[: header.count], start=1)
     )
+
+
+def _level(scene: Scene, product: Product | None, tags: Mapping[str, str]) -> str | None:
+    if product is not None and product.level is not None:
+        return product.level
+    names = (tags.get("PROCESSING_LEVEL", "").replace("Level-", "MSIL"), *scene.names)
+    match = next((match for match in map(_LEVEL.search, names) if match), None)
     return match[1].upper() if match else None
+
+
+def _named(scene: Scene, pattern: re.Pattern[str]) -> str | None:
+    return next((match[1] for match in map(pattern.search, scene.names) if match), None)
+
+
+def _tile(scene: Scene) -> str | None:
+    return _named(scene, re.compile(r"(?:^|_)(T\d{2}[C-X][A-Z]{2})(?=_|$)"))
 
 
 def _platform(scene: Scene) -> str | None:
@@ -254,10 +319,10 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _required(header: Header, key: str, text: str) -> float:
+def _required(path: str, key: str, text: str) -> float:
     number = _number(text)
     if number is None:
-        raise BadSource(header.path, f"{key} is {text!r}, not a number", REMEDY_OFFSET)
+        raise BadSource(path, f"{key} is {text!r}, not a number", REMEDY_OFFSET)
     return number
 
 
@@ -285,4 +350,20 @@ SENTINEL2 = Sensor(
     by_count={13: BANDS, 12: tuple(band for band in BANDS if band != "B10")},
     foreign=_FOREIGN,
     calibrate=calibrate,
+    quality_file=_QUALITY_FILE,
+    facts=(
+        "level",
+        "processing_baseline",
+        "platform",
+        "orbit",
+        "relative_orbit",
+        "orbit_direction",
+        "cloud_cover_percent",
+        "sun_zenith_deg",
+        "sun_azimuth_deg",
+        "sensing_time",
+        "tile",
+        "masks",
+        "offset_from",
+    ),
 )
