@@ -25,6 +25,7 @@ from dinodomain.ingest.private import SKIPPED_COLUMNS, read_private_table, skipp
 from dinodomain.ingest.progress import Progress, reporting
 from dinodomain.ingest.same_patient import refuse_moved_patients
 from dinodomain.ingest.secret import find_secret, make_secret, secret_file
+from dinodomain.ingest.shard import Share
 from dinodomain.ingest.sources import (
     Found,
     Metadata,
@@ -61,6 +62,7 @@ class Summary:
         counts: Sources, units and held-out units of the store.
         holdout: Why and how many units are held out.
         dry_run: Nothing was written.
+        shard: The share that was staged, ``I/N``; nothing is in the store yet. ``found`` and ``skipped`` count that share only.
     """
 
     store: str
@@ -73,6 +75,7 @@ class Summary:
     counts: Mapping[str, Json] = field(default_factory=dict)
     holdout: str = ""
     dry_run: bool = False
+    shard: str = ""
 
     def as_json(self) -> dict[str, Json]:
         """Plain values."""
@@ -81,7 +84,7 @@ class Summary:
 
     def text(self) -> str:
         """A few lines for a person."""
-        verb = "would be added" if self.dry_run else "added"
+        verb = "would be added" if self.dry_run else "staged" if self.shard else "added"
         lines = [f"{self.found} sources found: {self.added} {verb}, {self.present} already there, {len(self.skipped)} skipped"]
         lines += [f"  skipped {item.uri}: {item.reason}; {item.remedy}" for item in self.skipped[:20]]
         lines += [f"  ... and {len(self.skipped) - 20} more, see the manifest"] if len(self.skipped) > 20 else []
@@ -89,6 +92,8 @@ class Summary:
             lines.append(f"{len(self.without_row)} sources have no row in the metadata: {', '.join(self.without_row[:10])}")
         if self.counts:
             lines.append(f"{self.counts['sources']} sources of {self.counts['units']} units; held out for the audit: {self.holdout}")
+        if self.shard and not self.dry_run:
+            lines.append(f"this was share {self.shard}; once all are staged, run the same without ingest.shard to finish the store")
         lines.append(f"store: {self.store}" + (" (nothing was written)" if self.dry_run else ""))
         return "\n".join(lines)
 
@@ -115,7 +120,7 @@ def ingest(plan: IngestPlan, *, domain: Domain | None = None, progress: Progress
     found = owned(plan, found, metadata)
     if plan.dry_run:
         return _dry_run(plan, domain, found, metadata, store)
-    partial = Partial(store)
+    partial = Partial(store, Share.of(plan.shard).job)
     with disk_errors(store), partial.open_after_commit():
         old = _existing(store, plan)
         names = Names(secret=_secret(plan, store, domain, old), personal=domain.personal)
@@ -153,24 +158,28 @@ def _dry_run(plan: IngestPlan, domain: Domain, found: Found, metadata: Metadata,
     names = Names(secret=_DRY_KEY if secret is None else secret, personal=domain.personal)
     refuse_moved_patients(plan, found, names, old)
     new, present, changed = _sort_out(plan, found, names, old)
+    skipped = (*_in_share(plan, names, found.skipped), *changed)
     return Summary(
         store=str(store),
-        found=len(found.refs) + len(found.skipped),
+        found=len(new) + present + len(skipped),
         added=len(new),
         present=present,
-        skipped=(*found.skipped, *changed),
+        skipped=skipped,
         without_row=metadata.without,
         joined_by=metadata.kind,
         dry_run=True,
+        shard=plan.shard or "",
     )
 
 
 def _sort_out(plan: IngestPlan, found: Found, names: Names, old: Store | None) -> tuple[list[Task], int, list[Skipped]]:
     """New sources, the number of those already there, and those that changed since."""
     known = {} if old is None else dict(zip(old.index["source_id"].to_pylist(), old.index["source_digest"].to_pylist()))
-    new, present, changed = [], 0, []
+    new, present, changed, share = [], 0, [], Share.of(plan.shard)
     for ref in found.refs:
         task = names.task(ref)
+        if not share.holds(task.source_id):
+            continue
         if task.source_id not in known:
             new.append(task)
         elif known[task.source_id] == task.digest:
@@ -179,6 +188,11 @@ def _sort_out(plan: IngestPlan, found: Found, names: Names, old: Store | None) -
             bad = BadSource(ref.uris[0], "has changed since it was ingested; a store never rewrites a source", "ingest into a new store")
             changed.append(refused(plan.source, bad, ref.keys))
     return new, present, changed
+
+
+def _in_share(plan: IngestPlan, names: Names, skipped: Sequence[Skipped]) -> list[Skipped]:
+    share = Share.of(plan.shard)
+    return [item for item in skipped if share.holds(names.stored(item.uri))]
 
 
 class _Run:
@@ -196,6 +210,8 @@ class _Run:
     def run(self, found: Found, metadata: Metadata, progress: Progress | None) -> Summary:
         new, present, changed = _sort_out(self._plan, found, self._names, self._old)
         staged, bad = self._stage(new, progress)
+        if self._plan.shard is not None:
+            return self._staged_share(len(staged), present, (*_in_share(self._plan, self._names, found.skipped), *changed, *bad))
         skipped = tuple(sorted((*found.skipped, *changed, *bad), key=lambda item: item.uri))
         if not staged and not present:
             self._partial.remove()
@@ -216,6 +232,17 @@ class _Run:
             joined_by=metadata.kind,
             counts=counts,
             holdout=f"{len(holdout['units'])} units ({holdout['reason']})",
+        )
+
+    def _staged_share(self, staged: int, present: int, skipped: Sequence[Skipped]) -> Summary:
+        """What one job of many says; the run that finishes the store reads what could not be read once more, and lists it."""
+        return Summary(
+            store=str(self._partial.store),
+            found=staged + present + len(skipped),
+            added=staged,
+            present=present,
+            skipped=tuple(sorted(skipped, key=lambda item: item.uri)),
+            shard=str(self._plan.shard),
         )
 
     def _stage(self, tasks: Sequence[Task], progress: Progress | None) -> tuple[list[Task], list[Skipped]]:
