@@ -9,11 +9,16 @@
 | ``discovery.py`` | where sources come from: folder, file, archive or server; having them at hand when they are read |
 | ``sources.py`` | selection, label maps, keys, digests, what a domain does with what is found |
 | ``walking.py``, ``gathering.py`` | walking a folder; joining the files of a series wherever they lie |
+| ``archives.py``, ``dicomdir.py`` | zip and tar archives, unpacked once; inventories of exchange media |
 | ``geometry.py`` | affines, closest canonical orientation, spacing |
 | ``values.py`` | stored number types, one scale for many slices, the Hounsfield check |
 | ``opened.py`` | from an array in memory to a Record |
 | ``nifti.py``, ``itk.py``, ``images.py`` | readers of one file |
-| ``dicom_header.py``, ``dicom_pixels.py``, ``dicom_series.py`` | DICOM: header fields, stored values, slices to a volume |
+| ``dicom_header.py``, ``dicom_values.py``, ``dicom_fields.py`` | a DICOM header; its values as types; the fields that may enter a store |
+| ``quick_header.py``, ``multiframe.py`` | a header without a full parse; the frames of enhanced objects |
+| ``selection.py`` | the header filter, one reconstruction per acquisition |
+| ``series_split.py``, ``series_geometry.py``, ``resample_series.py`` | telling volumes of a series apart; slices to a grid; straightening it |
+| ``dicom_pixels.py``, ``dicom_series.py``, ``series_source.py`` | stored values; slices to a volume; identity, digest and facts of it |
 
 Nothing here imports torch. pydicom, nibabel and SimpleITK are imported at the point of use (extra ``medical``).
 """

@@ -1,43 +1,70 @@
-"""What is read from a DICOM header: geometry, value scale, what tells series apart, and an allow-list of acquisition fields.
+"""What is read from a DICOM header: geometry, value scale, identity, what tells images of one series apart.
 
-Names, dates (but the year) and free text never leave this file. Headers are read without pixels.
+Headers are read without pixels, but for a print of three short pieces of the pixel element (``print_pixels``). What may enter a
+store is ``Header.fields`` alone; the rest (keys, facts, values) is clear text that stays in memory.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-import warnings
+import struct
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-
+from dinodomain.domain import quiet
 from dinodomain.errors import BadSource, require
+from dinodomain.types import FactValue
+from dinodomain_medical import multiframe
+from dinodomain_medical.dicom_fields import FieldValue, acquisition_fields, iso_date
+from dinodomain_medical.dicom_values import exact, first, floats, items, number, text, text_at, value_of
+from dinodomain_medical.quick_header import read_quickly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FieldValue = str | int | float | bool | None
+KEY_FIELDS = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "AccessionNumber",
+    "StationName",
+    "InstitutionName",
+)
+"""Fields a hospital spreadsheet may join on, and the place of examination, which is kept as a keyed hash only."""
 
-OLDEST_YEARS = 90
-"""Ages above are given as this one: so old a person could be recognised (HIPAA safe harbour, 45 CFR 164.514)."""
-
-KEY_FIELDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber")
-"""Fields a hospital spreadsheet may join on."""
+FACT_FIELDS = (
+    "Modality", "BodyPartExamined", "ProtocolName", "SeriesDescription", "ConvolutionKernel", "SliceThickness", "Manufacturer",
+    "ManufacturerModelName", "ImageType", "MagneticFieldStrength", "KVP", "PresentationIntentType",
+)  # fmt: skip
+"""Keywords that ``SourceRef.facts`` holds for DICOM sources."""
 
 _COMPONENTS = ("M", "P", "R", "I", "MAGNITUDE", "PHASE", "REAL", "IMAGINARY")
 
+# Words of ImageType (values 3 and up) that name another picture than its neighbours in the same series: projections, maps, Dixon parts.
+_MAPS_TEXT = (
+    "ADC EADC FA TRACEW TENSOR COLFA EXP MIP MINIP AVGIP MPR CPR CURVED_MPR PROJECTION_IMAGE SUBTRACTION REFORMATTED AVERAGE STDDEV "
+    "CBF CBV MTT TTP TMAX RCBF RCBV T1_MAP T2_MAP T2_STAR_MAP R2_MAP R2_STAR_MAP B0_MAP B1_MAP W F IP OP WATER FAT IN_PHASE OUT_PHASE "
+    "FAT_FRACTION WATER_FRACTION SCREEN_SAVE MOSAIC"
+)
+_MAPS = frozenset(_MAPS_TEXT.split())
+
+_LOSSY_SYNTAXES = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81"})
+
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _BARE_STARTS = (b"\x08\x00", b"\x02\x00")  # group 0008 or 0002, little endian: a file without the 128-byte preamble
+_PIECE = 4096
+_LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """One file's header.
+    """Header of one image: a file, or one frame of a multi-frame file.
 
     Attributes:
         path: The file.
@@ -46,7 +73,7 @@ class Header:
         image_type: ImageType, upper case.
         rows: Height in pixels; 0 where the object holds no image.
         columns: Width.
-        frames: Number of frames.
+        frames: Number of frames of the file.
         samples: Numbers per pixel.
         photometric: PhotometricInterpretation.
         position: ImagePositionPatient, LPS mm, of the centre of the first pixel.
@@ -57,9 +84,22 @@ class Header:
         padding: PixelPaddingValue and its range limit, both ends included, or None.
         tilt: GantryDetectorTilt in degrees, or None.
         acquisition: AcquisitionNumber, or an empty string.
-        parts: What splits a series besides geometry, by name: echo, b-value, temporal position, complex component.
+        parts: What splits a series besides geometry, by name: echo, b-value, temporal position, complex component, kind of map.
         description: SeriesDescription, or else ProtocolName, for the channel vocabulary only; never stored.
         fields: Allow-listed acquisition fields.
+        frame: Number of the frame in its file from 0, or None where the file is one image.
+        finer: What splits a series only where its images overlap or form no regular volume, by name.
+        order: Numbers that put several images of one position in order of time, by name (ms or s).
+        values: Values of the keywords that were asked for, as a header filter sees them.
+        facts: Values of ``FACT_FIELDS`` that are filled.
+        acquired: ISO date of acquisition, the true one.
+        seconds: Time of acquisition in seconds of the day, or None.
+        frame_of_reference: FrameOfReferenceUID, or an empty string.
+        thickness: SliceThickness in mm, or None.
+        rescale_type: RescaleType (``HU``, ``US`` for unspecified ...), upper case.
+        bits: BitsAllocated.
+        pixel_print: Print of the pixel element, see ``print_pixels``; equal in all frames of a file.
+        file_bytes: Size of the file.
     """
 
     path: Path
@@ -82,6 +122,25 @@ class Header:
     parts: dict[str, str]
     description: str
     fields: dict[str, FieldValue]
+    frame: int | None = None
+    finer: dict[str, str] = field(default_factory=dict)
+    order: dict[str, float] = field(default_factory=dict)
+    values: dict[str, FactValue] = field(default_factory=dict)
+    facts: dict[str, FactValue] = field(default_factory=dict)
+    acquired: str | None = None
+    seconds: float | None = None
+    frame_of_reference: str = ""
+    thickness: float | None = None
+    rescale_type: str = ""
+    bits: int = 0
+    pixel_print: str = ""
+    file_bytes: int = 0
+
+    @property
+    def uid(self) -> str:
+        """Permanent identity of the image: SOPInstanceUID, with the frame number (from 1) where the file has several."""
+        uid = self.keys.get("SOPInstanceUID", "")
+        return uid if self.frame is None else f"{uid}#{self.frame + 1}"
 
 
 def is_dicom(path: Path) -> bool:
@@ -97,12 +156,11 @@ def is_dicom(path: Path) -> bool:
 def quiet_pydicom() -> Iterator[None]:
     """Values that break a VR's rules (empty UIDs, long strings) are common in archives and harmless here; pydicom would warn of each."""
     pydicom = require("pydicom", extra="medical", wanted_by="DICOM files")
-    with pydicom.config.disable_value_validation(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\..*")
+    with quiet(UserWarning, module=r"pydicom\..*"), pydicom.config.disable_value_validation():
         yield
 
 
-def load(path: Path, **options: Any) -> Any:
+def load(path: Path | BinaryIO, **options: Any) -> Any:
     """``pydicom.dcmread`` with its errors turned into a BadSource."""
     pydicom = require("pydicom", extra="medical", wanted_by="DICOM files")
     try:
@@ -116,173 +174,245 @@ def load(path: Path, **options: Any) -> Any:
         KeyError,
         AttributeError,
         TypeError,
+        struct.error,
     ) as error:
-        raise BadSource(str(path), f"not a readable DICOM file ({type(error).__name__})", "copy the file again, or exclude it") from error
+        name = str(path) if isinstance(path, Path) else str(getattr(path, "name", path))
+        raise BadSource(name, f"not a readable DICOM file ({type(error).__name__})", "copy the file again, or exclude it") from error
 
 
-def read_header(path: Path) -> Header:
-    """Reads one header.
+def read_header(path: Path, names: Sequence[str] = ()) -> Header:
+    """Reads the header of a file as one image, whatever its number of frames.
+
+    Args:
+        path: The file.
+        names: Keywords whose values are wanted in ``Header.values``; all in the dictionary.
 
     Raises:
         BadSource: The file is no DICOM or its header is damaged.
     """
-    with quiet_pydicom():
-        dataset = load(path, stop_before_pixels=True)
-        try:
-            header = header_of(dataset, path)
-        except (ValueError, TypeError, ArithmeticError, IndexError, AttributeError) as error:
-            raise BadSource(str(path), f"a damaged DICOM header ({type(error).__name__})", "copy the file again, or exclude it") from error
-    if not header.modality and not header.keys:
+    return _read(path, names, frames=False)[0]
+
+
+def read_headers(path: Path, names: Sequence[str] = ()) -> list[Header]:
+    """Reads the headers of all images of a file: one, or one per frame of an enhanced object.
+
+    Args:
+        path: The file.
+        names: Keywords whose values are wanted in ``Header.values``; all in the dictionary.
+
+    Raises:
+        BadSource: The file is no DICOM, or its header is damaged.
+    """
+    return _read(path, names, frames=True)
+
+
+def _read(path: Path, names: Sequence[str], *, frames: bool) -> list[Header]:
+    try:
+        with path.open("rb") as handle:
+            headers = _quick(path, handle, names) or _thorough(path, handle, names, frames=frames)
+    except OSError as error:
+        raise BadSource(str(path), f"cannot be read ({type(error).__name__})", "check the file and its permissions") from error
+    if not headers[0].modality and not headers[0].keys:
         raise BadSource(
             str(path), "a DICOM file without modality, patient or UIDs: truncated or damaged", "copy the file again, or exclude it"
         )
-    return header
+    return headers
 
 
-def header_of(dataset: Any, path: Path) -> Header:
-    """Header of a dataset that was read already."""
-    keys = {name: _text(dataset, name) for name in (*KEY_FIELDS, "SOPInstanceUID")}
-    slope = _exact(dataset, "RescaleSlope", 1)
+def _quick(path: Path, handle: BinaryIO, names: Sequence[str]) -> list[Header] | None:
+    header = read_quickly(handle)
+    if header is None:
+        return None
+    size = handle.seek(0, 2)
+    try:
+        mark = print_pixels(handle, header.pixels_at, size, implicit=header.syntax == "1.2.840.10008.1.2")
+        return [header_of(header, path, names=names, syntax=header.syntax, pixel_print=mark, file_bytes=size)]
+    except (ValueError, TypeError, ArithmeticError, IndexError, AttributeError):
+        return None  # pydicom is more forgiving; what it does not read either is damaged
+
+
+def _thorough(path: Path, handle: BinaryIO, names: Sequence[str], *, frames: bool) -> list[Header]:
+    handle.seek(0)
+    with quiet_pydicom():
+        dataset = load(handle, stop_before_pixels=True)
+        syntax = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID") or "")
+        at, size = handle.tell(), handle.seek(0, 2)
+        mark = print_pixels(handle, at, size, implicit=bool(dataset.original_encoding[0]))
+        try:
+            known: Any = {"syntax": syntax, "pixel_print": mark, "file_bytes": size}
+            if frames and multiframe.has_groups(dataset):
+                views = multiframe.views(dataset)
+                return [header_of(view, path, names=names, frame=number, **known) for number, view in enumerate(views)]
+            return [header_of(dataset, path, names=names, **known)]
+        except (ValueError, TypeError, ArithmeticError, IndexError, AttributeError) as error:
+            raise BadSource(str(path), f"a damaged DICOM header ({type(error).__name__})", "copy the file again, or exclude it") from error
+
+
+def print_pixels(handle: BinaryIO, at: int, size: int, *, implicit: bool) -> str:
+    """A cheap print of the pixel element: its length and 4 KiB at its beginning, middle and end.
+
+    A change of header or of VR leaves it as it is; a changed image of equal length changes it unless it differs elsewhere only, and
+    then the hash of all pixels, which ingest compares, tells the two apart. Big-endian and deflated files are printed from where
+    the parser stopped.
+
+    Args:
+        handle: The open file.
+        at: Offset of the element's tag.
+        size: Size of the file.
+        implicit: Whether the element has no VR.
+    """
+    handle.seek(at)
+    head = handle.read(12)
+    start, length = at + 8, int.from_bytes(head[4:8], "little")
+    if not implicit and head[4:6] in _LONG_VRS:
+        start, length = at + 12, int.from_bytes(head[8:12], "little")
+    # Encapsulated pixels have no length; what follows them (digital signatures, padding) is rare.
+    stop = size if length >= size - start else start + length
+    total = hashlib.sha256(str(max(stop - start, 0)).encode())
+    for place in dict.fromkeys((start, max(start, (start + stop - _PIECE) // 2), max(start, stop - _PIECE))):
+        handle.seek(place)
+        total.update(handle.read(max(min(_PIECE, stop - place), 0)))
+    return total.hexdigest()
+
+
+def header_of(
+    dataset: Any,
+    path: Path,
+    *,
+    names: Sequence[str] = (),
+    frame: int | None = None,
+    syntax: str = "",
+    pixel_print: str = "",
+    file_bytes: int = 0,
+) -> Header:
+    """Header of a dataset that was read already; ``names`` as in ``read_header``."""
+    keys = {name: text(dataset, name) for name in (*KEY_FIELDS, "SOPInstanceUID")}
+    facts = {name: value_of(dataset, name) for name in FACT_FIELDS}
+    slope = exact(dataset, "RescaleSlope", 1)
     return Header(
         path=path,
         keys={name: value for name, value in keys.items() if value},
-        modality=_text(dataset, "Modality").upper(),
-        image_type=tuple(part.strip().upper() for part in _items(dataset, "ImageType")),
-        rows=int(_first(dataset, "Rows") or 0),
-        columns=int(_first(dataset, "Columns") or 0),
-        frames=int(_first(dataset, "NumberOfFrames") or 1),
-        samples=int(_first(dataset, "SamplesPerPixel") or 1),
-        photometric=_text(dataset, "PhotometricInterpretation").upper(),
-        position=_triple(_floats(dataset, "ImagePositionPatient", 3)),
-        orientation=_floats(dataset, "ImageOrientationPatient", 6),
-        spacing=_pair(_floats(dataset, "PixelSpacing", 2)),
+        modality=text(dataset, "Modality").upper(),
+        image_type=tuple(part.strip().upper() for part in items(dataset, "ImageType")),
+        rows=int(first(dataset, "Rows") or 0),
+        columns=int(first(dataset, "Columns") or 0),
+        frames=int(first(dataset, "NumberOfFrames") or 1),
+        samples=int(first(dataset, "SamplesPerPixel") or 1),
+        photometric=text(dataset, "PhotometricInterpretation").upper(),
+        position=_triple(floats(dataset, "ImagePositionPatient", 3)),
+        orientation=floats(dataset, "ImageOrientationPatient", 6),
+        spacing=_pair(floats(dataset, "PixelSpacing", 2)),
         slope=slope if slope != 0 else Fraction(1),
-        offset=_exact(dataset, "RescaleIntercept", 0),
+        offset=exact(dataset, "RescaleIntercept", 0),
         padding=_padding(dataset),
-        tilt=_number(dataset, "GantryDetectorTilt"),
-        acquisition=_text(dataset, "AcquisitionNumber"),
+        tilt=number(dataset, "GantryDetectorTilt"),
+        acquisition=text(dataset, "AcquisitionNumber"),
         parts=_parts(dataset),
-        description=_text(dataset, "SeriesDescription") or _text(dataset, "ProtocolName"),
-        fields=acquisition_fields(dataset),
+        description=text(dataset, "SeriesDescription") or text(dataset, "ProtocolName"),
+        fields=acquisition_fields(dataset) | {"lossy": _is_lossy(dataset, syntax)},
+        frame=frame,
+        finer=_finer(dataset),
+        order=_order(dataset),
+        values={name: value_of(dataset, name) for name in names},
+        facts={name: value for name, value in facts.items() if value is not None},
+        acquired=iso_date(dataset),
+        seconds=_seconds(dataset),
+        frame_of_reference=text(dataset, "FrameOfReferenceUID"),
+        thickness=number(dataset, "SliceThickness"),
+        rescale_type=text(dataset, "RescaleType").upper(),
+        bits=int(first(dataset, "BitsAllocated") or 0),
+        pixel_print=pixel_print,
+        file_bytes=file_bytes,
     )
 
 
-def acquisition_fields(dataset: Any) -> dict[str, FieldValue]:
-    """The allow-list that may enter a store; what is absent or empty is left out.
-
-    ``age_years`` (whole, at most 90), ``sex`` (M, F, O), ``manufacturer``, ``model``, ``field_strength_t``, ``kvp``, ``kernel``,
-    ``slice_thickness_mm``, ``contrast`` (whether an agent is named, never which), ``year`` of the study.
-    """
-    sex = _text(dataset, "PatientSex").upper()
-    agent = _text(dataset, "ContrastBolusAgent").strip().upper()
-    fields: dict[str, FieldValue] = {
-        "age_years": _age(dataset),
-        "sex": sex if sex in ("M", "F", "O") else None,
-        "manufacturer": _device(_text(dataset, "Manufacturer")),
-        "model": _device(_text(dataset, "ManufacturerModelName")),
-        "field_strength_t": _number(dataset, "MagneticFieldStrength"),
-        "kvp": _number(dataset, "KVP"),
-        "kernel": _device(" ".join(_items(dataset, "ConvolutionKernel"))),
-        "slice_thickness_mm": _number(dataset, "SliceThickness"),
-        "contrast": (agent not in ("NONE", "NO")) if agent else None,
-        "year": _year(_text(dataset, "StudyDate")) or _year(_text(dataset, "AcquisitionDate")),
-    }
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _age(dataset: Any) -> int | None:
-    """PatientAge (``045Y``, ``018M``, ``003W``, ``010D``), else study minus birth date; whole years."""
-    match = re.fullmatch(r"(\d{1,3})([YMWD])", _text(dataset, "PatientAge").upper())
-    if match:
-        per_year = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}[match[2]]
-        return min(int(int(match[1]) / per_year), OLDEST_YEARS)
-    born, seen = _text(dataset, "PatientBirthDate"), _text(dataset, "StudyDate")
-    if _year(born) is None or _year(seen) is None or len(born) != 8 or len(seen) != 8:
-        return None
-    years = int(seen[:4]) - int(born[:4]) - (seen[4:] < born[4:])
-    return min(years, OLDEST_YEARS) if years >= 0 else None
-
-
-def _year(date: str) -> int | None:
-    return int(date[:4]) if re.match(r"(19|20)\d\d", date) else None
-
-
-def _device(text: str) -> str | None:
-    """A maker's or model's name as one short word group; anything long or with odd characters is cut, since it is no such name."""
-    return re.sub(r"[^A-Za-z0-9 ._+/()-]+", " ", text).strip()[:40].strip() or None
+def _is_lossy(dataset: Any, syntax: str) -> bool:
+    """LossyImageCompression says so (it stays 01 after decompression), or the transfer syntax cannot be anything else."""
+    return text(dataset, "LossyImageCompression") == "01" or syntax in _LOSSY_SYNTAXES
 
 
 def _parts(dataset: Any) -> dict[str, str]:
-    component = [part.strip().upper() for part in _items(dataset, "ImageType") if part.strip().upper() in _COMPONENTS]
+    words = [part.strip().upper().replace(" ", "_") for part in items(dataset, "ImageType")]
+    component = [word for word in words if word in _COMPONENTS]
+    stated = text(dataset, "ComplexImageComponent").upper()
+    echo_time = number(dataset, "EchoTime")
     parts = {
-        "echo": "/".join(filter(None, (_text(dataset, "EchoNumbers"), _text(dataset, "EchoTime")))),
+        "echo": ",".join(filter(None, (text(dataset, "EchoNumbers"), "" if echo_time is None else f"{echo_time:.4g}"))),
         "b": _b_value(dataset),
-        "time": _text(dataset, "TemporalPositionIdentifier"),
-        "component": component[0][:1] if component else _text(dataset, "ComplexImageComponent").upper()[:1],
+        "time": text(dataset, "TemporalPositionIdentifier"),
+        "component": component[0][:1] if component else stated[:1] if stated in _COMPONENTS else "",
+        "kind": "+".join(sorted(_MAPS.intersection(words[2:]))),
     }
     return {name: value for name, value in parts.items() if value}
 
 
+def _finer(dataset: Any) -> dict[str, str]:
+    finer = {
+        "acquisition": text(dataset, "AcquisitionNumber"),
+        "stack": text(dataset, "StackID"),
+        "kvp": _short(number(dataset, "KVP")),
+        "image": ",".join(items(dataset, "ImageType")).upper(),
+        "flip": _short(number(dataset, "FlipAngle")),
+        "inversion": _short(number(dataset, "InversionTime")),
+        "phase": _short(number(dataset, "NominalPercentageOfCardiacPhase")),
+        "direction": _direction(dataset),
+    }
+    return {name: value for name, value in finer.items() if value}
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _direction(dataset: Any) -> str:
+    """DiffusionGradientOrientation, or where Siemens (0019,100E) and GE (0019,10BB..BD) keep it."""
+    vector = floats(dataset, "DiffusionGradientOrientation", 3)
+    if vector is None and text_at(dataset, 0x0019, 0x0010).startswith("SIEMENS MR") and (0x0019, 0x100E) in dataset:
+        vector = _doubles(dataset[0x0019, 0x100E].value)
+    if vector is None and text_at(dataset, 0x0019, 0x0010).startswith("GEMS_ACQU") and (0x0019, 0x10BB) in dataset:
+        parts = [text_at(dataset, 0x0019, element) for element in (0x10BB, 0x10BC, 0x10BD)]
+        vector = tuple(map(float, parts)) if all(parts) else None
+    return "" if vector is None else ",".join(f"{value + 0.0:.3f}" for value in vector)
+
+
+def _doubles(value: Any) -> tuple[float, ...] | None:
+    if isinstance(value, bytes):
+        return struct.unpack("<3d", value) if len(value) == 24 else None
+    return tuple(map(float, value)) if isinstance(value, Sequence) and len(value) == 3 else None
+
+
+def _order(dataset: Any) -> dict[str, float]:
+    trigger, seconds = number(dataset, "TriggerTime"), _seconds(dataset)
+    return {name: value for name, value in (("trigger", trigger), ("clock", seconds)) if value is not None}
+
+
+def _seconds(dataset: Any) -> float | None:
+    """Seconds of the day of AcquisitionTime or AcquisitionDateTime."""
+    clock = text(dataset, "AcquisitionTime").replace(":", "") or text(dataset, "AcquisitionDateTime")[8:]
+    match = re.match(r"(\d\d)(\d\d)(\d\d(?:\.\d+)?)", clock)
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else None
+
+
 def _b_value(dataset: Any) -> str:
     """DiffusionBValue, or where Siemens (0019,100C) and GE (0043,1039, first number, offset by 1e9) keep it."""
-    if _text(dataset, "DiffusionBValue"):
-        return f"{float(dataset.DiffusionBValue):g}"
-    if _text_at(dataset, 0x0019, 0x0010).startswith("SIEMENS MR"):
-        return _text_at(dataset, 0x0019, 0x100C)
-    if _text_at(dataset, 0x0043, 0x0010).startswith("GEMS_PARM"):
-        number = re.match(r"\[?'?(\d+)", _text_at(dataset, 0x0043, 0x1039))
-        return str(int(number[1]) % 10**9) if number else ""
+    stated = number(dataset, "DiffusionBValue")
+    if stated is not None:
+        return f"{stated:g}"
+    if text_at(dataset, 0x0019, 0x0010).startswith("SIEMENS MR"):
+        return text_at(dataset, 0x0019, 0x100C)
+    if text_at(dataset, 0x0043, 0x0010).startswith("GEMS_PARM"):
+        found = re.match(r"\[?'?(\d+)", text_at(dataset, 0x0043, 0x1039))
+        return str(int(found[1]) % 10**9) if found else ""
     return ""
 
 
-def _text_at(dataset: Any, group: int, element: int) -> str:
-    """Text of a private element; unknown ones come as bytes."""
-    if (group, element) not in dataset:
-        return ""
-    value = dataset[group, element].value
-    return value.decode("ascii", "replace").strip("\0 ") if isinstance(value, bytes) else str(value).strip()
-
-
 def _padding(dataset: Any) -> tuple[int, int] | None:
-    value = _first(dataset, "PixelPaddingValue")
+    value = first(dataset, "PixelPaddingValue")
     if value is None:
         return None
-    limit = _first(dataset, "PixelPaddingRangeLimit")
+    limit = first(dataset, "PixelPaddingRangeLimit")
     ends = sorted((int(value), int(value if limit is None else limit)))
     return ends[0], ends[1]
-
-
-def _first(dataset: Any, name: str) -> Any:
-    """The value, or the first of several; None where absent or empty."""
-    value = dataset.get(name)
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        return None if value in ("", b"") else value
-    return value[0] if len(value) else None
-
-
-def _items(dataset: Any, name: str) -> tuple[str, ...]:
-    value = dataset.get(name)
-    if value is None:
-        return ()
-    return tuple(str(part) for part in value) if isinstance(value, Sequence) and not isinstance(value, str) else (str(value),)
-
-
-def _text(dataset: Any, name: str) -> str:
-    value = dataset.get(name)
-    return "" if value is None else str(value).strip()
-
-
-def _number(dataset: Any, name: str) -> float | None:
-    value = _first(dataset, name)
-    return float(value) if value is not None and np.isfinite(float(value)) else None
-
-
-def _floats(dataset: Any, name: str, count: int) -> tuple[float, ...] | None:
-    value = dataset.get(name)
-    if value is None or isinstance(value, (str, float)) or len(value) != count:
-        return None
-    numbers = tuple(float(part) for part in value)
-    return numbers if all(np.isfinite(numbers)) else None
 
 
 def _triple(values: tuple[float, ...] | None) -> tuple[float, float, float] | None:
@@ -293,7 +423,7 @@ def _pair(values: tuple[float, ...] | None) -> tuple[float, float] | None:
     return None if values is None else (values[0], values[1])
 
 
-def _exact(dataset: Any, name: str, default: int) -> Fraction:
-    """A decimal string as the fraction it writes: 0.1 is 1/10, not its nearest binary number."""
-    value = _first(dataset, name)
-    return Fraction(default) if value is None else Fraction(str(value).strip())
+__all__ = [
+    "FACT_FIELDS", "KEY_FIELDS", "FieldValue", "Header", "acquisition_fields", "header_of", "is_dicom", "load", "print_pixels",
+    "quiet_pydicom", "read_header", "read_headers",
+]  # fmt: skip

@@ -1,10 +1,13 @@
-"""Stored values of one DICOM frame, and the order of grey (MONOCHROME1). Compressed syntaxes through pylibjpeg.
+"""Stored values of DICOM frames, and the order of grey (MONOCHROME1). Compressed syntaxes through pydicom's decoder plug-ins.
 
-The modality LUT is always applied, a VOI window never. Overlays in unused bits are masked off, overlay planes never drawn.
+JPEG, JPEG-LS and JPEG 2000 are read by python-gdcm, High-Throughput JPEG 2000 by pylibjpeg-openjpeg, RLE and deflated files by
+pydicom itself. The modality LUT is always applied, a VOI window never. Overlays in unused bits are masked off, overlay planes never
+drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +17,8 @@ import numpy as np
 
 from dinodomain.errors import BadSource, require
 from dinodomain_medical.dicom_header import Header, header_of, load, quiet_pydicom
+
+_FLOAT_PIXELS = ("FloatPixelData", "DoubleFloatPixelData")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +55,49 @@ def decode(path: Path) -> Frame:
     uri = str(path)
     with quiet_pydicom():
         dataset = load(path)
-        header = header_of(dataset, path)
+        header = header_of(dataset, path, syntax=str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID") or ""))
         check_single_grey(header)
-        pixels = _pixels(dataset, uri)
-        stored, low, high = _meaningful_bits(pixels, dataset)
-        if dataset.get("ModalityLUTSequence"):
-            return _through_lut(dataset, header, stored)
+    stored, low, high = _meaningful_bits(_pixels(dataset, uri), dataset)
+    _forget_pixels(dataset)
+    if dataset.get("ModalityLUTSequence"):
+        return _through_lut(dataset, header, stored)
     return Frame(header=header, stored=stored, low=low, high=high, slope=header.slope, offset=header.offset, dataset=dataset)
+
+
+def decode_frames(path: Path, headers: Sequence[Header]) -> Iterator[Frame]:
+    """Decodes frames of an enhanced multi-frame file one after the other; encoded pixels of one frame are in memory at a time.
+
+    Args:
+        path: The file.
+        headers: Headers of the frames that are wanted, by rising frame number.
+
+    Raises:
+        BadSource: Truncated or undecodable; its ``uri`` is this file.
+    """
+    with quiet_pydicom():
+        dataset = load(path, stop_before_pixels=True)
+    iterator = _raw_frames(path, dataset, [header.frame or 0 for header in headers])
+    for header in headers:
+        check_single_grey(header)
+        stored, low, high = _meaningful_bits(next(iterator), dataset)
+        yield Frame(header=header, stored=stored, low=low, high=high, slope=header.slope, offset=header.offset, dataset=dataset)
+
+
+def _raw_frames(path: Path, dataset: Any, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    pixels = require("pydicom.pixels", extra="medical", wanted_by="DICOM files")
+    try:
+        with quiet_pydicom():
+            iterator = pixels.iter_pixels(path, indices=numbers, raw=True, correct_unused_bits=False)
+        yield from iterator
+    except Exception as error:  # as in _pixels
+        raise _undecodable(str(path), dataset, error) from error
+
+
+def _forget_pixels(dataset: Any) -> None:
+    """Encoded pixels are not needed any more; hundreds of slices would hold them twice."""
+    for name in ("PixelData", *_FLOAT_PIXELS):
+        if name in dataset:
+            delattr(dataset, name)
 
 
 def check_single_grey(header: Header) -> None:
@@ -64,11 +105,11 @@ def check_single_grey(header: Header) -> None:
     uri = str(header.path)
     if header.rows == 0 or header.columns == 0:
         raise BadSource(uri, f"a DICOM object without an image (modality {header.modality or 'not stated'})", "exclude it")
-    if header.frames > 1:
+    if header.frames > 1 and header.frame is None:
         raise BadSource(
             uri,
-            f"a multi-frame object with {header.frames} frames",
-            "split it into single frames (for example dcm4che emf2sf) and ingest those",
+            f"a multi-frame object with {header.frames} frames and no statement of where each lies",
+            "exclude it, or convert it to single frames with positions and ingest those",
         )
     if header.samples != 1 or not header.photometric.startswith("MONOCHROME"):
         raise BadSource(
@@ -91,7 +132,7 @@ def shows_low_as_white(frame: Frame) -> bool:
 
 
 def _pixels(dataset: Any, uri: str) -> np.ndarray:
-    if "PixelData" not in dataset:
+    if "PixelData" not in dataset and not any(name in dataset for name in _FLOAT_PIXELS):
         raise BadSource(uri, "no pixel data: the file is truncated, or holds no image", "copy the file again, or exclude it")
     if not dataset.file_meta.get("TransferSyntaxUID"):
         dataset.file_meta.TransferSyntaxUID = _default_syntax(dataset)
@@ -100,12 +141,16 @@ def _pixels(dataset: Any, uri: str) -> np.ndarray:
     try:
         return np.asarray(dataset.pixel_array)
     except Exception as error:  # decoders are plug-ins and raise what they like; each case names the file and goes on
-        name = dataset.file_meta.TransferSyntaxUID.name
-        raise BadSource(
-            uri,
-            f"pixels cannot be decoded ({name}, {type(error).__name__}): truncated, damaged, or no decoder for it",
-            "copy the file again, or convert it to Explicit VR Little Endian",
-        ) from error
+        raise _undecodable(uri, dataset, error) from error
+
+
+def _undecodable(uri: str, dataset: Any, error: Exception) -> BadSource:
+    name = dataset.file_meta.TransferSyntaxUID.name
+    return BadSource(
+        uri,
+        f"pixels cannot be decoded ({name}, {type(error).__name__}): truncated, damaged, or no decoder for it",
+        "copy the file again, or convert it to Explicit VR Little Endian",
+    )
 
 
 def _default_syntax(dataset: Any) -> Any:

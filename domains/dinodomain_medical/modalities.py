@@ -25,6 +25,7 @@ class Modality:
         policy: Augmentations that keep the meaning of its images.
         probes: Probes worth running when the labels are there.
         hounsfield: Whether values must be Hounsfield units.
+        select: Header filter used unless ``ingest.select`` is given.
     """
 
     name: str
@@ -33,6 +34,37 @@ class Modality:
     policy: ViewPolicy
     probes: tuple[ProbeSpec, ...]
     hounsfield: bool = False
+    select: str = ""
+
+
+_PHANTOM = "phantom|catphan|quality.?(assurance|control)"
+_NO_PHANTOM = (
+    " and ".join(
+        f"not matches(lower({name}), '{words}')"
+        for name, words in (
+            ("PatientName", rf"{_PHANTOM}|^q[ac]([^a-z]|$)"),
+            ("PatientID", rf"{_PHANTOM}|^q[ac]([^a-z]|$)"),
+            ("StudyDescription", rf"{_PHANTOM}|(^|[^a-z])q[ac]([^a-z]|$)"),
+            ("ProtocolName", rf"{_PHANTOM}|(^|[^a-z])q[ac]([^a-z]|$)"),
+        )
+    )
+    + " and QualityControlImage != 'YES'"
+)
+
+_NO_CAPTURES = (
+    "'SECONDARY' not in ImageType and 'LOCALIZER' not in ImageType and 'SCREEN SAVE' not in ImageType"
+    " and not matches(SOPClassUID, '^1[.]2[.]840[.]10008[.]5[.]1[.]4[.]1[.]1[.]7')"
+)
+
+# What scanners compute from the acquisition itself and readers use as images of their own: diffusion maps and Dixon parts. Other
+# DERIVED images (projections, reformats, subtractions, perfusion and parametric maps) repeat or recolour what is there already.
+_MR_MAPS = "'ADC' in ImageType or 'TRACEW' in ImageType or 'DIXON' in ImageType"
+
+CT_SELECT = f"Modality == 'CT' and 'DERIVED' not in ImageType and {_NO_CAPTURES} and {_NO_PHANTOM}"
+"""Original and primary; no localizer, secondary capture, dose report or phantom. A header without ImageType is taken."""
+
+MRI_SELECT = f"Modality == 'MR' and ('DERIVED' not in ImageType or {_MR_MAPS}) and {_NO_CAPTURES} and {_NO_PHANTOM}"
+"""The same, with ADC and trace-weighted diffusion maps and Dixon water, fat and phase images, which are DERIVED."""
 
 
 # Hounsfield units are calibrated: a shift of 80 HU would turn fat into muscle, so intensity changes stay within scanner drift
@@ -75,6 +107,7 @@ _XRAY_POLICY = ViewPolicy(
 CT = Modality(
     name="ct",
     dicom=("CT",),
+    select=CT_SELECT,
     # -1024..3071 is the range of a 12-bit scanner; mean and std were measured on chest and abdomen scans.
     channels={"ct": Channel(unit="HU", low=-1024.0, high=3071.0, mean=0.15, std=0.12)},
     policy=_CT_POLICY,
@@ -113,6 +146,7 @@ _ARBITRARY = Channel(unit="1", low=0.0, high=4095.0)
 MRI = Modality(
     name="mri",
     dicom=("MR",),
+    select=MRI_SELECT,
     channels=dict.fromkeys(MR_CHANNELS, _ARBITRARY),
     policy=_MRI_POLICY,
     probes=(

@@ -129,6 +129,7 @@ class Handlers:
         file: Gives the source in one file that is no DICOM, a refusal, or None where it is nothing to the domain.
         dicom: Gives the sources made of gathered headers, each with its id.
         by_series: Whether headers are gathered by series, wherever their files lie, or come one by one.
+        names: Keywords whose values each header must bring, for a header filter.
     """
 
     domain: str
@@ -137,3 +138,4 @@ class Handlers:
     file: Callable[[Path, Path, str], Item | None]
     dicom: Callable[[Gathered], Iterable[tuple[str, Item]]]
     by_series: bool
+    names: tuple[str, ...] = ()

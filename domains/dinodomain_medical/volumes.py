@@ -2,13 +2,14 @@
 
 Does not read single slices: 2-D PNG, TIFF or JPEG exports of CT or MR have lost scale and geometry. Every volume is one channel;
 contrasts are not registered or stacked. DICOM is recognised by content, whatever the file is called, and
-gathered by series, wherever its files lie.
+gathered by series, wherever its files lie. What the header filter leaves out, and all but one reconstruction of an acquisition where
+that is asked for, become rows of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -16,18 +17,19 @@ from dinodomain.domain import Channel, ProbeSpec, ViewPolicy, linear_to_unit
 from dinodomain.errors import BadSource
 from dinodomain.types import Layout, Record, Select, SourceRef, TileInfo
 from dinodomain_medical import dicom_series, itk, nifti
-from dinodomain_medical.dicom_header import KEY_FIELDS, Header
+from dinodomain_medical.dicom_header import Header
 from dinodomain_medical.discovery import at_hand, discover
 from dinodomain_medical.geometry import to_canonical
 from dinodomain_medical.modalities import Modality
 from dinodomain_medical.mr_names import mr_channel
 from dinodomain_medical.opened import volume_record
+from dinodomain_medical.selection import HeaderFilter, Reconstruction, kept, left_out_row, reconstruction_of
+from dinodomain_medical.series_source import file_facts, frames_to_read, refused, series_ref
 from dinodomain_medical.sources import (
     Gathered,
     Handlers,
     Item,
     digest_of,
-    folder_keys,
     keys_of,
     label_refusal,
     looks_like_label,
@@ -55,10 +57,10 @@ class VolumeDomain:
     layout: Layout = field(init=False, default="window")
     personal: bool = field(init=False, default=True)
     extra: str = field(init=False, default="medical")
-    default_select: str = field(init=False, default="")
+    default_select: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.name, self.channels = self.modality.name, self.modality.channels
+        self.name, self.channels, self.default_select = self.modality.name, self.modality.channels, self.modality.select
 
     def discover(self, source: str, select: Select) -> Iterator[SourceRef | BadSource]:
         """Finds volumes by headers: one per NIfTI, NRRD or MHA file, one per DICOM series and folder.
@@ -66,14 +68,16 @@ class VolumeDomain:
         Names that look like label maps (``sources.DEFAULT_EXCLUDE``) are yielded as refusals, unless an include glob names them.
 
         Raises:
-            UserError: The source does not exist.
+            UserError: The source does not exist, or ``select.where`` names what is no DICOM field.
         """
+        header_filter = HeaderFilter(select.where)
+        made: dict[str, Reconstruction] = {}
 
         def on_file(root: Path, path: Path, relative: str) -> Item | None:
             return self._file(root, path, relative, select)
 
         def on_series(gathered: Gathered) -> Iterable[tuple[str, Item]]:
-            return self._gathered(gathered, select)
+            return self._gathered(gathered, select, header_filter, made)
 
         handlers = Handlers(
             domain=self.name,
@@ -82,8 +86,10 @@ class VolumeDomain:
             file=on_file,
             dicom=on_series,
             by_series=True,
+            names=header_filter.names,
         )
-        return discover(source, select, handlers)
+        items = discover(source, select, handlers)
+        return items if select.one_per_acquisition == "" else _one_per_acquisition(items, select, made)
 
     def read(self, ref: SourceRef) -> Record:
         """Opens one volume: stored integers kept, closest-canonical axes, C-order (1, z, y, x).
@@ -121,33 +127,67 @@ class VolumeDomain:
             (nifti if nifti.is_nifti(path) else itk).check_header(path)
         except BadSource as refusal:
             return refusal
-        digest = digest_of(root, [path])
-        return SourceRef(source_id=relative, uris=(str(path),), keys=keys_of(root, relative), unit=None, digest=digest, select=select)
+        return SourceRef(
+            source_id=relative,
+            uris=(str(path),),
+            keys=keys_of(root, relative),
+            unit=None,
+            digest=digest_of(root, [path]),
+            select=select,
+            quantity="HU" if self.modality.hounsfield else "",
+            facts=file_facts(path),
+        )
 
-    def _gathered(self, gathered: Gathered, select: Select) -> Iterator[tuple[str, Item]]:
-        """The volumes among the files of one series."""
-        parts = dicom_series.group(gathered.headers)
+    def _gathered(
+        self, gathered: Gathered, select: Select, header_filter: HeaderFilter, made: dict[str, Reconstruction]
+    ) -> Iterator[tuple[str, Item]]:
+        """The volumes among the images of one series, and rows for what is left out or refused."""
+        place = gathered.place or f"./{gathered.root.name}"
+        uid = gathered.headers[0].keys.get("SeriesInstanceUID") or "no-uid"
+        taken, left = header_filter.sort_out(gathered.headers, gathered.uri if gathered.alone else f"{gathered.uri}#{uid}")
+        for row in left:
+            yield f"{place}#{uid}", row
+        parts = dicom_series.group(taken)
+        refused_frames: set[dicom_series.SplitKey] = set()
         for series in parts:
             alone = gathered.alone and len(parts) == 1
-            source_id = (gathered.place or f"./{gathered.root.name}") + ("" if alone else _suffix(series))
-            yield source_id, self._series(gathered, source_id, series, select)
+            source_id = place + ("" if alone else _suffix(series.uid, series.label))
+            if series.frames > 1 and select.frames == "refuse":
+                if series.volume_key not in refused_frames:
+                    refused_frames.add(series.volume_key)
+                    yield source_id, self._four_dimensional(gathered, series)
+                continue
+            yield source_id, self._series(gathered, source_id, series, select, made)
 
-    def _series(self, gathered: Gathered, source_id: str, series: dicom_series.Series, select: Select) -> Item:
+    def _four_dimensional(self, gathered: Gathered, series: dicom_series.Series) -> Item:
+        uri = gathered.uri + _suffix(series.uid, series.volume_label)
+        try:
+            self._check(series, uri, Select())
+        except BadSource as refusal:
+            return refused(refusal, series.headers[0])
+        reason = f"a 4-D series: {series.frames} volumes of one place ({series.frame_names})"
+        return refused(BadSource(uri, reason, "set ingest.frames=split to take each as a source, or leave it out"), series.headers[0])
+
+    def _check(self, series: dicom_series.Series, uri: str, select: Select) -> None:
+        modality = self.modality
+        dicom_series.check(
+            series, modalities=modality.dicom, domain=self.name, uri=uri, hounsfield=modality.hounsfield, irregular=select.irregular
+        )
+
+    def _series(
+        self, gathered: Gathered, source_id: str, series: dicom_series.Series, select: Select, made: dict[str, Reconstruction]
+    ) -> Item:
         uri = gathered.uri + "".join(source_id.partition("#")[1:])
         try:
-            dicom_series.check(series, modalities=self.modality.dicom, domain=self.name, uri=uri)
+            self._check(series, uri, select)
         except BadSource as refusal:
-            return refusal
-        paths = [header.path for header in series.headers]
-        first = series.headers[0].keys
-        keys = folder_keys(gathered.root, gathered.place) | {name: first[name] for name in KEY_FIELDS if name in first}
-        return SourceRef(
-            source_id=source_id,
-            uris=tuple(map(str, paths)),
-            keys=keys,
-            unit=first.get("PatientID"),
-            digest=digest_of(gathered.root, paths),
-            select=select,
+            return refused(refusal, series.headers[0])
+        if select.one_per_acquisition:
+            reconstruction = reconstruction_of(series)
+            if reconstruction is not None:
+                made[source_id] = reconstruction
+        return series_ref(
+            gathered, source_id, series, select, channel=self._dicom_channel(series.headers[0]), hounsfield=self.modality.hounsfield
         )
 
     def _from_file(self, volume: nifti.NiftiVolume | itk.ItkVolume, path: Path) -> Record:
@@ -160,9 +200,9 @@ class VolumeDomain:
         )
 
     def _from_series(self, ref: SourceRef) -> Record:
-        paths = [Path(uri) for uri in ref.uris]
-        uri = str(paths[0].parent)
-        volume = dicom_series.read_series(paths, uri, hounsfield=self.modality.hounsfield)
+        uri = str(Path(ref.uris[0]).parent)
+        headers = dicom_series.headers_of(ref.uris, frames_to_read(ref))
+        volume = dicom_series.read_series(headers, uri, hounsfield=self.modality.hounsfield, irregular=ref.select.irregular)
         oriented = to_canonical(volume.array.T, volume.affine, uri)
         valid = None if volume.valid is None else to_canonical(volume.valid.T, volume.affine, uri).array
         measured = oriented.array if valid is None else oriented.array[valid == 0]
@@ -171,16 +211,17 @@ class VolumeDomain:
         check_not_mask(measured, uri)
         if self.modality.hounsfield:
             check_hounsfield(measured, volume.scale, volume.offset, uri)
-        return volume_record(
+        record = volume_record(
             oriented,
             channel=self._dicom_channel(volume.header),
             scale=volume.scale,
             offset=volume.offset,
-            fields=volume.header.fields,
+            fields={**volume.header.fields, **volume.fields},
             stages=volume.stages,
             nodata=volume.nodata,
             valid=valid,
         )
+        return replace(record, acquired=volume.header.acquired, warnings=volume.warnings)
 
     def _dicom_channel(self, header: Header) -> str:
         if self.modality.hounsfield:
@@ -191,5 +232,18 @@ class VolumeDomain:
         return mr_channel(" ".join(words), contrast_agent=bool(header.fields.get("contrast")))
 
 
-def _suffix(series: dicom_series.Series) -> str:
-    return f"#{series.uid or 'no-uid'}" + (f";{series.label}" if series.label else "")
+def _suffix(uid: str, label: str) -> str:
+    return f"#{uid or 'no-uid'}" + (f";{label}" if label else "")
+
+
+def _one_per_acquisition(items: Iterable[Item], select: Select, made: Mapping[str, Reconstruction]) -> Iterator[Item]:
+    """Needs all items first: the commonest kernel is that of the whole source."""
+    assert select.one_per_acquisition != ""
+    found = list(items)
+    volumes = {item.source_id: made[item.source_id] for item in found if isinstance(item, SourceRef) and item.source_id in made}
+    lost = kept(volumes, select.one_per_acquisition)
+    for item in found:
+        if isinstance(item, SourceRef) and item.source_id in lost:
+            yield left_out_row(item, select.one_per_acquisition, volumes[lost[item.source_id]])
+        else:
+            yield item

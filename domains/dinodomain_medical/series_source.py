@@ -1,0 +1,136 @@
+"""A DICOM series, or a file of voxels, as a SourceRef: identity, digest, unit, quantity, facts. From headers alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dinodomain.errors import BadSource, require
+from dinodomain.types import FactValue, Select, SourceRef
+from dinodomain_medical import nifti
+from dinodomain_medical.dicom_header import KEY_FIELDS, Header
+from dinodomain_medical.series_split import Series
+from dinodomain_medical.sources import Gathered, folder_keys
+
+
+def series_ref(gathered: Gathered, source_id: str, series: Series, select: Select, *, channel: str, hounsfield: bool) -> SourceRef:
+    """The source of one volume.
+
+    Args:
+        gathered: Where it was found.
+        source_id: Its id.
+        series: Its headers.
+        select: The selection under which it was found.
+        channel: The channel its headers name, which is part of its meaning.
+        hounsfield: Whether its values are Hounsfield units.
+    """
+    first = series.headers[0]
+    uris = tuple(dict.fromkeys(str(header.path) for header in series.headers))
+    return SourceRef(
+        source_id=source_id,
+        uris=uris,
+        keys=folder_keys(gathered.root, gathered.place) | _keys(first, alone=len(uris) == 1),
+        unit=unit_of(first.keys),
+        digest=_digest(series.headers, channel),
+        select=select,
+        instance=_instance(series.headers),
+        quantity=("HU_MOD" if first.rescale_type == "HU_MOD" else "HU") if hounsfield else "",
+        facts=_facts(series.headers),
+        handle=_frames(series.headers, uris),
+    )
+
+
+def _keys(header: Header, *, alone: bool) -> dict[str, str]:
+    """A volume of many files has no SOPInstanceUID of its own."""
+    names = (*KEY_FIELDS, "SOPInstanceUID") if alone else KEY_FIELDS
+    return {name: header.keys[name] for name in names if name in header.keys}
+
+
+def unit_of(keys: Mapping[str, str]) -> str | None:
+    """The patient: the id, with its issuer before it where one is stated, since two hospitals give out the same ids."""
+    patient, issuer = keys.get("PatientID"), keys.get("IssuerOfPatientID")
+    return f"{issuer}\\{patient}" if patient and issuer else patient
+
+
+def refused(refusal: BadSource, header: Header) -> BadSource:
+    """The refusal, with what a CSV may call the source."""
+    return refusal if refusal.keys else BadSource(refusal.uri, refusal.reason, refusal.remedy or "", keys=_keys(header, alone=False))
+
+
+def _digest(headers: Sequence[Header], channel: str) -> str:
+    """Over identities, prints of pixels, and all headers that decide geometry, scale and meaning; no path, no patient."""
+    rows = sorted(
+        repr(
+            (
+                header.uid, header.pixel_print, header.modality, header.image_type, header.rows, header.columns, header.samples,
+                header.photometric, header.bits, header.position, header.orientation, header.spacing, str(header.slope),
+                str(header.offset), header.padding, header.rescale_type, sorted(header.parts.items()),
+            )
+        )
+        for header in headers
+    )  # fmt: skip
+    return hashlib.sha256("\n".join((channel, *rows)).encode()).hexdigest()
+
+
+def _instance(headers: Sequence[Header]) -> str:
+    uids = {header.uid for header in headers}
+    if any(not header.keys.get("SOPInstanceUID") for header in headers):
+        return ""
+    return hashlib.sha256("\n".join(sorted(uids)).encode()).hexdigest()
+
+
+def _facts(headers: Sequence[Header]) -> dict[str, FactValue]:
+    first = headers[0]
+    sizes = {header.path: header.file_bytes for header in headers}
+    shares = {path: sum(header.path == path for header in headers) / _frames_in(headers, path) for path in sizes} if len(sizes) == 1 else {}
+    voxels = first.rows * first.columns * len(headers)
+    return {
+        **first.facts,
+        "NumberOfImages": len(headers),
+        "bytes_in": round(sum(size * shares.get(path, 1.0) for path, size in sizes.items())),
+        "bytes_out": voxels * max(first.bits // 8, 1),
+        "acquired": first.acquired,
+    }
+
+
+def _frames_in(headers: Sequence[Header], path: Path) -> int:
+    return next(header.frames for header in headers if header.path == path)
+
+
+def _frames(headers: Sequence[Header], uris: Sequence[str]) -> tuple[tuple[int, ...] | None, ...] | None:
+    """Per file the frames (from 0) that belong to the volume, None for all; None where all files are taken whole."""
+    chosen: dict[str, list[int]] = {uri: [] for uri in uris}
+    total = {str(header.path): header.frames for header in headers}
+    for header in headers:
+        if header.frame is not None:
+            chosen[str(header.path)].append(header.frame)
+    parts = tuple(tuple(sorted(chosen[uri])) if chosen[uri] and len(chosen[uri]) < total[uri] else None for uri in uris)
+    return parts if any(part is not None for part in parts) else None
+
+
+def frames_to_read(ref: SourceRef) -> Sequence[Sequence[int] | None]:
+    """What ``_frames`` noted, per file of the source."""
+    return ref.handle if isinstance(ref.handle, tuple) and len(ref.handle) == len(ref.uris) else [None] * len(ref.uris)
+
+
+def file_facts(path: Path) -> dict[str, FactValue]:
+    """Bytes, shape and uncompressed bytes of a NIfTI, NRRD or MHA file, by its header."""
+    if nifti.is_nifti(path):
+        nibabel = require("nibabel", extra="medical", wanted_by="NIfTI files")
+        image = nibabel.load(path)
+        shape, width = tuple(map(int, image.shape)), int(image.get_data_dtype().itemsize)
+    else:
+        itk = require("SimpleITK", extra="medical", wanted_by="NRRD and MHA files")
+        reader = itk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        shape, width = tuple(map(int, reader.GetSize())), _itk_bytes(itk.GetPixelIDValueAsString(reader.GetPixelID()))
+    count = 1
+    for size in shape:
+        count *= size
+    return {"bytes_in": path.stat().st_size, "bytes_out": count * width, "shape": shape}
+
+
+def _itk_bytes(name: str) -> int:
+    return next((size for word, size in (("64", 8), ("32", 4), ("16", 2), ("8", 1)) if word in name), 4)
