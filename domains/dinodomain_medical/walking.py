@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from dinodomain.errors import BadSource
 from dinodomain.types import Select
-from dinodomain_medical.dicom_header import Header, is_dicom, read_header
+from dinodomain_medical.dicom_header import Header, is_dicom, read_header, read_headers
 from dinodomain_medical.gathering import SeriesStore
 from dinodomain_medical.sources import Gathered, Handlers, Item, glob_matches, is_selected
 
@@ -133,7 +133,9 @@ class _Walk:
         elif path.name == "DICOMDIR":
             return
         elif is_dicom(path):
-            yield from self._dicom(read_header(path), relative)
+            read = read_headers if self.handlers.by_series else _read_one
+            for header in read(path, self.handlers.names):
+                yield from self._dicom(header, relative)
         elif path.suffix.lower() in _DICOM_SUFFIXES or glob_matches(relative, self.select.include):
             raise BadSource(
                 str(path), f"not a file that domain {self.handlers.domain!r} reads", f"give {self.handlers.formats} files, or exclude it"
@@ -147,6 +149,10 @@ class _Walk:
             return
         one = Gathered(root=self.root, place=relative, uri=str(header.path), alone=True, headers=(header,))
         yield from self.handlers.dicom(one)
+
+
+def _read_one(path: Path, names: Sequence[str]) -> list[Header]:
+    return [read_header(path, names)]
 
 
 def slide_refusal(uri: str) -> BadSource:
