@@ -11,12 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from dinodomain.errors import BadSource
 from dinodomain.types import Select
+from dinodomain_remote_sensing import safe, vfs
 from dinodomain_remote_sensing.listing import Listing, is_single, listing
-from dinodomain_remote_sensing.remote import is_remote, shown
+from dinodomain_remote_sensing.remote import shown
 from dinodomain_remote_sensing.sensor import Candidate, Sensor
 
 DEFAULT_EXCLUDE = ("*mask*", "*label*", "*_water*")
@@ -28,14 +28,20 @@ LABEL_FOLDERS = frozenset({"label", "labels", "mask", "masks", "annotation", "an
 
 QUALITY = re.compile(
     r"(?:^|_)(?:BQA|QA|QA_PIXEL|QA_RADSAT|SR_QA_AEROSOL|ST_(?:QA|ATRAN|CDIST|DRAD|EMIS|EMSD|TRAD|URAD)|SR_(?:CLOUD_QA|ATMOS_OPACITY)|"
-    r"[VS][AZ]A|SCL|TCI|AOT|WVP|CLD|SNW|PVI|QA60)(?:_\d+m)?$",
+    r"[VS][AZ]A|SCL|TCI|AOT|WVP|CLD|SNW|PVI|QA60|MSK_[A-Z]+(?:_B\d[0-9A])?)(?:_\d+m)?$",
     re.IGNORECASE,
 )
 """Stems of rasters that come with a scene and are no channels: quality bits, angles, classifications, pictures."""
 
 WORLD_FILES = (".tfw", ".tifw", ".jgw", ".pgw", ".wld", ".j2w", ".prj")
 
-_TEXT = re.compile(r"(?:_MTL\.txt|^MTD_MSIL[12][AC]\.xml)$", re.IGNORECASE)
+_MTL = re.compile(r"_MTL\.(?:txt|json|xml)$", re.IGNORECASE)
+_ENMAP = re.compile(r"-METADATA\.XML$", re.IGNORECASE)
+
+
+def is_text(name: str) -> bool:
+    """Whether a file name is that of product metadata that some sensor reads."""
+    return any(pattern.search(name) for pattern in (_MTL, _ENMAP, safe.PRODUCT_FILE, safe.GRANULE_FILE))
 
 
 def candidates(source: str, select: Select, sensor: Sensor) -> list[Candidate | BadSource]:
@@ -53,15 +59,16 @@ def candidates(source: str, select: Select, sensor: Sensor) -> list[Candidate | 
     if is_single(source, found):
         # Metadata beside a single file still belongs to it.
         first = next(iter(found.files))
-        found = replace(found, files={path: uri for path, uri in found.files.items() if path == first or _TEXT.search(path)})
+        found = replace(
+            found, files={path: uri for path, uri in found.files.items() if path == first or is_text(path) or path in _beside(first)}
+        )
     return [*sorted(_grouped(found, select, sensor), key=lambda item: item.source_id), *found.missing]
 
 
 def _taken(paths: Iterable[str], select: Select) -> list[str]:
     kept = []
     for path in paths:
-        text = _TEXT.search(path.rsplit("/", 1)[-1]) is not None
-        wanted = not select.include or text or any(matches(path, glob) for glob in select.include)
+        wanted = not select.include or is_text(path.rpartition("/")[2]) or any(matches(path, glob) for glob in select.include)
         if wanted and not any(matches(path, glob) for glob in select.exclude):
             kept.append(path)
     return kept
@@ -91,50 +98,97 @@ def _names_labels(glob: str) -> bool:
 
 def _grouped(found: Listing, select: Select, sensor: Sensor) -> Iterator[Candidate]:
     taken = _taken(found.files, select)
-    texts = [path for path in taken if _TEXT.search(path.rpartition("/")[2])]
+    texts = [path for path in taken if is_text(path.rpartition("/")[2])]
+    # Quality rasters belong to their scene even where a glob names only its bands.
+    quality = [path for path in found.files if _is_quality(path, sensor)]
     scenes: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    alone: dict[str, list[str]] = defaultdict(list)
     for path in taken:
-        home, stem = _home(found.name, path), Path(path).stem
-        if home is None or not path.lower().endswith(sensor.suffixes):
+        home, stem = _home(found.name, path), vfs.stem_of(path)
+        if home is None or not _is_raster(found, path, sensor) or path in quality:
             continue
         match = sensor.band_file.match(stem) if sensor.band_file else None
-        if sensor.band_file and QUALITY.search(stem):
+        if (sensor.band_file and QUALITY.search(stem)) or (sensor.quality_file and sensor.quality_file.search(stem)):
             continue
         if is_label(path, select):
-            yield replace(_candidate(found, path, home, [path], []), label=True)
+            yield replace(_candidate(found, path, home, [path], [], []), label=True)
         elif match is not None:
             scenes[home][match["prefix"]].append(path)
         else:
-            yield _candidate(found, path, home, [path], [text for text in texts if _belongs(text, home, stem)])
+            alone[home].append(path)
     for home, by_prefix in scenes.items():
-        yield from _scenes(found, home, by_prefix, texts)
+        yield from _scenes(found, home, by_prefix, texts, quality)
+    for home, paths in alone.items():
+        for path in paths:
+            single = len(paths) == 1 and home not in scenes
+            own = [text for text in texts if _belongs(text, home, vfs.stem_of(path)) or (single and _folder(text) == home)]
+            masks = [name for name in quality if _folder(name) == home and _prefix_of(name, sensor) == _product(vfs.stem_of(path))]
+            yield _candidate(found, path, home, [path], own, masks)
 
 
-def _scenes(found: Listing, home: str, by_prefix: dict[str, list[str]], texts: list[str]) -> Iterator[Candidate]:
-    base, safe, alone = _scene_id(found, home), _safe_root(found.name, home), len(by_prefix) == 1
+def _is_raster(found: Listing, path: str, sensor: Sensor) -> bool:
+    """A raster by its suffix; of ENVI also a file without one, beside its header."""
+    lower = path.lower()
+    return lower.endswith(sensor.suffixes) or (".bsq" in sensor.suffixes and "." not in vfs.name_of(path) and f"{path}.hdr" in found.files)
+
+
+def _is_quality(path: str, sensor: Sensor) -> bool:
+    return sensor.quality_file is not None and sensor.quality_file.search(vfs.stem_of(path)) is not None and _is_mask_format(path, sensor)
+
+
+def _is_mask_format(path: str, sensor: Sensor) -> bool:
+    return path.lower().endswith((*sensor.suffixes, ".gml"))
+
+
+def _prefix_of(path: str, sensor: Sensor) -> str:
+    """The name of the scene that a quality raster belongs to."""
+    assert sensor.quality_file is not None
+    return _product(sensor.quality_file.sub("", vfs.stem_of(path)))
+
+
+def _product(stem: str) -> str:
+    """What the files of one product share: EnMAP names its image, others name nothing more."""
+    return re.sub(r"-SPECTRAL_IMAGE$", "", stem, flags=re.IGNORECASE).rstrip("_-. ")
+
+
+def _scenes(found: Listing, home: str, by_prefix: dict[str, list[str]], texts: list[str], quality: list[str]) -> Iterator[Candidate]:
+    base, product, alone = _scene_id(found, home), _safe_root(found.name, home), len(by_prefix) == 1
     for prefix, rasters in by_prefix.items():
-        own = [text for text in texts if (_folder(text) in (home, safe) if alone else _belongs(text, home, prefix))]
-        yield _candidate(found, base if alone else f"{base}#{prefix.rstrip('_-. ')}", home, rasters, own)
+        own = [text for text in texts if (_folder(text) in (home, product) if alone else _belongs(text, home, prefix))]
+        masks = [path for path in quality if _owns(found, home, prefix, path, alone)]
+        yield _candidate(found, base if alone else f"{base}#{prefix.rstrip('_-. ')}", home, rasters, own, masks)
 
 
-def _candidate(found: Listing, source_id: str, home: str, rasters: Sequence[str], texts: Sequence[str]) -> Candidate:
+def _owns(found: Listing, home: str, prefix: str, path: str, alone: bool) -> bool:
+    """Whether a quality raster is a scene's: of its granule, or of its folder and, where that holds several scenes, its name."""
+    if ".SAFE/GRANULE/" in f"{found.name}/{path}":
+        return path.startswith(f"{home}/") if home else True
+    stem = vfs.stem_of(path)
+    return _folder(path) == home and (alone or stem.startswith(prefix.rstrip("_-. ") + "_"))
+
+
+def _candidate(
+    found: Listing, source_id: str, home: str, rasters: Sequence[str], texts: Sequence[str], quality: Sequence[str]
+) -> Candidate:
     first = found.files[rasters[0]]
+    shown_first = vfs.shown(shown(first))
+    sides = {name for path in (*rasters, *quality) for name in _beside(path) if name in found.files}
+    files = {found.files[path] for path in (*rasters, *texts, *quality, *sides)}
     return Candidate(
         source_id=source_id,
         rasters=tuple(sorted(found.files[path] for path in rasters)),
         texts=tuple(sorted(found.files[path] for path in texts)),
-        folder=shown(first)[: len(shown(first)) - len(rasters[0]) + len(home)].rstrip("/"),
-        stats={found.files[path]: found.stats[found.files[path]] for path in (*rasters, *texts) if found.files[path] in found.stats},
-        sidecars=tuple(sorted({name for path in rasters for name in _sidecars(found, path)})),
+        folder=shown_first[: len(shown_first) - len(rasters[0]) + len(home)].rstrip("/"),
+        stats={uri: found.stats[uri] for uri in sorted(files) if uri in found.stats},
+        sidecars=tuple(sorted(found.files[name] for name in sides)),
+        quality=tuple(sorted(found.files[path] for path in quality)),
     )
 
 
-def _sidecars(found: Listing, path: str) -> Iterator[str]:
-    """Addresses of the masks, metadata and world files that lie beside a remote raster."""
-    if is_remote(found.files[path]):
-        stem = path.rpartition(".")[0]
-        names = (f"{path}.msk", f"{path}.aux.xml", *(f"{stem}{ending}" for ending in WORLD_FILES))
-        yield from (found.files[name] for name in names if name in found.files)
+def _beside(path: str) -> tuple[str, ...]:
+    """Names of the masks, metadata, headers and world files that GDAL would look for beside a raster."""
+    stem = path.rpartition(".")[0] or path
+    return (f"{path}.msk", f"{path}.aux.xml", f"{path}.hdr", f"{stem}.hdr", *(f"{stem}{ending}" for ending in WORLD_FILES))
 
 
 def _folder(path: str) -> str:
@@ -143,8 +197,9 @@ def _folder(path: str) -> str:
 
 def _belongs(text: str, home: str, stem: str) -> bool:
     """Whether a metadata file that carries a product's name belongs to a raster or scene of that name in the same folder."""
-    product = re.sub(r"_MTL\.txt$", "", text.rpartition("/")[2], flags=re.IGNORECASE)
-    return text.lower().endswith(".txt") and _folder(text) == home and stem.startswith(product)
+    name = vfs.name_of(text)
+    product = _ENMAP.sub("", _MTL.sub("", name))
+    return product != name and _folder(text) == home and stem.startswith(product)
 
 
 def _home(name: str, path: str) -> str | None:
@@ -153,7 +208,10 @@ def _home(name: str, path: str) -> str | None:
     granule = re.match(r"(.*\.SAFE/GRANULE/[^/]+)/IMG_DATA/", full)
     if granule is not None:
         return granule[1][len(name) + 1 :]
-    return None if ".SAFE/GRANULE/" in full else _folder(path)
+    product = re.match(r"(.*\.SAFE)/measurement/", full)
+    if product is not None:
+        return product[1][len(name) + 1 :]
+    return None if re.search(r"\.SAFE/(?:GRANULE|DATASTRIP|AUX_DATA|HTML|rep_info|annotation|preview)/", full) else _folder(path)
 
 
 def _safe_root(name: str, home: str) -> str | None:

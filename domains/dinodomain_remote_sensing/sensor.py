@@ -52,7 +52,8 @@ class Candidate:
         folder: Folder of the scene.
         label: Whether the name looks like a label raster.
         stats: What a listing said of remote files, by address.
-        sidecars: Addresses of masks and metadata beside remote rasters.
+        sidecars: Masks, world files and headers beside the rasters, which GDAL reads with them.
+        quality: Quality rasters and outlines that come with the scene (``SCL``, ``QA_PIXEL``, ``MSK_CLOUDS`` ...).
     """
 
     source_id: str
@@ -62,11 +63,12 @@ class Candidate:
     label: bool = False
     stats: Mapping[str, Stat] = field(default_factory=dict)
     sidecars: tuple[str, ...] = ()
+    quality: tuple[str, ...] = ()
 
     @property
     def uris(self) -> tuple[str, ...]:
         """All files that make the source, sorted."""
-        return tuple(sorted((*self.rasters, *self.texts)))
+        return tuple(sorted({*self.rasters, *self.texts, *self.quality, *self.sidecars}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
