@@ -1,14 +1,16 @@
 """The walk through a source folder: sources and refusals sorted by id, whatever the folders are. Headers only.
 
-DICOM files are known by content. Where a domain gathers them by series, the whole source is walked before the first item is
-yielded, since any folder may hold the rest of a series; otherwise items are yielded as they are met. Not followed: hidden files,
-and a linked folder that was walked already.
+DICOM files and archives are known by content; an archive is walked like a folder of its name. Where a domain gathers DICOM by series,
+the whole source is walked before the first item is yielded, since any folder may hold the rest of a series; otherwise items are
+yielded as they are met. Not followed: hidden files, and a linked folder that was walked already. A DICOMDIR is an inventory: what it
+lists and nobody finds gets a row.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,26 +18,32 @@ from pathlib import Path
 
 from dinodomain.errors import BadSource
 from dinodomain.types import Select
+from dinodomain_medical import dicomdir
+from dinodomain_medical.archives import Kind, Names, kind_of, unpack
 from dinodomain_medical.dicom_header import Header, is_dicom, read_header, read_headers
 from dinodomain_medical.gathering import SeriesStore
 from dinodomain_medical.sources import Gathered, Handlers, Item, glob_matches, is_selected
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _SLIDES = (".svs", ".ndpi", ".scn", ".mrxs", ".vms", ".vmu", ".bif", ".czi")
+_ARCHIVE_NAME = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst)|7z|rar)$", re.IGNORECASE)
+_RIGHTS = "give yourself the right to read it, or copy it again"
 
 
 def walk(path: Path, select: Select, handlers: Handlers) -> Iterator[Item]:
-    """Walks a folder, or takes one file, and yields sources and refusals sorted by id."""
-    root = path.resolve() if path.is_dir() else path.resolve().parent
-    start = "" if path.is_dir() else path.resolve().name
+    """Walks a folder, or takes one file, archive or DICOMDIR (its folder), and yields sources and refusals sorted by id."""
+    path = path.resolve()
+    root = path if path.is_dir() else path.parent
+    start = "" if path.is_dir() or dicomdir.is_named(path.name) else path.name
+    names = Names(select.scratch)
     with closing(SeriesStore(select.scratch)) as store:
-        met = _Walk(root, select, handlers, store).run(start)
+        met = _Walk(root, select, handlers, store, names).run(start)
         if not handlers.by_series:
-            yield from (item for _, item in met)
+            yield from (names.logical(item) for _, item in met)
             return
-        items = [*met]
+        items = [(key, names.logical(item)) for key, item in met]
         for gathered in store.gathered(root):
-            items.extend(handlers.dicom(gathered))
+            items.extend((key, names.logical(item)) for key, item in handlers.dicom(gathered))
         yield from _unique(sorted(items, key=lambda pair: pair[0]))
 
 
@@ -52,11 +60,24 @@ def _unique(items: list[tuple[str, Item]]) -> Iterator[Item]:
 
 @dataclass(slots=True)
 class _Folder:
-    """An opened folder: its names in order, and which of them are folders."""
+    """An opened folder.
 
+    Attributes:
+        root: What names of files are relative to: the source, or the top of an archive.
+        path: Where it lies.
+        prefix: How ids below it begin.
+        names: Sorted names of its files and folders.
+        folders: Which of them are folders.
+        packed: Whether it lies in an archive.
+        at: Next name.
+    """
+
+    root: Path
+    path: Path
     prefix: str
     names: list[str]
     folders: set[str]
+    packed: bool
     at: int = 0
 
     @property
@@ -64,21 +85,31 @@ class _Folder:
         return self.prefix + self.names[self.at]
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file met; attributes as in ``_Folder``, and its id."""
+
+    root: Path
+    path: Path
+    relative: str
+    packed: bool
+
+
 class _Walk:
     """One walk: only names of the folders on the way to the current id are held, in a heap ordered by the next id of each."""
 
-    def __init__(self, root: Path, select: Select, handlers: Handlers, store: SeriesStore) -> None:
-        self.root, self.select, self.handlers, self.store = root, select, handlers, store
+    def __init__(self, root: Path, select: Select, handlers: Handlers, store: SeriesStore, names: Names) -> None:
+        self.root, self.select, self.handlers, self.store, self.names = root, select, handlers, store, names
         self.heap: list[tuple[str, int, _Folder]] = []
         self.seen: set[tuple[int, int]] = set()
-        self.single = False
+        self.start = ""
 
     def run(self, start: str) -> Iterator[tuple[str, Item]]:
+        self.start = start
         if start:
-            self.single = True
-            yield from self._file(start)
-            return
-        yield from self._open("")
+            yield from self._met(_File(self.root, self.root / start, start, False))
+        else:
+            yield from self._open(self.root, self.root, "", packed=False)
         while self.heap:
             key, _, folder = heapq.heappop(self.heap)
             name = folder.names[folder.at]
@@ -86,68 +117,83 @@ class _Walk:
             if folder.at < len(folder.names):
                 self._push(folder)
             if name in folder.folders:
-                yield from self._open(key)
-            elif is_selected(key, self.select):
-                yield from self._file(key)
+                yield from self._open(folder.root, folder.path / name, key, packed=folder.packed)
+            else:
+                yield from self._met(_File(folder.root, folder.path / name, key, folder.packed))
 
     def _push(self, folder: _Folder) -> None:
         heapq.heappush(self.heap, (folder.key, id(folder), folder))
 
-    def _open(self, relative: str) -> Iterator[tuple[str, Item]]:
+    def _open(self, root: Path, path: Path, relative: str, *, packed: bool) -> Iterator[tuple[str, Item]]:
         """All ids below a folder begin with its path, so that opening one never adds an id that is smaller than those given already."""
-        path = self.root / relative
         try:
             status = path.stat()
             if (status.st_dev, status.st_ino) in self.seen:
                 return
             self.seen.add((status.st_dev, status.st_ino))
-            folder = _listed(path, f"{relative}/" if relative else "")
+            names, folders = _listed(path)
         except OSError as error:
-            yield relative, BadSource(str(path), f"a folder that cannot be listed ({error.strerror})", "give yourself the right to read it")
+            yield relative, BadSource(str(path), f"a folder that cannot be listed ({error.strerror})", _RIGHTS)
             return
-        if folder.names:
-            self._push(folder)
+        if names:
+            self._push(_Folder(root, path, f"{relative}/" if relative else "", names, folders, packed))
 
-    def _file(self, relative: str) -> Iterator[tuple[str, Item]]:
-        path = self.root / relative
+    def _met(self, file: _File) -> Iterator[tuple[str, Item]]:
         try:
-            relative.encode()
-            yield from self._looked_at(path, relative)
+            file.relative.encode()
+            if is_selected(file.relative, self.select):
+                yield from self._looked_at(file)
+            elif _ARCHIVE_NAME.search(file.path.name) and not glob_matches(file.relative, self.select.exclude):
+                kind = kind_of(file.path)  # the globs are for what is in it
+                if kind is not None:
+                    yield from self._archive(file, kind)
         except UnicodeEncodeError:
-            shown = str(path).encode(errors="backslashreplace").decode()
+            shown = str(file.path).encode(errors="backslashreplace").decode()
             yield shown, BadSource(shown, "a file name that is not UTF-8", "rename it (for example with convmv)")
         except BadSource as refusal:
-            yield relative, refusal
+            yield file.relative, refusal
         except OSError as error:
-            yield (
-                relative,
-                BadSource(str(path), f"cannot be read ({error.strerror})", "give yourself the right to read it, or copy it again"),
-            )
+            yield file.relative, BadSource(str(file.path), f"cannot be read ({error.strerror})", _RIGHTS)
 
-    def _looked_at(self, path: Path, relative: str) -> Iterator[tuple[str, Item]]:
-        item = self.handlers.file(self.root, path, relative)
+    def _looked_at(self, file: _File) -> Iterator[tuple[str, Item]]:
+        path = file.path
+        item = self.handlers.file(file.root, path, file.relative)
         if item is not None:
-            yield relative, item
+            yield file.relative, item
         elif path.suffix.lower() in _SLIDES:
             raise slide_refusal(str(path))
-        elif path.name == "DICOMDIR":
-            return
+        elif dicomdir.is_named(path.name):
+            yield from dicomdir.missing(path, file.relative, self.select)
         elif is_dicom(path):
             read = read_headers if self.handlers.by_series else _read_one
             for header in read(path, self.handlers.names):
-                yield from self._dicom(header, relative)
-        elif path.suffix.lower() in _DICOM_SUFFIXES or glob_matches(relative, self.select.include):
-            raise BadSource(
-                str(path), f"not a file that domain {self.handlers.domain!r} reads", f"give {self.handlers.formats} files, or exclude it"
-            )
+                yield from self._dicom(header, file)
+        elif (kind := kind_of(path)) is not None:
+            yield from self._archive(file, kind)
+        elif path.suffix.lower() in _DICOM_SUFFIXES or glob_matches(file.relative, self.select.include):
+            reason = f"not a file that domain {self.handlers.domain!r} reads"
+            raise BadSource(str(path), reason, f"give {self.handlers.formats} files, or exclude it")
 
-    def _dicom(self, header: Header, relative: str) -> Iterator[tuple[str, Item]]:
+    def _archive(self, file: _File, kind: Kind) -> Iterator[tuple[str, Item]]:
+        if file.packed:
+            raise BadSource(str(file.path), "an archive inside an archive", "unpack the outer one, and give that folder")
+        uri = str(self.root / file.relative)
+        unpacked = unpack(file.path, kind, self.select.scratch, uri)
+        self.names.add(unpacked.files, uri)
+        for name, reason in unpacked.refused:
+            key = f"{file.relative}/{name}"
+            if is_selected(key, self.select):
+                yield key, BadSource(f"{uri}/{name}", reason, "unpack the archive, and give that folder")
+        yield from self._open(unpacked.files, unpacked.files, file.relative, packed=True)
+
+    def _dicom(self, header: Header, file: _File) -> Iterator[tuple[str, Item]]:
         if header.modality == "SM":
-            raise slide_refusal(str(header.path))
+            raise slide_refusal(str(file.path))
         if self.handlers.by_series:
-            self.store.add(header, relative, relative if self.single else relative.rpartition("/")[0])
+            alone = file.relative == self.start
+            self.store.add(header, file.relative, file.relative if alone else file.relative.rpartition("/")[0])
             return
-        one = Gathered(root=self.root, place=relative, uri=str(header.path), alone=True, headers=(header,))
+        one = Gathered(root=self.root, place=file.relative, uri=str(self.root / file.relative), alone=True, headers=(header,))
         yield from self.handlers.dicom(one)
 
 
@@ -160,7 +206,7 @@ def slide_refusal(uri: str) -> BadSource:
     return BadSource(uri, "a whole-slide image, which no domain here reads", "exclude it, or export tiles of it as PNG or TIFF")
 
 
-def _listed(path: Path, prefix: str) -> _Folder:
+def _listed(path: Path) -> tuple[list[str], set[str]]:
     names, folders = [], set()
     with os.scandir(path) as entries:
         for entry in entries:
@@ -171,4 +217,4 @@ def _listed(path: Path, prefix: str) -> _Folder:
             elif not entry.is_file():
                 continue
             names.append(entry.name)
-    return _Folder(prefix, sorted(names), folders)
+    return sorted(names), folders
