@@ -6,7 +6,7 @@ Affines are six numbers ``(a, b, c, d, e, f)`` of the pixel-corner convention. G
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +14,9 @@ import numpy as np
 from dinodomain.errors import BadSource, require
 from dinodomain_remote_sensing.header import EXTRA, SIX, WANTED_BY
 
-Method = Literal["native", "replicate", "average", "bilinear", "area"]
+Method = Literal["native", "replicate", "average", "bilinear", "area", "nearest"]
 """``native`` as stored; ``replicate`` each pixel k x k times (lossless); ``average`` over k x k pixels; ``bilinear`` between pixel
-centres; ``area`` mean weighted by overlap, where the target is coarser by a broken ratio."""
+centres; ``area`` mean weighted by overlap, where the target is coarser by a broken ratio; ``nearest`` for classes, which have no mean."""
 
 NOMINAL_TOLERANCE = 0.01
 """A projected CRS whose scale at the scene's centre is within this of 1 keeps its nominal pixel size (UTM: 10 m stays 10 m)."""
@@ -187,6 +187,11 @@ def relate(path: str, band: Grid, target: Grid) -> Relation:
                 "crop all bands to one extent (gdalwarp -te), or choose matching ones with ingest.bands",
             )
     return _method(rows, columns, target)
+
+
+def nearest(path: str, band: Grid, target: Grid) -> Relation:
+    """How a raster of classes relates to the target grid; see ``relate``."""
+    return replace(relate(path, band, target), method="nearest", factor=(1, 1))
 
 
 def _axes(path: str, band: Grid, target: Grid) -> tuple[Axis, Axis]:

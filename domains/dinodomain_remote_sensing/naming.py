@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from dinodomain.errors import BadSource, UserError
@@ -16,9 +17,6 @@ _GENERIC = re.compile(r"band[ _]?\d+", re.IGNORECASE)
 
 _INKS = frozenset({"cyan", "magenta", "yellow", "black", "hue", "saturation", "lightness", "cmyk", "ycck"})
 
-MAX_BANDS = 20
-"""More bands than any of the four sensors has: a hyperspectral cube."""
-
 
 def check_select(select: Select, sensor: Sensor) -> None:
     """Refuses band names and grids that no source of this sensor can have.
@@ -28,10 +26,17 @@ def check_select(select: Select, sensor: Sensor) -> None:
     """
     for name in select.bands:
         if not _known(name, sensor):
-            raise UserError("ingest.bands", f"{sensor.title} has no band {name!r}", allowed=", ".join(sensor.channels))
+            raise UserError("ingest.bands", f"{sensor.title} has no band {name!r}", allowed=_listed(sensor))
     grid = select.grid
     if grid != "finest" and not _known(grid, sensor) and not _positive(grid):
         raise UserError("ingest.grid", f"{grid!r}", allowed="finest, a band name, or metres > 0")
+
+
+def _listed(sensor: Sensor) -> str:
+    """Channel names for a message; of a hyperspectral sensor the pattern."""
+    if sensor.wavelengths is not None:
+        return "nm0350 to nm2600, named by wavelength in nm"
+    return ", ".join(name for name in sensor.channels if not name.endswith("_DN"))
 
 
 def _known(name: str, sensor: Sensor) -> bool:
@@ -57,11 +62,15 @@ def named_scene(candidate: Candidate, select: Select, sensor: Sensor) -> tuple[S
     names = _names(candidate)
     _refuse_foreign(candidate, names, sensor)
     headers = [read_header(path, sidecars=_has_sidecar(path, candidate)) for path in candidate.rasters]
+    if sensor.refuse is not None:
+        sensor.refuse(candidate, headers)
     if len(headers) == 1 and (headers[0].count > 1 or _file_code(headers[0], sensor) is None):
-        bands, origin = _stack(headers[0], select, sensor)
+        bands, origin = _stack(headers[0], candidate.texts, select, sensor)
     else:
         bands, origin = _band_files(candidate, headers, sensor), "file names"
-    return Scene(candidate=candidate, bands=bands, select=select, names=names), origin
+    rasters = (path for path in candidate.quality if not path.lower().endswith(".gml"))
+    quality = tuple(read_header(path, sidecars=_has_sidecar(path, candidate)) for path in rasters)
+    return Scene(candidate=candidate, bands=bands, select=select, names=names, quality=quality), origin
 
 
 def _has_sidecar(path: str, candidate: Candidate) -> bool:
@@ -113,13 +122,15 @@ def _band_files(candidate: Candidate, headers: list[Header], sensor: Sensor) -> 
     return tuple(best.values())
 
 
-def _stack(header: Header, select: Select, sensor: Sensor) -> tuple[tuple[Band, ...], str]:
-    plain = [index for index in range(header.count) if header.colours[index] != "alpha" or _described(header, index, sensor)]
-    if len(plain) > MAX_BANDS:
+def _stack(header: Header, texts: Sequence[str], select: Select, sensor: Sensor) -> tuple[tuple[Band, ...], str]:
+    # Near infrared is often written as alpha by mistake; only a person can tell, by naming every band.
+    named = len(select.bands) == header.count and header.count > 1
+    plain = [index for index in range(header.count) if named or header.colours[index] != "alpha" or _described(header, index, sensor)]
+    if len(plain) > sensor.max_bands:
         raise BadSource(
             header.path,
             f"{len(plain)} bands: a hyperspectral cube, which {sensor.title} is not",
-            "take bands out (gdal_translate -b), or write a domain for it",
+            "use domain=hyperspectral if it has wavelengths, or take bands out (gdal_translate -b)",
         )
     if "palette" in header.colours:
         raise BadSource(
@@ -127,6 +138,9 @@ def _stack(header: Header, select: Select, sensor: Sensor) -> tuple[tuple[Band, 
             "a palette image: its numbers are colour indexes",
             "expand it (gdal_translate -expand rgb), or leave it out if it is a map of classes",
         )
+    if sensor.wavelengths is not None:
+        codes, origin = sensor.wavelengths(header, texts), "wavelengths"
+        return tuple(Band(code=code, header=header, index=index + 1) for index, code in enumerate(codes) if code), origin
     codes, origin = _codes(header, plain, select, sensor)
     twice = [code for code, times in Counter(code for code in codes if code).items() if times > 1]
     if twice:
@@ -166,5 +180,5 @@ def _unnamed(header: Header, count: int, texts: list[str], sensor: Sensor) -> Ba
     return BadSource(
         header.path,
         reason,
-        f"name all {count} in file order: ingest.bands=[...] of {', '.join(name for name in sensor.channels if not name.endswith('_DN'))}",
+        f"name all {count} in file order: ingest.bands=[...] of {_listed(sensor)}",
     )

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from dinodomain.errors import BadSource, require
-from dinodomain.types import NODATA, Window
+from dinodomain.types import NODATA, SATURATED, Window
 from dinodomain_remote_sensing import remote
 from dinodomain_remote_sensing.geometry import Relation
 from dinodomain_remote_sensing.header import EXTRA, WANTED_BY, Header, open_dataset, patiently
-from dinodomain_remote_sensing.resample import resampled
+from dinodomain_remote_sensing.quality import Flags
+from dinodomain_remote_sensing.resample import resampled, taken_nearest
 from dinodomain_remote_sensing.sensor import Band, Calibration
 
 SCAN = 1024
@@ -38,6 +39,19 @@ class Layer:
     relation: Relation
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """A quality raster on the scene's grid.
+
+    Attributes:
+        flags: Its meaning.
+        relation: How it comes to the scene's grid.
+    """
+
+    flags: Flags
+    relation: Relation
+
+
 class SceneReader:
     """Windows of a scene as stored values, and their validity.
 
@@ -47,12 +61,20 @@ class SceneReader:
         dtype: Stored dtype.
         alpha: Header and 1-based band number of an alpha band, or None.
         orientation: EXIF orientation 1..8 of a picture without georeference.
+        masks: Quality rasters.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], *, shape: tuple[int, int], dtype: str, alpha: tuple[Header, int] | None = None, orientation: int = 1
+        self,
+        layers: Sequence[Layer],
+        *,
+        shape: tuple[int, int],
+        dtype: str,
+        alpha: tuple[Header, int] | None = None,
+        orientation: int = 1,
+        masks: Sequence[Mask] = (),
     ) -> None:
-        self._layers, self._shape, self._dtype = tuple(layers), shape, np.dtype(dtype)
+        self._layers, self._shape, self._dtype, self._masks = tuple(layers), shape, np.dtype(dtype), tuple(masks)
         self._alpha, self._orientation = alpha, orientation
         self._datasets: dict[str, Any] = {}
         self._last: tuple[Window, np.ndarray] | None = None
@@ -66,8 +88,12 @@ class SceneReader:
     @property
     def may_miss(self) -> bool:
         """Whether a pixel of this scene can be invalid at all."""
-        return self._alpha is not None or any(
-            layer.calibration.nodata or layer.calibration.decode != "none" or layer.band.header.mask or _is_float(layer.band)
+        return bool(self._alpha is not None or self._masks) or any(
+            layer.calibration.nodata
+            or layer.calibration.saturated
+            or layer.calibration.decode != "none"
+            or layer.band.header.mask
+            or _is_float(layer.band)
             for layer in self._layers
         )
 
@@ -79,34 +105,60 @@ class SceneReader:
         """
         rows, columns = _turned(window, self._shape, self._orientation)
         out = np.empty((len(self._layers), rows.stop - rows.start, columns.stop - columns.start), self._dtype)
-        missing, dark = np.zeros(out.shape[1:], bool), np.ones(out.shape[1:], bool)
+        missing, dark, full = np.zeros(out.shape[1:], bool), np.ones(out.shape[1:], bool), np.zeros(out.shape[1:], bool)
         for index, layer in enumerate(self._layers):
-            values, gone = resampled(lambda y, x, layer=layer: self._block(layer, y, x), layer.relation, rows, columns)  # type: ignore[misc]
+            values, gone, saturated = resampled(lambda y, x, layer=layer: self._block(layer, y, x), layer.relation, rows, columns)  # type: ignore[misc]
             out[index] = _stored(values, gone, layer, self._dtype)
             if layer.calibration.shared_nodata:
                 dark &= gone
             else:
                 missing |= gone
+            if saturated is not None:
+                full |= saturated & ~gone
         if any(layer.calibration.shared_nodata for layer in self._layers):
             missing |= dark
         if self._alpha is not None:
             missing |= self._decoded(*self._alpha, rows, columns) == 0
-        self._last = window, _oriented(missing, self._orientation)
+        bits = np.where(missing, np.uint8(NODATA), np.uint8(0)) | np.where(full, np.uint8(SATURATED), np.uint8(0))
+        for mask in self._masks:
+            bits |= self._flagged(mask, rows, columns)
+        self._last = window, np.ascontiguousarray(_oriented(bits, self._orientation))
         return np.ascontiguousarray(_oriented(out, self._orientation))
 
     def read_valid(self, window: Window) -> np.ndarray:
-        """uint8 bit field over the window: bit 1 where a channel (all of them, if their nodata is shared), alpha or mask has no data."""
+        """uint8 bit field over the window.
+
+        Bit 1 where a channel (all of them, if their nodata is shared), alpha or mask has no data; bit 32 where a channel is saturated;
+        and what the quality rasters say.
+        """
         if self._last is None or self._last[0] != window:
             self.read(window)
         assert self._last is not None
-        return np.where(self._last[1], np.uint8(NODATA), np.uint8(0))
+        return self._last[1].copy()
 
-    def has_valid(self) -> bool:
-        """Whether any pixel is valid; stops at the first one."""
-        return any((self.read_valid(window) == 0).any() for window in _blocks(self.shape))
+    def seen(self) -> int:
+        """0 as soon as one pixel is found valid, else the bits by which the pixels are invalid."""
+        found = 0
+        for window in _blocks(self.shape):
+            bits = self.read_valid(window)
+            if (bits == 0).any():
+                return 0
+            found |= int(np.bitwise_or.reduce(bits, axis=None))
+        return found
 
-    def _block(self, layer: Layer, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Values and missing pixels of a band on its own grid; values of other quantities are linear power here where they get mixed."""
+    def alpha_levels(self) -> int:
+        """Number of different alpha values in the middle of the picture."""
+        if self._alpha is None:
+            return 0
+        rows, columns = (slice(max(0, side // 2 - 256), min(side, side // 2 + 256)) for side in self._shape)
+        return len(np.unique(self._decoded(*self._alpha, rows, columns)))
+
+    def _flagged(self, mask: Mask, rows: slice, columns: slice) -> np.ndarray:
+        flags = mask.flags
+        return flags.bits(taken_nearest(lambda y, x: self._decoded(flags.header, flags.index, y, x), mask.relation, rows, columns))
+
+    def _block(self, layer: Layer, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Values, missing and saturated pixels of a band on its own grid; decibels are linear power here where they get mixed."""
         header = layer.band.header
         values = self._decoded(header, layer.band.index, rows, columns)
         missing = np.isin(values, np.array(layer.calibration.nodata)) if layer.calibration.nodata else np.zeros(values.shape, bool)
@@ -118,7 +170,8 @@ class SceneReader:
                 raise BadSource(header.path, "infinite values", "replace them by NaN, or by a declared nodata value")
         if layer.calibration.decode != "none":
             missing |= ~(values > 0)
-        return (_to_power(values, missing, layer) if _mixes_decibels(layer) else values), missing
+        full = np.isin(values, np.array(layer.calibration.saturated)) if layer.calibration.saturated else None
+        return (_to_power(values, missing, layer) if _mixes_decibels(layer) else values), missing, full
 
     def _decoded(self, header: Header, index: int, rows: slice, columns: slice, *, mask: bool = False) -> np.ndarray:
         rasterio = require("rasterio", extra=EXTRA, wanted_by=WANTED_BY)

@@ -13,8 +13,8 @@ import numpy as np
 
 from dinodomain_remote_sensing.geometry import Axis, Relation
 
-Block = Callable[[slice, slice], tuple[np.ndarray, np.ndarray]]
-"""Reads (values [y, x], missing [y, x] bool) of a window of a band on its own grid."""
+Block = Callable[[slice, slice], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
+"""Reads (values [y, x], missing [y, x] bool, saturated [y, x] bool or None) of a window of a band on its own grid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +30,8 @@ class Weights:
     matrix: np.ndarray
 
 
-def resampled(block: Block, relation: Relation, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Values and missing pixels of a window of the target grid.
+def resampled(block: Block, relation: Relation, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Values, missing and saturated pixels of a window of the target grid.
 
     Args:
         block: Reader of the band on its own grid.
@@ -40,7 +40,8 @@ def resampled(block: Block, relation: Relation, rows: slice, columns: slice) -> 
         columns: Target columns.
 
     Returns:
-        Values [y, x] (the band's dtype where the method is lossless, else float64) and missing [y, x] bool.
+        Values [y, x] (the band's dtype where the method is lossless, else float64), missing [y, x] bool, and saturated [y, x] bool:
+        where any pixel that takes part is; None where none can be.
     """
     if relation.method == "native":
         return block(rows, columns)
@@ -49,24 +50,51 @@ def resampled(block: Block, relation: Relation, rows: slice, columns: slice) -> 
     down = relation.method in ("average", "area")
     y = _weights(_snapped(relation.rows, relation, 0), rows, area=down)
     x = _weights(_snapped(relation.columns, relation, 1), columns, area=down)
-    values, missing = block(y.source, x.source)
+    values, missing, full = block(y.source, x.source)
     present = (~missing).astype(np.float64)
     weight = y.matrix @ present @ x.matrix.T
     # A missing pixel may hold anything, NaN included, and 0 * NaN is NaN.
     total = y.matrix @ np.where(missing, 0.0, values.astype(np.float64)) @ x.matrix.T
     gone = weight < 0.5
-    return np.where(gone, 0.0, total / np.where(gone, 1.0, weight)), gone
+    share = None if full is None else y.matrix @ (full & ~missing).astype(np.float64) @ x.matrix.T > 0
+    return np.where(gone, 0.0, total / np.where(gone, 1.0, weight)), gone, share
 
 
-def _replicated(block: Block, relation: Relation, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+def taken_nearest(read: Callable[[slice, slice], np.ndarray], relation: Relation, rows: slice, columns: slice) -> np.ndarray:
+    """Classes or bits of the band pixel in which each target pixel's centre lies.
+
+    Args:
+        read: Reader [y, x] of the band on its own grid.
+        relation: How the band relates to the target grid.
+        rows: Target rows.
+        columns: Target columns.
+
+    Returns:
+        Values [y, x].
+    """
+    y, x = _nearest(relation.rows, rows), _nearest(relation.columns, columns)
+    block = read(slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1))
+    return block[np.ix_(y - y[0], x - x[0])]
+
+
+def _nearest(axis: Axis, window: slice) -> np.ndarray:
+    centre = axis.scale * (np.arange(window.start, window.stop) + 0.5) + axis.shift
+    # A hair's breadth, so that a centre on an edge falls on one side whatever the rounding of georeferences.
+    return np.clip(np.floor(centre + 1e-6), 0, axis.size - 1).astype(int)
+
+
+def _replicated(block: Block, relation: Relation, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     windows, cuts = [], []
     for window, axis, k in zip((rows, columns), (relation.rows, relation.columns), relation.factor):
         first, last = window.start // k, min(-(-window.stop // k), axis.size)
         windows.append(slice(first, last))
         cuts.append(slice(window.start - first * k, window.stop - first * k))
     fy, fx = relation.factor
-    values, missing = (part.repeat(fy, 0).repeat(fx, 1)[tuple(cuts)] for part in block(windows[0], windows[1]))
-    return values, missing
+    parts = block(windows[0], windows[1])
+    values, missing, full = (None if part is None else part.repeat(fy, 0).repeat(fx, 1)[tuple(cuts)] for part in parts)
+    assert values is not None
+    assert missing is not None
+    return values, missing, full
 
 
 def _snapped(axis: Axis, relation: Relation, index: int) -> Axis:

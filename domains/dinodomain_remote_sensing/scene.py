@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from dinodomain.errors import BadSource, require
-from dinodomain.types import Layout, Record, Select
-from dinodomain_remote_sensing.geometry import Grid, Relation, ground_spacing, nine, relate
+from dinodomain.types import CLOUD, NODATA, SATURATED, SHADOW_SNOW, Layout, Record, Select
+from dinodomain_remote_sensing.geometry import Grid, Relation, ground_spacing, nearest, nine, relate
 from dinodomain_remote_sensing.header import Header
 from dinodomain_remote_sensing.naming import named_scene
-from dinodomain_remote_sensing.pixels import Layer, SceneReader
+from dinodomain_remote_sensing.pixels import Layer, Mask, SceneReader
+from dinodomain_remote_sensing.quality import Flags
 from dinodomain_remote_sensing.sensor import Band, Calibration, Candidate, Meaning, Scene, Sensor, Value
 
 WHOLE_SIDE = 256
@@ -31,6 +32,11 @@ STORED = {
     "float64": "float32",
 }
 """dtype of a file to stored dtype."""
+
+_SOFT_EDGE = 16
+"""An alpha band with more levels than this in the middle of a picture is remarked upon."""
+
+_CAUSES = {NODATA: "NaN or nodata", CLOUD: "cloud", SHADOW_SNOW: "shadow or snow", SATURATED: "saturated"}
 
 NEAR_INTEGER = 0.01
 """A ground sample distance asked for in metres means the whole ratio to the finest grid if it is this near to it."""
@@ -52,6 +58,7 @@ class Described:
         orientation: EXIF orientation of a picture.
         names_from: Where the band names come from.
         left_out: Described bands of a stack that are no channels.
+        masks: Quality rasters on the common grid.
     """
 
     layers: tuple[Layer, ...]
@@ -65,6 +72,7 @@ class Described:
     orientation: int
     names_from: str
     left_out: tuple[str, ...]
+    masks: tuple[Mask, ...] = ()
 
 
 def describe(candidate: Candidate, select: Select, sensor: Sensor) -> Described:
@@ -103,6 +111,7 @@ def describe(candidate: Candidate, select: Select, sensor: Sensor) -> Described:
         orientation=_orientation(header) if crs is None else 1,
         names_from=names_from,
         left_out=_left_out(scene),
+        masks=tuple(_mask(flags, crs, target) for flags in meaning.flags),
     )
 
 
@@ -114,14 +123,18 @@ def record(candidate: Candidate, select: Select, sensor: Sensor) -> Record:
     """
     found = describe(candidate, select, sensor)
     reader = SceneReader(
-        found.layers, shape=(found.grid.height, found.grid.width), dtype=found.dtype, alpha=found.alpha, orientation=found.orientation
+        found.layers,
+        shape=(found.grid.height, found.grid.width),
+        dtype=found.dtype,
+        alpha=found.alpha,
+        orientation=found.orientation,
+        masks=found.masks,
     )
-    if reader.may_miss and not reader.has_valid():
-        raise BadSource(
-            candidate.rasters[0] if len(candidate.rasters) == 1 else candidate.folder,
-            "no valid pixel: everywhere NaN or nodata",
-            "leave it out with ingest.exclude",
-        )
+    bits = reader.seen() if reader.may_miss else 0
+    if bits:
+        causes = ", ".join(cause for bit, cause in _CAUSES.items() if bits & bit)
+        uri = candidate.rasters[0] if len(candidate.rasters) == 1 else candidate.folder
+        raise BadSource(uri, f"no valid pixel: everywhere {causes}", "leave it out with ingest.exclude")
     calibrations = tuple(layer.calibration for layer in found.layers)
     return Record(
         channels=tuple(calibration.channel for calibration in calibrations),
@@ -137,9 +150,30 @@ def record(candidate: Candidate, select: Select, sensor: Sensor) -> Record:
         read=reader.read,
         read_valid=reader.read_valid if reader.may_miss else None,
         acquired=found.meaning.acquired,
-        fields=_fields(found),
+        fields=fields_of(found),
         stages=_stages(found),
+        warnings=(*found.meaning.warnings, *_alpha_warning(found, reader)),
     )
+
+
+def _mask(flags: Flags, crs: str | None, target: Grid) -> Mask:
+    """A quality raster seen from the scene's grid.
+
+    Raises:
+        BadSource: It lies in another CRS, or elsewhere.
+    """
+    header = flags.header
+    if (crs is None) != (header.crs is None) or (crs is not None and crs != header.crs and not _same_crs(crs, header.crs)):
+        raise BadSource(header.path, f"{flags.name} is in another CRS than its scene", "warp it to that of the bands, or leave it out")
+    return Mask(flags=flags, relation=nearest(header.path, _grid(header), target))
+
+
+def _alpha_warning(found: Described, reader: SceneReader) -> tuple[str, ...]:
+    """An alpha band of many levels is either a soft edge or near infrared that was written as alpha."""
+    levels = reader.alpha_levels() if found.alpha is not None else 0
+    if levels <= _SOFT_EDGE:
+        return ()
+    return (f"its alpha band has {levels} levels: if that is near infrared, say so with ingest.bands=[red,green,blue,nir]",)
 
 
 def _common_crs(scene: Scene, sensor: Sensor) -> str | None:
@@ -192,8 +226,9 @@ def _chosen(scene: Scene, meaning: Meaning, select: Select, sensor: Sensor) -> t
     """Bands in the order of ``ingest.bands``, else in the sensor's own order."""
     pairs = list(zip(scene.bands, meaning.bands))
     if not select.bands:
-        order = {name: place for place, name in enumerate(sensor.channels)}
-        return tuple(sorted(pairs, key=lambda pair: order[pair[1].channel]))
+        order = {} if sensor.rank else {name: place for place, name in enumerate(sensor.channels)}
+        rank = sensor.rank or order.__getitem__
+        return tuple(sorted(pairs, key=lambda pair: rank(pair[1].channel)))
     chosen = []
     for name in select.bands:
         hit = next((pair for pair in pairs if _is_named(pair, name, sensor)), None)
@@ -299,7 +334,8 @@ def _declared(calibration: Calibration, found: Described) -> float | None:
     return None if shared or found.dtype.startswith("float") or not calibration.nodata else calibration.nodata[0]
 
 
-def _fields(found: Described) -> dict[str, Value]:
+def fields_of(found: Described) -> dict[str, Value]:
+    """Acquisition fields of the index, native resolution and resampling of every band included."""
     fields: dict[str, Value] = {**found.meaning.fields, "bands_from": found.names_from}
     for layer in found.layers:
         channel = layer.calibration.channel
@@ -319,6 +355,8 @@ def _stages(found: Described) -> tuple[str, ...]:
     done = list(found.meaning.stages)
     methods = sorted({_method(layer.relation) for layer in found.layers} - {"native"})
     done += [f"bands brought to one grid: {', '.join(methods)}"] if methods else []
+    names = ", ".join(dict.fromkeys(mask.flags.name for mask in found.masks))
+    done += [f"validity from {names}, nearest neighbour"] if names else []
     done += ["turned upright by its EXIF orientation"] if found.orientation != 1 else []
     done += (
         ["64-bit values narrowed to float32"]

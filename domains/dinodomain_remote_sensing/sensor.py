@@ -162,7 +162,8 @@ class Sensor:
         facts: Names of its own fields in the index, which a header filter may use.
         max_bands: More bands than this are another instrument's.
         quality_file: Matches the stem of a quality raster that ``calibrate`` makes validity of.
-        wavelengths: Names bands from their wavelengths instead of ``code``: one band code or None per band of a file.
+        wavelengths: Names bands from their wavelengths instead of ``code``: from a header and metadata files, a code per band of the
+            file, None for a band that is left out.
         rank: Place of a channel in canonical order; None takes the order of ``channels``.
         refuse: Raises BadSource for products that are no source for this sensor, before bands are named.
     """
