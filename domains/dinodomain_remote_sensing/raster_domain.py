@@ -11,7 +11,9 @@ import numpy as np
 
 from dinodomain.domain import Channel, ProbeSpec, ViewPolicy, linear_to_unit
 from dinodomain.errors import BadSource
-from dinodomain.types import Layout, Record, Select, SourceRef, TileInfo, Window
+from dinodomain.types import FactValue, Layout, Record, Select, SourceRef, TileInfo, Window
+from dinodomain_remote_sensing import vfs
+from dinodomain_remote_sensing.facts import check_filter, facts_of, refuse_unselected
 from dinodomain_remote_sensing.files import candidates
 from dinodomain_remote_sensing.header import EXTRA, digest
 from dinodomain_remote_sensing.naming import check_select
@@ -62,12 +64,13 @@ class RasterDomain:
 
         Args:
             source: A folder, a file, a text file of addresses, an ``s3://`` prefix or an ``https://`` file.
-            select: Globs, bands, grid.
+            select: Globs, bands, grid, header filter (names: ``facts.STANDARD`` and ``Sensor.facts``).
 
         Raises:
-            UserError: The source does not exist, or ``select`` names a band, grid or quantity that this sensor cannot have.
+            UserError: The source does not exist, or ``select`` names a band, grid, quantity or field that this sensor cannot have.
         """
         check_select(select, self.sensor)
+        check_filter(select.where, self.sensor)
         if select.sar:
             parse_sar(select.sar)
         return self._found(candidates(source, select, self.sensor), select)
@@ -77,10 +80,12 @@ class RasterDomain:
             try:
                 if isinstance(candidate, BadSource):
                     raise candidate
-                describe(candidate, select, self.sensor)
-                yield _reference(candidate, select)
+                described = describe(candidate, select, self.sensor)
+                facts = facts_of(candidate, described, self.sensor)
+                refuse_unselected(select.where, facts, _uri(candidate))
+                yield _reference(candidate, select, facts, described.meaning.quantity)
             except BadSource as refusal:
-                yield hushed(refusal)
+                yield _plain(hushed(refusal))
 
     def read(self, ref: SourceRef) -> Record:
         """Opens one source.
@@ -88,8 +93,11 @@ class RasterDomain:
         Raises:
             BadSource: It cannot be read as asked.
         """
-        with quietly():
-            return _quiet(record(_candidate(ref, self.sensor), ref.select, self.sensor))
+        try:
+            with quietly():
+                return _quiet(record(_candidate(ref, self.sensor), ref.select, self.sensor))
+        except BadSource as refusal:
+            raise _plain(refusal) from None
 
     def to_float(self, pixels: Tensor, info: TileInfo) -> Tensor:
         """[B, C, ...] stored values to float32 in the unit range; every sensor here is linear in its stored number."""
@@ -104,7 +112,21 @@ class RasterDomain:
         return self.sensor.probes
 
 
-def _reference(candidate: Candidate, select: Select) -> SourceRef:
+def _uri(candidate: Candidate) -> str:
+    return candidate.rasters[0] if len(candidate.rasters) == 1 else candidate.folder
+
+
+def _plain(refusal: BadSource) -> BadSource:
+    """The refusal with archives shown as folders."""
+    uri = vfs.shown(refusal.uri)
+    if uri == refusal.uri:
+        return refusal
+    plain = type(refusal).__new__(type(refusal))
+    BadSource.__init__(plain, uri, refusal.reason, refusal.remedy or "", keys=refusal.keys)
+    return plain
+
+
+def _reference(candidate: Candidate, select: Select, facts: Mapping[str, FactValue], quantity: str) -> SourceRef:
     path, _, prefix = candidate.source_id.partition("#")
     is_file = len(candidate.rasters) == 1 and name_of(candidate.rasters[0]) == path.rpartition("/")[2]
     name = prefix or path.rpartition("/")[2]
@@ -121,17 +143,20 @@ def _reference(candidate: Candidate, select: Select) -> SourceRef:
     files = {_below(candidate.folder, uri): uri for uri in candidate.uris}
     return SourceRef(
         source_id=candidate.source_id,
-        uris=tuple(shown(uri) for uri in candidate.uris),
+        uris=tuple(vfs.shown(shown(uri)) for uri in candidate.uris),
         keys=keys,
         unit=None,
         digest=digest(files, candidate.stats),
         select=select,
+        quantity=quantity,
+        facts=facts,
         handle=candidate,
     )
 
 
 def _below(folder: str, uri: str) -> str:
-    return shown(uri).removeprefix(f"{folder}/") if shown(uri).startswith(f"{folder}/") else name_of(uri)
+    path = vfs.shown(shown(uri))
+    return path.removeprefix(f"{folder}/") if path.startswith(f"{folder}/") else name_of(uri)
 
 
 def _candidate(ref: SourceRef, sensor: Sensor) -> Candidate:
@@ -149,7 +174,10 @@ def _quiet(record: Record) -> Record:
 
 def _quietly(read: Callable[[Window], np.ndarray]) -> Callable[[Window], np.ndarray]:
     def told(window: Window) -> np.ndarray:
-        with quietly():
-            return read(window)
+        try:
+            with quietly():
+                return read(window)
+        except BadSource as refusal:
+            raise _plain(refusal) from None
 
     return told
