@@ -273,7 +273,8 @@ def keys_of(store: Store) -> list[dict[str, str]]:
     return [{kind: values[row] for kind, values in columns.items() if values[row]} for row in range(store.index.num_rows)]
 
 
-def _skipped_keys(store: Store) -> list[dict[str, str]]:
+def skipped_keys(store: Store) -> list[dict[str, str]]:
+    """Key values of every skipped source that a store's manifest lists."""
     return [
         {name.removeprefix("key_"): value for name, value in row.items() if name.startswith("key_")} for row in store.manifest["skipped"]
     ]
@@ -299,7 +300,7 @@ def join_labels(store: str | Path | Store, csv_path: str | Path, join: str, targ
     table = read_table(csv_path, "labels")
     if target is not None:
         table.require(target, "target")
-    found = match(table, join, keys_of(opened), _skipped_keys(opened), units=units_of(opened), hash_=_hash(opened, secret))
+    found = match(table, join, keys_of(opened), skipped_keys(opened), units=units_of(opened), hash_=store_hash(opened, secret))
     if found.skipped:
         _log.info("%s: %d rows speak of sources that could not be read at ingest", table.path, len(found.skipped))
     pairs = [(row, table.rows[number]) for row, number in sorted(found.rows.items())]
@@ -310,7 +311,12 @@ def join_labels(store: str | Path | Store, csv_path: str | Path, join: str, targ
     return Labels(rows=np.array([row for row, _ in kept], np.int64), values=values, columns=columns)
 
 
-def _hash(store: Store, given: str | None) -> Hash:
+def store_hash(store: Store, given: str | None) -> Hash:
+    """What turns a clear value of a CSV into the one that a store's keys hold.
+
+    Raises:
+        UserError: The store's secret is missing, or another one is given.
+    """
     if not store.manifest["personal"]:
         return str
     secret = find_secret(Path(store.path), given, personal=True, known=store.manifest["secret_fingerprint"])
