@@ -32,9 +32,9 @@ from dinodomain.verbs import VERBS, Outcome, Verb
 
 PATH_KEYS = frozenset({
     "source", "store", "out", "labels", "metadata", "checkpoint", "features", "gate", "report", "run", "config", "configs_dir",
-    "secret", "ingest.metadata", "ingest.secret",
+    "secret", "crosswalk", "ingest.metadata", "ingest.secret", "ingest.patient_map", "ingest.select", "ingest.aoi",
 })  # fmt: skip
-"""Keys whose value is taken letter for letter."""
+"""Keys whose value is taken letter for letter: paths, and expressions of their own grammar."""
 
 DISK_ERRORS = frozenset({
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,

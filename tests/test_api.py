@@ -19,6 +19,7 @@ from dinodomain import api, config
 from dinodomain.checkpoint import save_backbone
 from dinodomain.domain import ENTRY_POINTS
 from dinodomain.errors import Problems, UserError
+from dinodomain.ingest.inspect_plan import InspectPlan
 from dinodomain.model import Backbone, ModelPlan
 from dinodomain.testing import SyntheticImages, tiny_labels, tiny_store
 from dinodomain.types import Normalisation
@@ -79,7 +80,7 @@ def test_a_misspelt_key_is_refused_with_a_hint_in_every_verb(name):
 
 
 def test_a_plan_or_keys_but_not_both():
-    plan = api.InspectPlan(store="nowhere")
+    plan = InspectPlan(store="nowhere")
     with pytest.raises(TypeError, match="not both"):
         dinodomain.inspect(plan, store="x")
     with pytest.raises(UserError, match="nowhere"):

@@ -24,7 +24,7 @@ def test_text_and_json_tell_the_same_facts(tmp_path, run, write_images):
     found = inspect(tmp_path / "store", tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "inspect.json").read_text())
     assert facts["shapes"] == {"1x20x24": 2, "1x40x24": 1}
-    assert facts["skipped"] == {"is not a numpy file": 1}
+    assert facts["skipped"] == {"refused": {"is not a numpy file": 1}}
     assert facts["units"] == 3
     assert facts["channels"]["c0"]["sources"] == 3
     assert facts["bytes_raw"] == 2 * 480 + 960
