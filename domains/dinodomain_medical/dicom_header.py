@@ -95,6 +95,7 @@ class Header:
         acquired: ISO date of acquisition, the true one.
         seconds: Time of acquisition in seconds of the day, or None.
         frame_of_reference: FrameOfReferenceUID, or an empty string.
+        acquisition_contrast: AcquisitionContrast of enhanced MR, a defined term; empty where it is not stated.
         thickness: SliceThickness in mm, or None.
         rescale_type: RescaleType (``HU``, ``US`` for unspecified ...), upper case.
         bits: BitsAllocated.
@@ -130,6 +131,7 @@ class Header:
     acquired: str | None = None
     seconds: float | None = None
     frame_of_reference: str = ""
+    acquisition_contrast: str = ""
     thickness: float | None = None
     rescale_type: str = ""
     bits: int = 0
@@ -318,6 +320,7 @@ def header_of(
         acquired=iso_date(dataset),
         seconds=_seconds(dataset),
         frame_of_reference=text(dataset, "FrameOfReferenceUID"),
+        acquisition_contrast=text(dataset, "AcquisitionContrast").upper(),
         thickness=number(dataset, "SliceThickness"),
         rescale_type=text(dataset, "RescaleType").upper(),
         bits=int(first(dataset, "BitsAllocated") or 0),

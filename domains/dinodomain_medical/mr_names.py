@@ -53,6 +53,11 @@ _SPLIT = re.compile(r"[^a-z0-9*]+")
 # A channel may be said together with weaker words: a FLAIR is T2-weighted, an ADC map is made from diffusion images.
 _IMPLIED = {"FLAIR": {"T2"}, "ADC": {"DWI"}, "T1c": {"T1"}}
 
+# Words of ImageType that leave the weighting as it is: diffusion maps with a channel of their own, Dixon images but fat, reformats.
+_SAME_PICTURE = frozenset(
+    {"ADC", "TRACEW", "W", "WATER", "IP", "IN_PHASE", "OP", "OUT_PHASE", "MPR", "CURVED_MPR", "REFORMATTED", "AVERAGE"}
+)
+
 _TERMS = {"T1": "T1", "T2": "T2", "FLUID_ATTENUATED": "FLAIR", "DIFFUSION": "DWI"}
 """AcquisitionContrast (0008,9209) of enhanced MR, PS3.3 C.8.13.3.1.1; its other terms name no channel of ours."""
 
@@ -93,6 +98,23 @@ def mr_channel(text: str, *, contrast_agent: bool = False, b_value: float | None
     if found == {"DWI"}:
         return _diffusion(words, text, b_value)
     return found.pop() if len(found) == 1 else "mr"
+
+
+def dicom_channel(description: str, *, kind: str, component: str, contrast_agent: bool, b_value: float | None, term: str) -> str:
+    """The same for a DICOM series.
+
+    Args:
+        description: SeriesDescription or ProtocolName.
+        kind: Words of ImageType that make another picture of the series (``ADC``, ``MIP``, ``FAT``), joined by ``+``.
+        component: ``P``, ``R`` or ``I`` where its values are phases, real or imaginary parts.
+        contrast_agent: See ``mr_channel``.
+        b_value: See ``mr_channel``.
+        term: See ``mr_channel``.
+    """
+    words = set(kind.split("+")) - {""}
+    if component in ("P", "R", "I") or not words <= _SAME_PICTURE:
+        return "mr"
+    return mr_channel(f"{description} {' '.join(sorted(words))}", contrast_agent=contrast_agent, b_value=b_value, term=term)
 
 
 def _words(text: str) -> set[str]:

@@ -17,6 +17,33 @@ from dinodomain_medical.geometry import Oriented, spacing_zyx
 Fields = Mapping[str, str | int | float | bool | None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeFile:
+    """What the header of a NIfTI, NRRD or MHA file says of the volumes in it.
+
+    Attributes:
+        shape: (x, y, z) as stored.
+        frames: Number of volumes; 1 for a 3-D file.
+        item_bytes: Bytes per voxel as a store will hold it, at most.
+        space: The coordinates that its affine leads to, in words; empty where they are not known. Files of one folder and one space
+            may be stacked.
+        b_values: Per frame, s/mm2; empty where they are not stated.
+        frame: The frame that is meant, from 0; None for all of the file.
+    """
+
+    shape: tuple[int, int, int]
+    frames: int
+    item_bytes: int
+    space: str
+    b_values: tuple[float, ...] = ()
+    frame: int | None = None
+
+    @property
+    def b_value(self) -> float | None:
+        """b-value of the frame that is meant, s/mm2."""
+        return self.b_values[self.frame] if self.b_values and self.frame is not None else None
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """Cuts windows out of a (C, ...) array; the result is contiguous and owns its memory."""
@@ -49,6 +76,8 @@ def volume_record(
     stages: tuple[str, ...],
     nodata: float | None = None,
     valid: np.ndarray | None = None,
+    acquired: str | None = None,
+    warnings: tuple[str, ...] = (),
 ) -> Record:
     """A one-channel volume on canonical axes as a Record; ``valid`` is a bit field on the same axes."""
     original = oriented.original_affine
@@ -66,9 +95,11 @@ def volume_record(
         layout="window",
         read=Cut(oriented.array[None]),
         read_valid=read_valid,
+        acquired=acquired,
         fields=fields,
         original_affine=None if original is None else _flat(original),
         stages=(*stages, oriented.stage) if oriented.stage else stages,
+        warnings=warnings,
     )
 
 

@@ -1,4 +1,4 @@
-"""A DICOM series, or a file of voxels, as a SourceRef: identity, digest, unit, quantity, facts. From headers alone."""
+"""A DICOM series as a SourceRef: identity, digest, unit, quantity, facts. From headers alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dinodomain.errors import BadSource, require
+from dinodomain.errors import BadSource
 from dinodomain.types import FactValue, Select, SourceRef
-from dinodomain_medical import nifti
 from dinodomain_medical.dicom_header import KEY_FIELDS, Header
 from dinodomain_medical.series_split import Series
 from dinodomain_medical.sources import Gathered, folder_keys
@@ -112,25 +111,3 @@ def _frames(headers: Sequence[Header], uris: Sequence[str]) -> tuple[tuple[int, 
 def frames_to_read(ref: SourceRef) -> Sequence[Sequence[int] | None]:
     """What ``_frames`` noted, per file of the source."""
     return ref.handle if isinstance(ref.handle, tuple) and len(ref.handle) == len(ref.uris) else [None] * len(ref.uris)
-
-
-def file_facts(path: Path) -> dict[str, FactValue]:
-    """Bytes, shape and uncompressed bytes of a NIfTI, NRRD or MHA file, by its header."""
-    if nifti.is_nifti(path):
-        nibabel = require("nibabel", extra="medical", wanted_by="NIfTI files")
-        image = nibabel.load(path)
-        shape, width = tuple(map(int, image.shape)), int(image.get_data_dtype().itemsize)
-    else:
-        itk = require("SimpleITK", extra="medical", wanted_by="NRRD and MHA files")
-        reader = itk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-        shape, width = tuple(map(int, reader.GetSize())), _itk_bytes(itk.GetPixelIDValueAsString(reader.GetPixelID()))
-    count = 1
-    for size in shape:
-        count *= size
-    return {"bytes_in": path.stat().st_size, "bytes_out": count * width, "shape": shape}
-
-
-def _itk_bytes(name: str) -> int:
-    return next((size for word, size in (("64", 8), ("32", 4), ("16", 2), ("8", 1)) if word in name), 4)

@@ -1,9 +1,9 @@
 """The domains ``ct`` and ``mri``: 3-D volumes from NIfTI, NRRD, MHA and DICOM series.
 
-Does not read single slices: 2-D PNG, TIFF or JPEG exports of CT or MR have lost scale and geometry. Every volume is one channel;
-contrasts are not registered or stacked. DICOM is recognised by content, whatever the file is called, and
-gathered by series, wherever its files lie. What the header filter leaves out, and all but one reconstruction of an acquisition where
-that is asked for, become rows of their own.
+Does not read single slices: 2-D PNG, TIFF or JPEG exports of CT or MR have lost scale and geometry. A volume is one channel; channels
+of one frame of reference are stacked where that was asked for, and nothing is ever registered. DICOM is recognised by content, whatever
+the file is called, and gathered by series, wherever its files lie. What the header filter leaves out, and all but one reconstruction of
+an acquisition where that is asked for, become rows of their own.
 """
 
 from __future__ import annotations
@@ -16,25 +16,22 @@ from typing import TYPE_CHECKING, final
 from dinodomain.domain import Channel, ProbeSpec, ViewPolicy, linear_to_unit
 from dinodomain.errors import BadSource
 from dinodomain.types import Layout, Record, Select, SourceRef, TileInfo
-from dinodomain_medical import dicom_series, itk, nifti
+from dinodomain_medical import dicom_series, volume_files
 from dinodomain_medical.dicom_header import Header
 from dinodomain_medical.discovery import at_hand, discover
 from dinodomain_medical.geometry import to_canonical
 from dinodomain_medical.modalities import Modality
-from dinodomain_medical.mr_names import mr_channel
-from dinodomain_medical.opened import volume_record
+from dinodomain_medical.mr_names import dicom_channel
+from dinodomain_medical.opened import VolumeFile, volume_record
 from dinodomain_medical.selection import HeaderFilter, Reconstruction, kept, left_out_row, reconstruction_of
-from dinodomain_medical.series_source import file_facts, frames_to_read, refused, series_ref
+from dinodomain_medical.series_source import frames_to_read, refused, series_ref
 from dinodomain_medical.sources import (
     Gathered,
     Handlers,
     Item,
-    digest_of,
-    keys_of,
-    label_refusal,
-    looks_like_label,
-    stem_of,
 )
+from dinodomain_medical.stack_grid import stack_records
+from dinodomain_medical.stacking import Members, check_stack, stacked
 from dinodomain_medical.values import check_hounsfield, check_not_mask
 
 if TYPE_CHECKING:
@@ -70,11 +67,13 @@ class VolumeDomain:
         Raises:
             UserError: The source does not exist, or ``select.where`` names what is no DICOM field.
         """
+        if select.stack:
+            check_stack(select, self.channels)
         header_filter = HeaderFilter(select.where)
         made: dict[str, Reconstruction] = {}
 
         def on_file(root: Path, path: Path, relative: str) -> Item | None:
-            return self._file(root, path, relative, select)
+            return volume_files.find(root, path, relative, select, self.modality)
 
         def on_series(gathered: Gathered) -> Iterable[tuple[str, Item]]:
             return self._gathered(gathered, select, header_filter, made)
@@ -88,8 +87,12 @@ class VolumeDomain:
             by_series=True,
             names=header_filter.names,
         )
-        items = discover(source, select, handlers)
-        return items if select.one_per_acquisition == "" else _one_per_acquisition(items, select, made)
+        items: Iterable[Item] = discover(source, select, handlers)
+        if select.one_per_acquisition:
+            items = _one_per_acquisition(items, select, made)
+        if select.frames == "split":
+            items = volume_files.frames_apart(items, self.modality)
+        return iter(stacked(items, select) if select.stack else items)
 
     def read(self, ref: SourceRef) -> Record:
         """Opens one volume: stored integers kept, closest-canonical axes, C-order (1, z, y, x).
@@ -97,12 +100,12 @@ class VolumeDomain:
         Raises:
             BadSource: It is damaged, irregular, or no image of this domain.
         """
+        if isinstance(ref.handle, Members):
+            records = [self.read(member) for member in ref.handle.refs]
+            return stack_records(records, ref.select.stack, ref.select.grid, ref.source_id)
         with at_hand(ref) as local:
-            path = Path(local.uris[0])
-            if nifti.is_nifti(path):
-                return self._from_file(nifti.NiftiVolume(path), path)
-            if itk.is_itk(path):
-                return self._from_file(itk.ItkVolume(path), path)
+            if isinstance(ref.handle, VolumeFile):
+                return volume_files.open_file(local, self.modality)
             return self._from_series(local)
 
     def to_float(self, pixels: Tensor, info: TileInfo) -> Tensor:
@@ -116,27 +119,6 @@ class VolumeDomain:
     def probes(self) -> Sequence[ProbeSpec]:
         """Public tasks with labels."""
         return self.modality.probes
-
-    def _file(self, root: Path, path: Path, relative: str, select: Select) -> Item | None:
-        """A NIfTI, NRRD or MHA file as a source; None for all others."""
-        if not (nifti.is_nifti(path) or itk.is_itk(path)):
-            return None
-        if looks_like_label(relative, select):
-            return label_refusal(path)
-        try:
-            (nifti if nifti.is_nifti(path) else itk).check_header(path)
-        except BadSource as refusal:
-            return refusal
-        return SourceRef(
-            source_id=relative,
-            uris=(str(path),),
-            keys=keys_of(root, relative),
-            unit=None,
-            digest=digest_of(root, [path]),
-            select=select,
-            quantity="HU" if self.modality.hounsfield else "",
-            facts=file_facts(path),
-        )
 
     def _gathered(
         self, gathered: Gathered, select: Select, header_filter: HeaderFilter, made: dict[str, Reconstruction]
@@ -186,18 +168,10 @@ class VolumeDomain:
             reconstruction = reconstruction_of(series)
             if reconstruction is not None:
                 made[source_id] = reconstruction
-        return series_ref(
-            gathered, source_id, series, select, channel=self._dicom_channel(series.headers[0]), hounsfield=self.modality.hounsfield
-        )
-
-    def _from_file(self, volume: nifti.NiftiVolume | itk.ItkVolume, path: Path) -> Record:
-        check_not_mask(volume.oriented.array, str(path))
-        if self.modality.hounsfield:
-            check_hounsfield(volume.oriented.array, volume.scale, volume.offset, str(path))
-        channel = "ct" if self.modality.hounsfield else mr_channel(stem_of(path.name))
-        return volume_record(
-            volume.oriented, channel=channel, scale=volume.scale, offset=volume.offset, fields=volume.fields, stages=volume.stages
-        )
+        channel = self._dicom_channel(series.headers[0])
+        ref = series_ref(gathered, source_id, series, select, channel=channel, hounsfield=self.modality.hounsfield)
+        known = {"channel": channel, "frame_of_reference": series.headers[0].frame_of_reference}
+        return replace(ref, facts={**ref.facts, **known})
 
     def _from_series(self, ref: SourceRef) -> Record:
         uri = str(Path(ref.uris[0]).parent)
@@ -211,25 +185,33 @@ class VolumeDomain:
         check_not_mask(measured, uri)
         if self.modality.hounsfield:
             check_hounsfield(measured, volume.scale, volume.offset, uri)
-        record = volume_record(
+        channel = self._dicom_channel(volume.header)
+        b_value = {"b_value": float(volume.header.parts["b"])} if channel.startswith("DWI-") else {}
+        return volume_record(
             oriented,
-            channel=self._dicom_channel(volume.header),
+            channel=channel,
             scale=volume.scale,
             offset=volume.offset,
-            fields={**volume.header.fields, **volume.fields},
+            fields={**volume.header.fields, **volume.fields, **b_value},
             stages=volume.stages,
             nodata=volume.nodata,
             valid=valid,
+            acquired=volume.header.acquired,
+            warnings=volume.warnings,
         )
-        return replace(record, acquired=volume.header.acquired, warnings=volume.warnings)
 
     def _dicom_channel(self, header: Header) -> str:
         if self.modality.hounsfield:
             return "ct"
-        words = [header.description, *(part for part in header.image_type if part == "ADC")]
-        if header.parts.get("b", "0") not in ("0", ""):
-            words.append(f"b{header.parts['b']}")
-        return mr_channel(" ".join(words), contrast_agent=bool(header.fields.get("contrast")))
+        parts, b_value = header.parts, header.parts.get("b")
+        return dicom_channel(
+            header.description,
+            kind=parts.get("kind", ""),
+            component=parts.get("component", ""),
+            contrast_agent=bool(header.fields.get("contrast")),
+            b_value=float(b_value) if b_value else None,
+            term=header.acquisition_contrast,
+        )
 
 
 def _suffix(uid: str, label: str) -> str:

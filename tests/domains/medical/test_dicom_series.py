@@ -101,8 +101,8 @@ def test_a_series_splits_by_what_tells_its_images_apart(tmp_path, slices, write_
     ]
 
 
-@pytest.mark.parametrize("tag", ["TemporalPositionIdentifier", "AcquisitionNumber", "DiffusionBValue"])
-def test_repeats_of_one_anatomy_split_by_time_acquisition_or_b_value(tmp_path, slices, write_series, found, tag):
+@pytest.mark.parametrize("tag", ["EchoNumbers", "AcquisitionNumber", "DiffusionBValue"])
+def test_repeats_of_one_anatomy_split_by_echo_acquisition_or_b_value(tmp_path, slices, write_series, found, tag):
     for value in (1, 2):
         paths = write_series(tmp_path / str(value), slices + np.uint16(value), Modality="MR", RescaleIntercept=0, **{tag: value})
         for path in paths:
@@ -310,7 +310,7 @@ def test_files_without_preamble_or_meta_header_are_read(tmp_path, slices, write_
     [
         ({"SeriesDescription": "t1_mprage_sag"}, "T1"),
         ({"SeriesDescription": "t1_mprage_sag", "ContrastBolusAgent": "Gadovist"}, "T1c"),
-        ({"SeriesDescription": "ep2d_diff", "DiffusionBValue": 1000.0}, "DWI"),
+        ({"SeriesDescription": "ep2d_diff", "DiffusionBValue": 1000.0}, "DWI-b1000"),
         ({"SeriesDescription": "Dr Doe: knee"}, "mr"),
     ],
 )
