@@ -5,7 +5,8 @@ from dinodomain.ingest.ingest import Summary, ingest
 from dinodomain.ingest.inspect import Inspection, inspect
 from dinodomain.ingest.join import join_labels
 from dinodomain.ingest.plan import IngestPlan
+from dinodomain.ingest.withdraw import Withdrawal, withdraw
 
-__all__ = ["IngestPlan", "Inspection", "Summary", "ingest", "inspect", "join_labels"]
+__all__ = ["IngestPlan", "Inspection", "Summary", "Withdrawal", "ingest", "inspect", "join_labels", "withdraw"]
 
 callable_room(__name__)

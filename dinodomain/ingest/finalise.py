@@ -26,6 +26,7 @@ from dinodomain.ingest.partial import Partial
 from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.sources import Metadata, Names
 from dinodomain.ingest.stage import Task, source_columns
+from dinodomain.ingest.withdraw import memory_of
 from dinodomain.lineage import Json, Lineage, canonical, content_hash, digest_file, fingerprint
 from dinodomain.store.format import CHUNKS, INDEX, array_name, bucket_of, source_folder, stack_folder
 from dinodomain.store.read import Store
@@ -225,6 +226,7 @@ class Finaliser:
                 },
                 "settings": self.plan.signature(),
                 "counts": counts,
+                **memory_of(self.old),
             },
         )
         return counts

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dinodomain.domain import Domain, find_domain
@@ -39,6 +39,7 @@ from dinodomain.ingest.sources import (
     relative_to,
 )
 from dinodomain.ingest.stage import Outcome, Stager, Task
+from dinodomain.ingest.withdraw import finish_withdrawal, leave_out_withdrawn
 from dinodomain.lineage import Json, digest, to_json
 from dinodomain.store.format import MANIFEST
 from dinodomain.store.read import Store, open_store
@@ -110,6 +111,7 @@ def ingest(plan: IngestPlan, *, domain: Domain | None = None, progress: Progress
         UserError: The input is wrong, nothing can be read, or the disk refuses. What is staged is kept for the next run.
         KeyboardInterrupt: Ctrl-C; what is staged is kept as well.
     """
+    assert plan.withdraw is None, "a list of withdrawals is for ingest.withdraw"
     domain = find_domain(plan.domain) if domain is None else domain
     if plan.crosswalk and not domain.personal:
         raise UserError("ingest.crosswalk", f"domain {domain.name!r} keeps clear ids", remedy="leave it out: there is nothing to map back")
@@ -122,10 +124,19 @@ def ingest(plan: IngestPlan, *, domain: Domain | None = None, progress: Progress
         return _dry_run(plan, domain, found, metadata, store)
     partial = Partial(store, Share.of(plan.shard).job)
     with disk_errors(store), partial.open_after_commit():
+        if plan.shard is None:
+            finish_withdrawal(partial)
         old = _existing(store, plan)
         names = Names(secret=_secret(plan, store, domain, old), personal=domain.personal)
         refuse_moved_patients(plan, found, names, old)
-        return _Run(plan, domain, names, partial, old).run(found, metadata, progress)
+        found, withdrawn = leave_out_withdrawn(plan, found, metadata, names, old)
+        summary = _Run(plan, domain, names, partial, old).run(found, metadata, progress)
+        return _with_withdrawn(summary, _in_share(plan, names, withdrawn))
+
+
+def _with_withdrawn(summary: Summary, withdrawn: Sequence[Skipped]) -> Summary:
+    """The user is told of sources that a withdrawal keeps out; the store is not."""
+    return replace(summary, found=summary.found + len(withdrawn), skipped=(*summary.skipped, *withdrawn))
 
 
 def _refuse_other_folder(store: Path) -> None:
@@ -157,8 +168,9 @@ def _dry_run(plan: IngestPlan, domain: Domain, found: Found, metadata: Metadata,
     secret = find_secret(store, plan.secret, personal=domain.personal, known=known)
     names = Names(secret=_DRY_KEY if secret is None else secret, personal=domain.personal)
     refuse_moved_patients(plan, found, names, old)
+    found, withdrawn = leave_out_withdrawn(plan, found, metadata, names, old)
     new, present, changed = _sort_out(plan, found, names, old)
-    skipped = (*_in_share(plan, names, found.skipped), *changed)
+    skipped = (*_in_share(plan, names, (*found.skipped, *withdrawn)), *changed)
     return Summary(
         store=str(store),
         found=len(new) + present + len(skipped),
@@ -213,7 +225,7 @@ class _Run:
         if self._plan.shard is not None:
             return self._staged_share(len(staged), present, (*_in_share(self._plan, self._names, found.skipped), *changed, *bad))
         skipped = tuple(sorted((*found.skipped, *changed, *bad), key=lambda item: item.uri))
-        if not staged and not present:
+        if not staged and not present and (skipped or self._old is None):
             self._partial.remove()
             raise nothing_readable(self._plan, skipped)
         rows = self._skipped_rows(skipped, staged)

@@ -33,7 +33,7 @@ import numpy as np
 
 from dinodomain.errors import UserError
 from dinodomain.lineage import Json, canonical, sync_folder, to_json, write_json
-from dinodomain.store.format import CHUNKS, INDEX, LINEAGE, MANIFEST
+from dinodomain.store.format import CHUNKS, INDEX, LINEAGE, MANIFEST, PENDING
 
 _REMEDIES = {
     errno.ENOSPC: "free space and run again: what is done is kept",
@@ -109,7 +109,7 @@ class Partial:
         with contextlib.ExitStack() as held:
             held.enter_context(self._lock("lock", shared=bool(self.job)))
             if self.job:
-                if self._commit.exists():
+                if self._commit.exists() or (self.store / PENDING).exists():
                     remedy = "run it once without ingest.shard, then start the jobs again"
                     raise UserError("ingest.shard", f"an interrupted run has yet to finish {str(self.store)!r}", remedy=remedy)
                 held.enter_context(self._lock(f"shards/{self.job}", shared=False))
@@ -168,6 +168,12 @@ class Partial:
         aside = self.root.with_name(f".{self.root.name}.{secrets.token_hex(4)}.old")
         self.root.rename(aside)
         shutil.rmtree(aside)
+
+    def forget_all(self) -> None:
+        """Throws away whatever is staged, unpacked or fetched."""
+        for name in ("done", "staged", "tree", "scratch"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+            (self.root / name).mkdir(parents=True)
 
     def _fresh(self, stored: str) -> Path:
         """A path that nobody else works at, on this machine or another."""

@@ -30,6 +30,8 @@ FORMAT = 1
 DTYPES = ("uint8", "uint16", "int16", "float32")
 SIDES = (32, 64, 128, 256, 384, 512, 768, 1024)
 MANIFEST, INDEX, CHUNKS, LINEAGE = "manifest.json", "index.parquet", "chunks.parquet", "lineage.json"
+PENDING = "withdrawal"
+"""Folder in a store with the tables that hold from now on, while sources are being withdrawn; see ``ingest/withdraw.py``."""
 
 _CHUNK_BYTES = 4 * 2**20
 _ITEM_CHUNK_BYTES = 64 * 2**10

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from dinodomain.errors import UserError
 from dinodomain.lineage import digest, digest_file
-from dinodomain.store.format import CHUNKS, FORMAT, INDEX, LINEAGE, MANIFEST
+from dinodomain.store.format import CHUNKS, FORMAT, INDEX, LINEAGE, MANIFEST, PENDING
 from dinodomain.store.reader import ArrayReader, Cache, Shard, open_array
 from dinodomain.store.summary import ChannelSummary, summarise
 
@@ -35,12 +35,14 @@ def open_store(path: str | Path) -> Store:
         UserError: It is no store, is half written, was written by a newer version, or its tables were altered.
     """
     root = Path(path)
-    manifest = _manifest(root)
+    # A withdrawal holds from the moment its tables are there, whatever is left to be done to the pixels.
+    tables = root / PENDING if (root / PENDING / MANIFEST).is_file() else root
+    manifest = _manifest(tables)
     for name, expected in manifest["digests"].items():
-        if not (root / name).is_file() or digest_file(root / name) != expected:
-            raise UserError(str(root / name), "is missing or not what the manifest says", remedy="restore the file, or ingest again")
-    index, chunks = (pq.read_table(root / name, memory_map=False) for name in (INDEX, CHUNKS))
-    lineage = json.loads((root / LINEAGE).read_bytes())
+        if not (tables / name).is_file() or digest_file(tables / name) != expected:
+            raise UserError(str(tables / name), "is missing or not what the manifest says", remedy="restore the file, or ingest again")
+    index, chunks = (pq.read_table(tables / name, memory_map=False) for name in (INDEX, CHUNKS))
+    lineage = json.loads((tables / LINEAGE).read_bytes())
     return Store(root, manifest, index, chunks, lineage)
 
 
