@@ -1,11 +1,15 @@
-"""Landsat 4 to 9: TM, ETM+, OLI and TIRS bands, Level 1 and Collection 2 Level 2, from band files with their MTL text or from stacks.
+"""Landsat 4 to 9: TM, ETM+, OLI and TIRS bands, Level 1 and Collection 2 Level 2, from band files with their MTL or from stacks.
 
 A band number means another wavelength on every sensor, so channels carry the sensor: ``TM_B1`` is blue, ``OLI_B1`` coastal aerosol.
 ``ingest.bands`` takes the short form (``B4``) too. Channels whose calibration nothing states hold digital numbers and end in
 ``_DN``, so that they never share a batch with reflectance.
 
 Top-of-atmosphere reflectance = (M DN + A) / sin(sun elevation); surface reflectance = M DN + A; surface temperature in kelvin = M DN + A
-(USGS, Landsat 8-9 Data Users Handbook, section 5; Collection 2 Level-2 guide, table 6-1).
+(USGS, Landsat 8-9 Data Users Handbook, section 5; Collection 2 Level-2 guide, table 6-1). Scale and offset come from the MTL or the
+file. Those of Collection 2 Level 2 are constants of the collection, so there the product id alone states them.
+
+Validity: fill 0, ``QA_PIXEL`` and ``QA_RADSAT`` (Collection 2), ``BQA`` (Collection 1). Level 1 and Level 2 reflectance, digital numbers,
+and values whose level nothing states are different quantities.
 """
 
 from __future__ import annotations
@@ -13,11 +17,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from dinodomain.domain import Channel, ProbeSpec
 from dinodomain.errors import BadSource
 from dinodomain_remote_sensing.dates import acquired_from
+from dinodomain_remote_sensing.header import Header
+from dinodomain_remote_sensing.mtl import read_mtl_of
+from dinodomain_remote_sensing.quality import QA_PIXEL, Flags, bqa, radsat
 from dinodomain_remote_sensing.sensor import Band, Calibration, Meaning, Scene, Sensor, Value
 from dinodomain_remote_sensing.sensors.policies import NADIR_MIXED
 
@@ -40,7 +46,7 @@ FAMILIES: dict[str, Mapping[str, float]] = {"TM": _TM, "ETM": _ETM, "OLI": _OLI,
 OF_SATELLITE: dict[int, tuple[str, ...]] = {4: ("TM",), 5: ("TM",), 7: ("ETM",), 8: ("OLI", "TIRS"), 9: ("OLI", "TIRS")}
 THERMAL_NM = 8000.0
 REMEDY_MTL = (
-    "keep its *_MTL.txt in the same folder, or state scale and offset in the files "
+    "keep its *_MTL.txt (or .json, .xml) in the same folder, or state scale and offset in the files "
     "(gdal_edit.py -scale 0.0000275 -offset -0.2 for Level-2 reflectance)"
 )
 
@@ -71,6 +77,18 @@ _CODE = re.compile(
 _BAND_FILE = re.compile(rf"^(?P<prefix>(?:.*?[_\-.])?)(?:S[RT]_)?(?P<band>{_BAND})$", re.IGNORECASE)
 _FOREIGN = re.compile(r"^(?:S[12][A-D]_|T\d{2}[A-Z]{3}_\d{8}T)")
 _SATELLITE = re.compile(r"^L[COTEM]0?([4-9])(?=_|\d{6})|(?:^|[^A-Za-z])l(?:and)?sat[_ -]?0?([4-9])(?!\d)|^L([4-9])_", re.IGNORECASE)
+_PRODUCT = re.compile(
+    r"^L[COTEM]0[4-9]_(?P<level>L[12][A-Z]{2})_(?P<path>\d{3})(?P<row>\d{3})_\d{8}_\d{8}_(?P<collection>0[12])_(?P<category>T1|T2|RT|A1|A2)",
+    re.IGNORECASE,
+)
+"""Product id of Collections 1 and 2."""
+
+SURFACE_REFLECTANCE = (2.75e-5, -0.2)
+SURFACE_TEMPERATURE = (0.00341802, 149.0)
+_QUALITY_FILE = re.compile(r"(?:^|_)(?:BQA|QA_PIXEL|QA_RADSAT)$", re.IGNORECASE)
+_RADSAT_BIT = {"B6_VCID_1": 5, "B6_VCID_2": 8} | {f"B{n}": n - 1 for n in (1, 2, 3, 4, 5, 6, 7, 9)}
+"""Band to bit of ``QA_RADSAT`` (USGS, LSDS-1618 and LSDS-1619); panchromatic and TIRS bands have none."""
+
 _LEVEL2 = re.compile(r"_L2S[PR]_|_S[RT]_B", re.IGNORECASE)
 
 
@@ -93,51 +111,76 @@ def calibrate(scene: Scene) -> Meaning:
     satellite = _satellite(scene, facts)
     bands = tuple(_calibration(scene, band, satellite, facts) for band in scene.bands)
     day, time = facts.get("DATE_ACQUIRED"), facts.get("SCENE_CENTER_TIME", "").split(".")[0].rstrip("Z")
-    fields: dict[str, Value] = {
+    stated, flags = (f"{day}T{time}" if time else day) if day else None, _flags(scene, satellite)
+    fields = _fields(scene, facts, satellite)
+    if flags:
+        fields["masks"] = ",".join(flag.name for flag in flags)
+    return Meaning(
+        bands=bands,
+        fields={k: v for k, v in fields.items() if v is not None},
+        acquired=stated or acquired_from(scene.names),
+        quantity=_quantity(bands, fields.get("level")),
+        flags=flags,
+    )
+
+
+def _fields(scene: Scene, facts: Mapping[str, str], satellite: int | None) -> dict[str, Value]:
+    product = _product(scene)
+    named = product.groupdict() if product is not None else {}
+    elevation = _number(facts.get("SUN_ELEVATION"))
+    collection = facts.get("COLLECTION_NUMBER") or named.get("collection")
+    return {
         "platform": f"Landsat-{satellite}" if satellite else None,
-        "level": facts.get("PROCESSING_LEVEL") or facts.get("DATA_TYPE"),
-        "path": _integer(facts.get("WRS_PATH")),
-        "row": _integer(facts.get("WRS_ROW")),
-        "cloud_cover_percent": _number(facts.get("CLOUD_COVER")),
-        "sun_elevation_deg": _number(facts.get("SUN_ELEVATION")),
+        "level": facts.get("PROCESSING_LEVEL") or facts.get("DATA_TYPE") or named.get("level"),
+        "wrs_path": _integer(facts.get("WRS_PATH") or named.get("path")),
+        "wrs_row": _integer(facts.get("WRS_ROW") or named.get("row")),
+        "cloud_cover_percent": _cloud(facts),
+        "sun_elevation_deg": elevation,
+        "sun_zenith_deg": None if elevation is None else round(90.0 - elevation, 8),
+        "sun_azimuth_deg": _number(facts.get("SUN_AZIMUTH")),
+        "collection": _integer(collection),
+        "collection_category": facts.get("COLLECTION_CATEGORY") or named.get("category"),
     }
-    stated = (f"{day}T{time}" if time else day) if day else None
-    return Meaning(bands=bands, fields={k: v for k, v in fields.items() if v is not None}, acquired=stated or acquired_from(scene.names))
+
+
+def _cloud(facts: Mapping[str, str]) -> float | None:
+    """Percent; -1 means that none was computed."""
+    cloud = _number(facts.get("CLOUD_COVER"))
+    return None if cloud is None or cloud < 0 else cloud
+
+
+def _product(scene: Scene) -> re.Match[str] | None:
+    return next((match for match in map(_PRODUCT.match, scene.names) if match), None)
+
+
+def _quantity(bands: tuple[Calibration, ...], level: Value) -> str:
+    """Digital numbers, or reflectance of the level that the product states (temperature in kelvin comes with it)."""
+    if all(calibration.channel.endswith("_DN") for calibration in bands):
+        return "digital numbers"
+    stated = re.match(r"L?([12])", str(level or ""))
+    return f"Level-{stated[1]} reflectance" if stated else "reflectance of unstated level"
+
+
+def _flags(scene: Scene, satellite: int | None) -> tuple[Flags, ...]:
+    oli = satellite is None or satellite >= 8
+    tables: dict[str, bytes] = {"BQA": bqa(oli=oli), "QA_PIXEL": QA_PIXEL, "QA_RADSAT": _radsat(scene, oli)}
+    found: dict[str, Header] = {}
+    for header in sorted(scene.quality, key=lambda header: header.path):
+        match = _QUALITY_FILE.search(header.stem)
+        if match is not None:
+            found.setdefault(match[0].strip("_").upper(), header)
+    return tuple(Flags(name=name, header=header, index=1, table=tables[name]) for name, header in sorted(found.items()))
+
+
+def _radsat(scene: Scene, oli: bool) -> bytes:
+    """Saturation of the chosen bands only: that of a band which is not taken says nothing of the others."""
+    chosen = {code(name) for name in scene.select.bands} or {band.code for band in scene.bands}
+    return radsat((bit for band, bit in _RADSAT_BIT.items() if band in chosen), oli=oli)
 
 
 def _facts(scene: Scene) -> dict[str, str]:
-    """The MTL text as ``KEY`` and ``GROUP.KEY`` (Level-2 files repeat keys in groups); tags of the file where there is no MTL."""
-    texts = [path for path in scene.candidate.texts if path.upper().endswith("_MTL.TXT")]
-    if len(texts) > 1:
-        raise BadSource(
-            scene.uri, f"several MTL files: {', '.join(Path(path).name for path in texts)}", "leave one out with ingest.exclude"
-        )
-    return read_mtl(texts[0]) if texts else dict(scene.bands[0].header.tags)
-
-
-def read_mtl(path: str) -> dict[str, str]:
-    """Reads an MTL text.
-
-    Returns:
-        Values without quotes by ``KEY`` (first occurrence) and by ``GROUP.KEY``.
-
-    Raises:
-        BadSource: It is not such a text.
-    """
-    facts: dict[str, str] = {}
-    groups: list[str] = []
-    for line in Path(path).read_text(encoding="ascii", errors="replace").replace("\0", "").splitlines():
-        key, equals, value = (part.strip() for part in line.partition("="))
-        if key == "GROUP":
-            groups.append(value)
-        elif key == "END_GROUP" and groups:
-            groups.pop()
-        elif equals:
-            facts.setdefault(key, value.strip('"'))
-            facts[f"{groups[-1] if groups else ''}.{key}"] = value.strip('"')
-    if not facts:
-        raise BadSource(path, "not an MTL text", "copy it again")
-    return facts
+    """The MTL as ``KEY`` and ``GROUP.KEY`` (Level-2 files repeat keys in groups); tags of the file where there is no MTL."""
+    return read_mtl_of(scene.candidate.texts, scene.uri) or dict(scene.bands[0].header.tags)
 
 
 def _satellite(scene: Scene, facts: Mapping[str, str]) -> int | None:
@@ -163,13 +206,13 @@ def _calibration(scene: Scene, band: Band, satellite: int | None, facts: Mapping
     header, place = band.header, band.place
     own = header.nodata[place]
     nodata = tuple(dict.fromkeys(value for value in (own, 0.0) if value is not None and value == value))
-    linear = _linear(band, name, facts)
+    linear = _linear(band, name, facts) or _of_collection_2(scene, band, name)
     if linear is not None:
         return Calibration(channel=name, scale=linear[0], offset=linear[1], nodata=nodata)
     if header.dtypes[place].startswith("float"):
         raise BadSource(header.path, "floating-point values that do not say whether they are reflectance or DN", REMEDY_MTL)
     if _LEVEL2.search(header.stem) or (name.startswith(("TM", "ETM")) and header.dtypes[place] != "uint8"):
-        raise BadSource(header.path, f"{header.dtypes[place]} values of Level 2 or of an unknown level, without MTL text", REMEDY_MTL)
+        raise BadSource(header.path, f"{header.dtypes[place]} values of Level 2 or of an unknown level, without MTL", REMEDY_MTL)
     return Calibration(channel=f"{name}_DN", nodata=nodata)
 
 
@@ -210,6 +253,18 @@ def _linear(band: Band, name: str, facts: Mapping[str, str]) -> tuple[float, flo
     return pair[0] / sine, pair[1] / sine
 
 
+def _of_collection_2(scene: Scene, band: Band, name: str) -> tuple[float, float] | None:
+    """The constants of Collection 2 Level 2, where the product id says that this is one and the file what it holds."""
+    product = _product(scene)
+    if product is None or product["collection"] != "02" or not product["level"].upper().startswith("L2S"):
+        return None
+    if band.header.dtypes[band.place] != "uint16":
+        return None
+    if CHANNELS[name].unit == "K":
+        return SURFACE_TEMPERATURE if product["level"].upper() == "L2SP" else None
+    return SURFACE_REFLECTANCE
+
+
 def _pair(facts: Mapping[str, str], group: str, quantity: str, band: str) -> tuple[float, float] | None:
     gain, shift = (_number(facts.get(f"{group}.{quantity}_{part}_BAND_{band}")) for part in ("MULT", "ADD"))
     return None if gain is None or shift is None else (gain, shift)
@@ -242,4 +297,18 @@ LANDSAT = Sensor(
     by_count={11: (*_OLI, *_TIRS)},
     foreign=_FOREIGN,
     calibrate=calibrate,
+    quality_file=_QUALITY_FILE,
+    facts=(
+        "platform",
+        "level",
+        "wrs_path",
+        "wrs_row",
+        "cloud_cover_percent",
+        "sun_elevation_deg",
+        "sun_zenith_deg",
+        "sun_azimuth_deg",
+        "collection",
+        "collection_category",
+        "masks",
+    ),
 )

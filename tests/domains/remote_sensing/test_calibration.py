@@ -148,7 +148,7 @@ def test_level_2_uses_its_own_group_of_the_mtl(lab):
     name = "LC09_L2SP_013032_20220131_20220207_02_T1"
     lab.write(f"{name}_SR_B4.TIF", np.full((2, 2), 15000, "uint16"))
     lab.write(f"{name}_ST_B10.TIF", np.full((2, 2), 42000, "uint16"))
-    lab.write(f"{name}_QA_PIXEL.TIF", np.full((2, 2), 1, "uint16"))
+    lab.write(f"{name}_QA_PIXEL.TIF", np.full((2, 2), 21824, "uint16"))
     (lab.folder / f"{name}_MTL.txt").write_text(MTL_L2)
     record = lab.only(landsat)
     assert record.channels == ("OLI_B4", "TIRS_B10")
@@ -156,9 +156,9 @@ def test_level_2_uses_its_own_group_of_the_mtl(lab):
     assert record.fields["level"] == "L2SP"
 
 
-def test_level_2_without_its_mtl_is_refused(lab):
-    lab.write("LC09_L2SP_013032_20220131_20220207_02_T1_SR_B4.TIF", lab.counts(2, 2))
-    assert "without MTL text" in lab.refusal(landsat)
+def test_level_2_of_an_unknown_collection_needs_its_mtl(lab):
+    lab.write("LC09_013032_20220131_SR_B4.TIF", lab.counts(2, 2))
+    assert "without MTL" in lab.refusal(landsat)
 
 
 def test_radar_values_must_be_stated(lab):
