@@ -221,3 +221,149 @@ def test_windows_are_cut_in_stored_type_and_own_their_memory(tmp_path, ct_volume
     np.testing.assert_array_equal(part, full(record)[(slice(None), *window)])
     assert part.flags.owndata
     assert part.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(1002, "label map"), (1003, "label map"), (1007, "vectors or matrices"), (1005, "vectors"), (3, "statistical map")]
+)
+def test_intent_codes_that_name_no_picture_are_refused_by_header(tmp_path, ct_volume, found, code, reason):
+    image = nib.Nifti1Image(ct_volume, np.eye(4))
+    image.header["intent_code"] = code
+    nib.save(image, tmp_path / "a.nii.gz")
+    sources, refused = found(ct, tmp_path)
+    assert not sources
+    assert reason in refused[0].reason
+
+
+def test_a_vector_axis_is_refused_even_where_frames_are_split(tmp_path, write_nifti, found):
+    write_nifti(tmp_path / "warp.nii.gz", np.ones((4, 5, 6, 1, 3), dtype=np.float32))
+    sources, refused = found(mri, tmp_path, frames="split")
+    assert not sources
+    assert "3 numbers per voxel" in refused[0].reason
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (8, 9, 1)])
+def test_a_flat_nifti_is_no_volume(tmp_path, write_nifti, found, shape):
+    write_nifti(tmp_path / "a.nii", np.ones(shape, dtype=np.int16))
+    _, refused = found(mri, tmp_path)
+    assert "is no volume" in refused[0].reason
+
+
+def test_pairs_are_refused_once_and_other_hdr_files_are_left_alone(tmp_path, ct_volume, found):
+    nib.save(nib.Nifti1Pair(ct_volume, np.eye(4)), tmp_path / "scan.hdr")
+    (tmp_path / "envi.hdr").write_text("ENVI\nsamples = 3\n")
+    sources, refused = found(ct, tmp_path)
+    assert not sources
+    assert [item.uri.rpartition("/")[2] for item in refused] == ["scan.hdr"]
+    assert "pair of .hdr and .img" in refused[0].reason
+    assert ".nii.gz" in refused[0].remedy
+
+
+def _both_forms(path, array, sform, qform, codes=(1, 1)):
+    image = nib.Nifti1Image(array, sform)
+    image.set_sform(sform, codes[0])
+    image.set_qform(qform, codes[1])
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(("shift", "warned"), [(0.05, False), (0.5, True)])
+def test_the_sform_wins_and_a_qform_elsewhere_is_a_warning(tmp_path, ct_volume, open_one, shift, warned):
+    moved = np.eye(4)
+    moved[0, 3] = shift
+    record = open_one(ct, _both_forms(tmp_path / "a.nii", ct_volume, np.eye(4), moved))
+    np.testing.assert_array_equal(np.reshape(record.affine, (4, 4)), np.eye(4))
+    assert record.fields["geometry"] == "sform"
+    assert any("0.5 mm apart; the sform is used" in text for text in record.warnings) == warned
+    assert ("sform_qform_mm" in record.fields) == warned
+
+
+def test_the_qform_counts_where_the_sform_has_no_code_and_neither_is_a_warning(tmp_path, ct_volume, open_one):
+    moved = np.diag([-1.0, 2, 3, 1])
+    record = open_one(ct, _both_forms(tmp_path / "q.nii", ct_volume, np.eye(4) * 7, moved, codes=(0, 1)))
+    assert (record.fields["geometry"], record.spacing, record.warnings) == ("qform", (3, 2, 1), ())
+    record = open_one(ct, _both_forms(tmp_path / "n.nii", ct_volume, np.eye(4), np.eye(4), codes=(0, 0)))
+    assert record.fields["geometry"] == "none"
+    assert "which side is left is not stated" in record.warnings[0]
+
+
+@pytest.mark.parametrize("qfac", [1.0, -1.0])
+def test_the_sign_of_qfac_turns_the_third_axis_as_simpleitk_says(tmp_path, ct_volume, open_one, full, qfac):
+    import SimpleITK as sitk
+
+    path = _both_forms(tmp_path / "q.nii", ct_volume, np.eye(4), np.diag([-1.0, 2, 3, 1]), codes=(0, 1))
+    raw = bytearray(path.read_bytes())
+    raw[76:80] = np.float32(qfac).tobytes()
+    path.write_bytes(bytes(raw))
+    record, image = open_one(ct, path), sitk.ReadImage(str(path))
+    z, y, x = np.unravel_index(np.argmax(full(record)[0]), record.shape[1:])
+    lps = np.array(image.TransformIndexToPhysicalPoint((5, 1, 3)))
+    np.testing.assert_allclose((np.reshape(record.affine, (4, 4)) @ (x, y, z, 1))[:3], lps * (-1, -1, 1), atol=1e-4)
+
+
+def test_pixdim_that_contradicts_the_affine_is_a_warning(tmp_path, ct_volume, write_nifti, open_one):
+    path = write_nifti(tmp_path / "a.nii", ct_volume, np.diag([2.0, 2, 5, 1]))
+    raw = bytearray(path.read_bytes())
+    raw[88:92] = np.float32(3).tobytes()
+    path.write_bytes(bytes(raw))
+    record = open_one(ct, path)
+    assert record.spacing == (5, 2, 2)
+    assert record.warnings == ("pixdim says voxels of 2x2x3, the affine of 2x2x5; the affine is used",)
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_split_frames_are_sources_that_equal_nibabels(tmp_path, write_nifti, found, full, suffix):
+    array = np.random.default_rng(0).integers(0, 900, (4, 5, 6, 3)).astype(np.int16)
+    path = write_nifti(tmp_path / "p1" / f"scan.{suffix}", array, affine_of("PSR"), slope=2.0, inter=1.0)
+    sources, refused = found(mri, tmp_path, frames="split")
+    assert not refused
+    assert [ref.source_id for ref in sources] == [f"p1/scan.{suffix}#t=00{t}" for t in range(3)]
+    assert {(ref.keys["stem"], ref.keys["folder"]) for ref in sources} == {("scan", "p1")}
+    assert len({ref.digest for ref in sources}) == len({ref.keys["path"] for ref in sources}) == 3
+    for t, ref in enumerate(sources):
+        record = mri.read(ref)
+        oracle = nib.as_closest_canonical(nib.four_to_three(nib.Nifti1Image(array, nib.load(path).affine))[t])
+        np.testing.assert_array_equal(full(record)[0].T, np.asarray(oracle.dataobj))
+        np.testing.assert_allclose(np.reshape(record.affine, (4, 4)), oracle.affine)
+        assert (record.scale, record.offset, record.fields["frame"]) == ((2.0,), (1.0,), t)
+        assert record.stages[0] == f"frame {t + 1} of 3"
+
+
+def test_split_leaves_other_files_as_they_are_and_the_order_by_id(tmp_path, ct_volume, write_nifti, found):
+    write_nifti(tmp_path / "b.nii", np.ones((4, 5, 6, 2), dtype=np.int16))
+    write_nifti(tmp_path / "a.nii", ct_volume)
+    write_nifti(tmp_path / "c.nii", ct_volume)
+    (tmp_path / "bad.nii").write_text("no image")
+    sources, refused = found(mri, tmp_path, frames="split")
+    assert [ref.source_id for ref in sources] == ["a.nii", "b.nii#t=000", "b.nii#t=001", "c.nii"]
+    assert len(refused) == 1
+
+
+def test_a_bval_file_names_the_channel_of_each_frame(tmp_path, write_nifti, found):
+    array = np.random.default_rng(0).integers(0, 900, (4, 5, 6, 3)).astype(np.int16)
+    write_nifti(tmp_path / "sub-1_dwi.nii.gz", array)
+    (tmp_path / "sub-1_dwi.bval").write_text("0 1000 995.5\n")
+    sources, _ = found(mri, tmp_path, frames="split")
+    records = [mri.read(ref) for ref in sources]
+    assert [record.channels[0] for record in records] == ["DWI-b0", "DWI-b1000", "DWI-b1000"]
+    assert [record.fields["b_value"] for record in records] == [0.0, 1000.0, 995.5]
+    (tmp_path / "sub-1_dwi.bval").write_text("0 1000\n")
+    _, refused = found(mri, tmp_path, frames="split")
+    assert "does not hold 3 numbers" in refused[0].reason
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.uint64, np.int8])
+def test_wide_integers_keep_every_value(tmp_path, open_one, full, dtype):
+    values = np.arange(60, dtype=dtype).reshape(3, 4, 5)
+    nib.save(nib.Nifti1Image(values, np.eye(4), dtype=dtype), tmp_path / "a.nii")
+    record = open_one(mri, tmp_path / "a.nii")
+    assert record.dtype == "int16"
+    np.testing.assert_array_equal(full(record)[0].T, values)
+
+
+def test_integers_that_no_stored_type_holds_are_refused(tmp_path, open_one):
+    values = np.arange(60, dtype=np.uint32).reshape(3, 4, 5)
+    values[0, 0, 0] = 2**31
+    nib.save(nib.Nifti1Image(values, np.eye(4), dtype=np.uint32), tmp_path / "a.nii")
+    with pytest.raises(BadSource, match="fit neither 16 bits nor float32"):
+        open_one(mri, tmp_path / "a.nii")
