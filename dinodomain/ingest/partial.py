@@ -169,6 +169,10 @@ class Partial:
         self.root.rename(aside)
         shutil.rmtree(aside)
 
+    def is_empty(self) -> bool:
+        """Whether nothing is staged."""
+        return not any(next((self.root / name).iterdir(), None) for name in ("done", "staged"))
+
     def forget_all(self) -> None:
         """Throws away whatever is staged, unpacked or fetched."""
         for name in ("done", "staged", "tree", "scratch"):

@@ -130,6 +130,8 @@ def withdraw(plan: IngestPlan, *, today: datetime.date | None = None) -> Withdra
         memory = Memory.of(opened, _secret(opened, plan))
         new = _new_rows(table, plan.join, memory)
         if not new.rows:
+            if partial.is_empty():
+                partial.remove()
             found = Withdrawal(store=str(store), known=len(table.rows), date=date.isoformat(), finished=finished)
             return replace(found, counts=opened.manifest["counts"])
         chosen = _choose(opened, new, plan)

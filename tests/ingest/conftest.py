@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,46 @@ def write_images():
         return folder
 
     return write
+
+
+class Crash(BaseException):
+    """Stands for a power cut: nothing catches it."""
+
+
+class Countdown:
+    """Lets so many renames pass, and crashes at the next; a rename is what makes every step of an ingest count."""
+
+    def __init__(self, monkeypatch, left: int) -> None:
+        self.left = left
+        for owner, name in ((Path, "rename"), (Path, "replace"), (os, "replace")):
+            monkeypatch.setattr(owner, name, self._wrap(getattr(owner, name)))
+
+    def _wrap(self, real):
+        def call(*args):
+            if self.left == 0:
+                raise Crash
+            self.left -= 1
+            return real(*args)
+
+        return call
+
+
+@pytest.fixture
+def crash_everywhere(monkeypatch):
+    """Crashes an attempt at its first, second ... rename, each time on a fresh copy, and lets ``check`` look; until one gets through."""
+
+    def everywhere(attempt, reset, check) -> int:
+        for left in range(200):
+            reset()
+            with monkeypatch.context() as patch:
+                Countdown(patch, left)
+                try:
+                    attempt()
+                except Crash:
+                    pass
+                else:
+                    return left
+            check(left)
+        raise AssertionError("it never ends")
+
+    return everywhere
