@@ -22,6 +22,7 @@ from dinodomain_medical.geometry import largest_shift_mm, spacing_zyx
 from dinodomain_medical.opened import Cut, CutValid
 
 _SAME_GRID_MM = 1e-3
+_TRUNCATED = 4.0  # standard deviations
 _FWHM = 2 * math.sqrt(2 * math.log(2))
 _OUTSIDE = 256  # beyond the bits of a valid field
 _LITTLE_OVERLAP = 0.5
@@ -174,12 +175,22 @@ def _interpolated(
 
 
 def _smoothed(values: np.ndarray, variances: Sequence[float]) -> np.ndarray:
-    if not any(variances):
-        return values
-    itk = _itk()
-    image = itk.GetImageFromArray(values)
-    smooth = itk.DiscreteGaussian(image, variance=list(variances), maximumKernelWidth=128, maximumError=0.005, useImageSpacing=False)
-    return np.asarray(itk.GetArrayFromImage(smooth))
+    """Gaussian of a variance in voxels squared per axis (x, y, z); beyond the border the outermost voxels go on."""
+    for axis, variance in zip((2, 1, 0), variances):
+        if variance > 0:
+            values = _smoothed_along(values, axis, math.sqrt(variance))
+    return values
+
+
+def _smoothed_along(values: np.ndarray, axis: int, sigma: float) -> np.ndarray:
+    reach = math.ceil(_TRUNCATED * sigma)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    size = values.shape[axis]
+    out = np.zeros_like(values)
+    for shift, weight in zip(range(-reach, reach + 1), weights):
+        out += np.float32(weight) * values.take(np.clip(np.arange(size) + shift, 0, size - 1), axis=axis)
+    return out
 
 
 def _moved(
