@@ -32,7 +32,8 @@ from dinodomain.verbs import VERBS, Outcome, Verb
 
 PATH_KEYS = frozenset({
     "source", "store", "out", "labels", "metadata", "checkpoint", "features", "gate", "report", "run", "config", "configs_dir",
-    "secret", "crosswalk", "withdraw", "ingest.executor", "ingest.metadata", "ingest.secret", "ingest.patient_map", "ingest.select", "ingest.aoi",
+    "secret", "crosswalk", "withdraw", "ingest.executor", "ingest.metadata", "ingest.secret", "ingest.patient_map", "ingest.select",
+    "ingest.aoi",
 })  # fmt: skip
 """Keys whose value is taken letter for letter: paths, and expressions of their own grammar."""
 
