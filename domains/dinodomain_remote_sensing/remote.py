@@ -37,7 +37,7 @@ UNKNOWN_SCHEMES = {
 TRIES = 5
 """Times that a read which GDAL gave up (a body cut short) is begun again, on top of GDAL's own retries of requests."""
 
-GDAL: Mapping[str, str] = {
+GDAL: Mapping[str, str | int] = {
     # Nothing but the file itself is asked for; side files are read only where a listing shows that they exist (see ``environment``).
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MAX_RETRY": "8",
@@ -55,7 +55,7 @@ GDAL: Mapping[str, str] = {
     # A file that failed once, or changed, must not be remembered past its handle.
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/",
     # Rows of 1024-pixel blocks of a whole swath stay decoded until the rows of chunks that share them are through.
-    "GDAL_CACHEMAX": "512",
+    "GDAL_CACHEMAX": 512 * 2**20,
 }
 """GDAL's settings for remote files. An environment variable of the same name wins."""
 
@@ -125,7 +125,7 @@ def environment(address: str, *, sidecars: bool = False) -> AbstractContextManag
     if not is_remote(address):
         return nullcontext()
     rasterio = require("rasterio", extra=EXTRA, wanted_by=WANTED_BY)
-    options = {key: value for key, value in GDAL.items() if key not in os.environ}
+    options: dict[str, str | int] = {key: value for key, value in GDAL.items() if key not in os.environ}
     if sidecars:
         options["GDAL_DISABLE_READDIR_ON_OPEN"] = "TRUE"
     if "?" in address and not address.startswith("s3://"):
@@ -320,12 +320,13 @@ def _obstore(ask: Callable[[], Got], address: str) -> Got:
             raise _refusal(address, 401) from None
         except errors.BaseError as error:
             text = str(error)
-            if re.search(r"\b301\b|PermanentRedirect|bare redirect", text):
+            code = re.search(r"status code: (40[134])", text)
+            if code is not None:
+                raise _refusal(address, int(code[1])) from None
+            if re.search(r"status code: 301|PermanentRedirect|edirect without LOCATION", text):
                 raise BadSource(shown(address), "its bucket lies in another region", "set AWS_REGION to it") from None
-            if re.search(r"\b400\b|Bad Request", text):
-                raise BadSource(
-                    shown(address), "the server does not accept it (400)", "check AWS_REGION and credentials"
-                ) from None
+            if re.search(r"status code: 400|Bad Request", text):
+                raise BadSource(shown(address), "the server does not accept it (400)", "check AWS_REGION and credentials") from None
             raise TryAgain(_words(error)) from None
 
     return retried(guarded, address)
@@ -355,7 +356,7 @@ def pause(turn: int) -> None:
 
 def _delay() -> float:
     try:
-        return float(os.environ.get("GDAL_HTTP_RETRY_DELAY", GDAL["GDAL_HTTP_RETRY_DELAY"]))
+        return float(os.environ.get("GDAL_HTTP_RETRY_DELAY") or GDAL["GDAL_HTTP_RETRY_DELAY"])
     except ValueError:
         return float(GDAL["GDAL_HTTP_RETRY_DELAY"])
 
