@@ -351,15 +351,11 @@ class Names:
         """The same source or refusal, named by its archive."""
         if not self._known:
             return item
-        return self.renamed(item) if isinstance(item, BadSource) else replace(item, uris=tuple(sorted(map(self._named, item.uris))))
+        return self.renamed(item) if isinstance(item, BadSource) else replace(item, uris=tuple(map(self._named, item.uris)))
 
     def renamed(self, bad: BadSource) -> BadSource:
         """The same refusal, named by its archive."""
-        twin = copy.copy(bad)
-        twin.uri, twin.place = self._named(bad.uri), self._named(bad.place)
-        twin.reason, twin.problem = self._named(bad.reason), self._named(bad.problem)
-        twin.args = tuple(self._named(str(part)) for part in bad.args)
-        return twin
+        return rewritten(bad, self._named)
 
     def local(self, uri: str) -> str:
         """Where a file can be opened; its archive is unpacked again where that is not here."""
@@ -376,3 +372,12 @@ class Names:
 
     def _named(self, text: str) -> str:
         return self._pattern.sub(lambda match: self._known.get(match[0], match[0]), text)
+
+
+def rewritten(bad: BadSource, change: Callable[[str], str]) -> BadSource:
+    """The same refusal with other names in its texts."""
+    twin = copy.copy(bad)
+    twin.uri, twin.place, twin.reason, twin.problem = map(change, (bad.uri, bad.place, bad.reason, bad.problem))
+    parts = [f"{twin.place}: {twin.problem}", *([bad.remedy] if bad.remedy else [])]
+    twin.args = ("; ".join(parts),)
+    return twin

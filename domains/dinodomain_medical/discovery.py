@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dinodomain.errors import BadSource, UserError
 from dinodomain.types import Select, SourceRef
+from dinodomain_medical import dicomweb
 from dinodomain_medical.archives import Names
 from dinodomain_medical.sources import Handlers, Item
 from dinodomain_medical.walking import walk
@@ -24,6 +25,9 @@ def discover(source: str, select: Select, handlers: Handlers) -> Iterator[Item]:
     Raises:
         UserError: The source does not exist, or is an address of a kind that is not read.
     """
+    if source.startswith(dicomweb.SCHEME):
+        yield from dicomweb.discover(source, select, handlers)
+        return
     if re.match(r"[a-z][a-z0-9+.-]*://", source, re.IGNORECASE):
         problem = (
             "is DIMSE (C-FIND, C-MOVE), which is not read"
@@ -41,6 +45,10 @@ def discover(source: str, select: Select, handlers: Handlers) -> Iterator[Item]:
 @contextmanager
 def at_hand(ref: SourceRef) -> Iterator[SourceRef]:
     """The same source with files that can be opened now; what had to be fetched for it is gone afterwards."""
+    if ref.uris[0].startswith(dicomweb.SCHEME):
+        with dicomweb.fetched(ref) as local:
+            yield local
+        return
     names = Names(ref.select.scratch)
     uris = tuple(map(names.local, ref.uris))
     if uris == ref.uris:

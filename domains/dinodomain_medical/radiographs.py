@@ -22,6 +22,7 @@ from dinodomain_medical.dicom_pixels import Frame, check_single_grey, decode, in
 from dinodomain_medical.discovery import at_hand, discover
 from dinodomain_medical.modalities import Modality
 from dinodomain_medical.opened import Cut, CutValid
+from dinodomain_medical.series_source import digest_of_images, instance_of, unit_of
 from dinodomain_medical.sources import Gathered, Handlers, Item, digest_of, keys_of, label_refusal, looks_like_label
 from dinodomain_medical.values import storable
 
@@ -105,7 +106,14 @@ class RadiographDomain:
         if looks_like_label(relative, select):
             return label_refusal(path)
         images.check_header(path)
-        return _ref(root, path, relative, select, keys_of(root, relative), None)
+        return SourceRef(
+            source_id=relative,
+            uris=(str(path),),
+            keys=keys_of(root, relative),
+            unit=None,
+            digest=digest_of(root, [path]),
+            select=select,
+        )
 
     def _dicom(self, gathered: Gathered, select: Select) -> Item:
         header, path, relative = gathered.headers[0], gathered.headers[0].path, gathered.place
@@ -117,11 +125,15 @@ class RadiographDomain:
                 "exclude it, or ingest it with its own domain",
             )
         check_single_grey(header)
-        return _ref(gathered.root, path, relative, select, keys_of(gathered.root, relative) | header.keys, header.keys.get("PatientID"))
-
-
-def _ref(root: Path, path: Path, relative: str, select: Select, keys: Mapping[str, str], unit: str | None) -> SourceRef:
-    return SourceRef(source_id=relative, uris=(str(path),), keys=keys, unit=unit, digest=digest_of(root, [path]), select=select)
+        return SourceRef(
+            source_id=relative,
+            uris=(str(path),),
+            keys=keys_of(gathered.root, relative) | header.keys,
+            unit=unit_of(header.keys),
+            digest=digest_of_images([header], "xray"),
+            select=select,
+            instance=instance_of([header]),
+        )
 
 
 def _from_picture(path: Path) -> Record:

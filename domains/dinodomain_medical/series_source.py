@@ -31,9 +31,9 @@ def series_ref(gathered: Gathered, source_id: str, series: Series, select: Selec
         uris=uris,
         keys=folder_keys(gathered.root, gathered.place) | _keys(first, alone=len(uris) == 1),
         unit=unit_of(first.keys),
-        digest=_digest(series.headers, channel),
+        digest=digest_of_images(series.headers, channel),
         select=select,
-        instance=_instance(series.headers),
+        instance=instance_of(series.headers),
         quantity=("HU_MOD" if first.rescale_type == "HU_MOD" else "HU") if hounsfield else "",
         facts=_facts(series.headers),
         handle=_frames(series.headers, uris),
@@ -57,7 +57,7 @@ def refused(refusal: BadSource, header: Header) -> BadSource:
     return refusal if refusal.keys else BadSource(refusal.uri, refusal.reason, refusal.remedy or "", keys=_keys(header, alone=False))
 
 
-def _digest(headers: Sequence[Header], channel: str) -> str:
+def digest_of_images(headers: Sequence[Header], channel: str) -> str:
     """Over identities, prints of pixels, and all headers that decide geometry, scale and meaning; no path, no patient."""
     rows = sorted(
         repr(
@@ -72,7 +72,8 @@ def _digest(headers: Sequence[Header], channel: str) -> str:
     return hashlib.sha256("\n".join((channel, *rows)).encode()).hexdigest()
 
 
-def _instance(headers: Sequence[Header]) -> str:
+def instance_of(headers: Sequence[Header]) -> str:
+    """The permanent identity of a source: over the sorted SOPInstanceUIDs of its images, empty where one has none."""
     uids = {header.uid for header in headers}
     if any(not header.keys.get("SOPInstanceUID") for header in headers):
         return ""
