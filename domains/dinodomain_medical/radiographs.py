@@ -6,6 +6,7 @@ the stages say so. Does not read mammography, fluoroscopy, multi-frame objects, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ _NAN = float("nan")
 _VIEWS = frozenset({"AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO"})
 _SIDES = frozenset({"L", "R", "B", "U"})
 _INTENTS = frozenset({"FOR PROCESSING", "FOR PRESENTATION"})
+_SIDE_LETTERS = re.compile("[RLAPHF]{1,3}")
 _CALIBRATIONS = frozenset({"GEOMETRY", "FIDUCIAL"})
 
 
@@ -177,7 +179,11 @@ def _view_fields(frame: Frame) -> dict[str, FieldValue]:
         "laterality": (str(dataset.get("ImageLaterality") or dataset.get("Laterality") or "").upper(), _SIDES),
         "intent": (str(dataset.get("PresentationIntentType") or "").upper(), _INTENTS),
     }
-    return {name: value for name, (value, terms) in found.items() if value in terms}
+    kept: dict[str, FieldValue] = {name: value for name, (value, terms) in found.items() if value in terms}
+    sides = dataset.get("PatientOrientation")  # where columns and rows run to
+    if sides is not None and not isinstance(sides, str) and all(_SIDE_LETTERS.fullmatch(str(side)) for side in sides) and len(sides) == 2:
+        kept["patient_orientation"] = "\\".join(map(str, sides))
+    return kept
 
 
 def _record(
