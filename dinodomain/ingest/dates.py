@@ -11,33 +11,27 @@ import re
 from dataclasses import replace
 from datetime import date, timedelta
 
-from dinodomain.errors import BadSource
 from dinodomain.types import Record
+
+NO_DATE = "its acquisition date is no day of the calendar, and is not kept"
 
 _DAY = re.compile(r"(\d{4}-\d\d-\d\d|\d{8})(?:[T ].*)?", re.DOTALL)
 _PART = re.compile(r"\d{4}(-\d\d)?")
 
 
-def shifted(record: Record, days: int, uri: str) -> Record:
+def shifted(record: Record, days: int) -> Record:
     """The record with its date moved by ``days``; 0 leaves it as it is (a domain whose ids are public).
 
-    Raises:
-        BadSource: Its date is not one.
+    What is no day of the calendar is dropped with a warning: no picture is lost for it.
     """
     if days == 0 or record.acquired is None:
         return record
-    return replace(record, acquired=_moved(record.acquired.strip(), days, uri))
-
-
-def _moved(acquired: str, days: int, uri: str) -> str | None:
-    if not acquired or _PART.fullmatch(acquired):
-        return None
-    found = _DAY.fullmatch(acquired)
+    text = record.acquired.strip()
+    if not text or _PART.fullmatch(text):
+        return replace(record, acquired=None)
+    found = _DAY.fullmatch(text)
     try:
-        day = date.fromisoformat(found[1] if found else "")
-    except ValueError:
-        raise BadSource(uri, "its acquisition date is no ISO date", "repair the header, or exclude it") from None
-    try:
-        return (day + timedelta(days=days)).isoformat()
-    except OverflowError:  # year 1 or 9999: a filler, not a date
-        return None
+        moved = date.fromisoformat(found[1] if found else "") + timedelta(days=days)
+    except (ValueError, OverflowError):
+        return replace(record, acquired=None, warnings=(*record.warnings, NO_DATE))
+    return replace(record, acquired=moved.isoformat())

@@ -6,10 +6,12 @@ A window source is written as it will lie in the store (``tree/scenes/<id>``, ``
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +21,7 @@ from dinodomain.errors import BadSource, MissingExtra, UserError
 from dinodomain.ingest.cells import CellGrid, chunk_boxes, footprints, lon_lat
 from dinodomain.ingest.dates import shifted
 from dinodomain.ingest.partial import Partial, disk_errors
+from dinodomain.ingest.scrub import scrubbed
 from dinodomain.ingest.shrink import shrink
 from dinodomain.lineage import Json
 from dinodomain.store.format import StorePlan, source_folder, stored_id
@@ -43,6 +46,7 @@ class Task:
         ref: What discovery found.
         source_id: Stored id.
         digest: Stored digest of the source.
+        instance: Stored identity of its images, or empty.
         shift_days: Days by which its date is moved; 0 where ids are public.
         shift_of: Stored id of whom the date is moved for, or empty.
     """
@@ -50,6 +54,7 @@ class Task:
     ref: SourceRef
     source_id: str
     digest: str
+    instance: str = ""
     shift_days: int = 0
     shift_of: str = ""
 
@@ -95,8 +100,8 @@ class Stager:
         """
         uri = task.ref.uris[0]
         try:
-            record = shifted(guarded(opened(self.domain, task.ref), uri), task.shift_days, uri)
             with disk_errors(self.partial.store):
+                record = shifted(guarded(opened(self.domain, task.ref), uri), task.shift_days)
                 self._stage(task, record, uri)
         except BadSource as bad:
             return Outcome(task=task, bad=bad)
@@ -110,6 +115,12 @@ class Stager:
             return False
         layout, folder = done["columns"]["layout"], source_folder(task.source_id, self.domain.ndim)
         return (self.partial.tree / folder).is_dir() if layout == "window" else self.partial.staged(task.stored).is_file()
+
+    def content_of(self, task: Task) -> str:
+        """Content hash of a staged source."""
+        done = self.partial.read_done(task.stored)
+        assert done is not None, "only staged sources are compared"
+        return str(done["columns"]["content_hash"])
 
     def _stage(self, task: Task, record: Record, uri: str) -> None:
         if record.layout == "window":
@@ -143,7 +154,13 @@ class Stager:
             "place": _place(record, written, self.cells, uri),
             "valid_fraction": written.valid_fraction,
             "files": written.digest,
+            "warnings": list(self._warnings(task, record, uri)),
         }
+
+    def _warnings(self, task: Task, record: Record, uri: str) -> Iterator[str]:
+        """In a personal domain without anything that could name a person, as in reasons: this lies in files, too."""
+        names = (PurePosixPath(uri).name, *task.ref.keys.values(), task.ref.source_id)
+        yield from (scrubbed(text, names) if self.domain.personal else text for text in record.warnings)
 
 
 def opened(domain: Domain, ref: SourceRef) -> Record:
@@ -155,6 +172,8 @@ def opened(domain: Domain, ref: SourceRef) -> Record:
     except UserError as error:
         raise BadSource(ref.uris[0], error.problem, error.remedy or error.allowed or DAMAGED) from error
     except Exception as error:
+        if _disk_is_full(error):
+            raise
         raise BadSource(ref.uris[0], f"cannot be read: {_words(error)}", DAMAGED) from error
 
 
@@ -171,9 +190,16 @@ def _guard(read: Callable[[Window], np.ndarray], uri: str) -> Callable[[Window],
         except (BadSource, MissingExtra):
             raise
         except Exception as error:
+            if _disk_is_full(error):
+                raise
             raise BadSource(uri, f"its pixels cannot be read: {_words(error)}", DAMAGED) from error
 
     return safely
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """A reader may unpack or fetch into the scratch folder; that this finds no room is no fault of the source."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _words(error: Exception) -> str:
