@@ -38,6 +38,7 @@ from dinodomain.store.format import CHUNKS, INDEX, LINEAGE, MANIFEST, PENDING
 _REMEDIES = {
     errno.ENOSPC: "free space and run again: what is done is kept",
     errno.EDQUOT: "raise your quota and run again: what is done is kept",
+    errno.EFBIG: "raise the largest file size that is allowed (ulimit -f, or the file system's) and run again: what is done is kept",
     errno.EROFS: "choose a folder you may write to",
     errno.EACCES: "choose a folder you may write to",
     errno.EPERM: "choose a folder you may write to",
@@ -179,6 +180,12 @@ class Partial:
             shutil.rmtree(self.root / name, ignore_errors=True)
             (self.root / name).mkdir(parents=True)
 
+    def remove_if_unused(self) -> None:
+        """Throws the folder away where nothing is staged or fetched; other jobs may have just begun to."""
+        kept = (path for name in ("done", "staged", "tree", "scratch") for path in (self.root / name).rglob("*") if path.is_file())
+        if not self.job and not self._commit.exists() and self.root.exists() and next(kept, None) is None:
+            self.remove()
+
     def _fresh(self, stored: str) -> Path:
         """A path that nobody else works at, on this machine or another."""
         return self.work / f"{stored}.{secrets.token_hex(8)}"
@@ -193,8 +200,8 @@ class Partial:
         temporary = self._fresh(stored)
         with open(temporary, "wb") as handle:
             handle.write(_line(record))
-            np.save(handle, pixels, allow_pickle=False)
-            np.save(handle, np.zeros(0, np.uint8) if bits is None else bits, allow_pickle=False)
+            np.save(_Plain(handle), pixels, allow_pickle=False)
+            np.save(_Plain(handle), np.zeros(0, np.uint8) if bits is None else bits, allow_pickle=False)
         temporary.rename(self.staged(stored))
 
     def load_image(self, stored: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -280,6 +287,13 @@ class Partial:
             if (self.tree / name).exists():
                 (self.tree / name).replace(self.store / name)
         sync_folder(self.store)
+
+
+class _Plain:
+    """A file that numpy does not take for one: writing to a real file, it hides why the disk refused."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self.write = handle.write
 
 
 def _is_at(handle: IO[bytes], path: Path) -> bool:

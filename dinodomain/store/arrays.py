@@ -5,6 +5,7 @@ Shards are appended in the order in which chunks arrive and closed when full, so
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -52,7 +53,8 @@ class ShardFile:
 
     def discard(self) -> None:
         """Removes the unfinished file."""
-        self._handle.close()
+        with contextlib.suppress(OSError):  # what is left in the buffer may not fit on the disk: it is not wanted any more
+            self._handle.close()
         self._temporary.unlink(missing_ok=True)
 
 
@@ -160,7 +162,8 @@ class ArrayWriter:
         return "/".join(("c", *(str(i) for i in shard)))
 
     def _finish(self, shard: tuple[int, ...]) -> None:
-        tail = self._open.pop(shard).finish()
+        tail = self._open[shard].finish()
+        del self._open[shard]
         self._done[self._key(shard)] = hashlib.sha256(tail + "".join(self._sums.pop(shard)).encode()).hexdigest()
 
     def close(self) -> str:

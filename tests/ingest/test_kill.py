@@ -13,6 +13,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dinodomain.errors import UserError
@@ -51,22 +52,112 @@ def wait_for_done(store: Path, count: int, process: subprocess.Popen[bytes]) -> 
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize(("layout", "workers"), [("window", 2), ("whole", 0)])
-def test_really_killed_at_random_moments_and_run_again(tmp_path, run, snapshot, layout, workers):
-    run("generate:24", tmp_path / "whole", SyntheticImages(layout=layout, size=(64, 80), nodata=True), audit_holdout=0.2)
-    moments = random.Random(f"{layout}{workers}")
-    for least in sorted(moments.sample(range(1, 24), 3)):
-        process = start(tmp_path, layout, workers)
-        wait_for_done(tmp_path / "store", least, process)
-        time.sleep(moments.random() * 0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert not (tmp_path / "store" / "manifest.json").exists() or open_store(tmp_path / "store")
-    last = start(tmp_path, layout, workers)
-    _, errors = last.communicate(timeout=60)
-    assert last.returncode == 0, errors.decode()
-    assert snapshot(tmp_path / "store") == snapshot(tmp_path / "whole")
-    assert not (tmp_path / "store.partial").exists()
+ZYGOTE = textwrap.dedent(
+    """
+    import dataclasses, os, sys, time
+    from dinodomain.ingest import IngestPlan, ingest
+    from dinodomain.testing import SyntheticImages
+
+    class Mixed(SyntheticImages):
+        def read(self, ref):
+            layout = "window" if int(ref.source_id[-1]) % 2 else "whole"
+            return dataclasses.replace(SyntheticImages.read(self, ref), layout=layout)
+
+    if __name__ == "__main__":
+        for executor in map(str.strip, sys.stdin):
+            child = os.fork()
+            if not child:
+                how = dict(workers=2, executor=executor, audit_holdout=0.2)
+                plan = IngestPlan(domain="synthetic", source="generate:24", store=sys.argv[1], **how)
+                ingest(plan, domain=Mixed(size=(20, 24), nodata=True), progress=lambda done, total: time.sleep(0.005))
+                os._exit(0)
+            print(child, flush=True)
+            print(os.waitpid(child, 0)[1], flush=True)
+    """
+)
+"""Imports once, and then starts an ingest whenever it is told to: most of twenty starts would be imports otherwise."""
+
+
+class Zygote:
+    """Starts ingests, one at a time, that can be killed."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        script = tmp_path / "zygote.py"
+        script.write_text(ZYGOTE)
+        command = [sys.executable, str(script), str(tmp_path / "store")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def start(self, executor: str) -> int:
+        self.process.stdin.write(f"{executor}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def status(self) -> int:
+        """How the ingest ended, once it has."""
+        return os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def moments(seed: int, total: int) -> list[tuple[int, float]]:
+    """Twenty moments to kill at: once so many sources are staged, and so many seconds later; the last ones while the store is finished."""
+    chance = random.Random(seed)
+    staging = sorted(chance.choices(range(total), k=14))
+    return [*((least, chance.random() * 0.02) for least in staging), *((total, chance.random() * 0.05) for _ in range(6))]
+
+
+def test_killed_at_twenty_random_moments_nothing_is_lost_or_half_written(tmp_path, run, snapshot):
+    """One ingest with two workers, processes or threads by turns; after each kill there is no store yet, or all of it reads."""
+    run("generate:24", tmp_path / "whole", MIXED, audit_holdout=0.2)
+    wanted, store, whole = snapshot(tmp_path / "whole"), tmp_path / "store", open_store(tmp_path / "whole")
+    zygote, ends = Zygote(tmp_path), []
+    try:
+        for number, (least, later) in enumerate(moments(3, 24)):
+            child = zygote.start(("processes", "threads")[number % 2])
+            until(lambda least=least: staged(store) >= least or store.exists())
+            time.sleep(later)
+            os.kill(child, signal.SIGKILL)
+            ends.append(zygote.status())
+            if store.exists():
+                assert snapshot(store) == wanted, f"after kill {number}"
+                assert reads_whole(open_store(store), whole)
+            else:
+                with pytest.raises(UserError, match="is no folder"):
+                    open_store(store)
+        zygote.start("processes")
+        assert zygote.status() == 0
+    finally:
+        zygote.close()
+    assert ends.count(-signal.SIGKILL) >= 14
+    assert snapshot(store) == wanted
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["store", "whole", "zygote.py"]
+
+
+def staged(store: Path) -> int:
+    root = Partial(store).root
+    return len([*root.glob("done/*.json"), *root.glob("staged/*")])
+
+
+def until(true) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def reads_whole(store, other) -> bool:
+    """Whether every source of one reads as in the other."""
+    for row in range(len(other)):
+        pixels = [np.zeros(one.row(row)["shape"], np.uint8) for one in (store, other)]
+        for one, out in zip((store, other), pixels):
+            one.read_box(row, (0, 0), out)
+        if not np.array_equal(*pixels):
+            return False
+    return len(store) == len(other)
 
 
 def test_ctrl_c_keeps_what_is_staged(tmp_path):
