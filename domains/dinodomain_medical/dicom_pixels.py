@@ -15,9 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from dinodomain.errors import BadSource, require
+from dinodomain.errors import BadSource, MissingExtra, require
 from dinodomain_medical.dicom_header import Header, header_of, load, quiet_pydicom
 
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+
+# Decoders per syntax, the first that can; none other is ever asked. Libjpeg's (pylibjpeg-libjpeg) fills what a truncated codestream lacks
+# with zeros and says nothing; GDCM refuses it.
+_J = "1.2.840.10008.1.2.4."
+_DECODERS = {
+    **dict.fromkeys((f"{_J}50", f"{_J}51", f"{_J}57", f"{_J}70"), ("gdcm",)),
+    **dict.fromkeys((f"{_J}80", f"{_J}81"), ("gdcm", "pyjpegls")),
+    **dict.fromkeys((f"{_J}90", f"{_J}91"), ("gdcm", "pylibjpeg")),
+    **dict.fromkeys((f"{_J}201", f"{_J}202", f"{_J}203"), ("pylibjpeg",)),
+}
 _FLOAT_PIXELS = ("FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -34,6 +45,7 @@ class Frame:
         offset: See ``slope``.
         dataset: The pydicom dataset, for fields that only one domain needs.
         stages: What was done.
+        raw: Stored values before a modality LUT sequence; None where there was none, and ``stored`` holds them.
     """
 
     header: Header
@@ -44,6 +56,7 @@ class Frame:
     offset: Fraction
     dataset: Any
     stages: tuple[str, ...] = ()
+    raw: np.ndarray | None = None
 
 
 def decode(path: Path) -> Frame:
@@ -87,8 +100,10 @@ def _raw_frames(path: Path, dataset: Any, numbers: Sequence[int]) -> Iterator[np
     pixels = require("pydicom.pixels", extra="medical", wanted_by="DICOM files")
     try:
         with quiet_pydicom():
-            iterator = pixels.iter_pixels(path, indices=numbers, raw=True, correct_unused_bits=False)
+            iterator = pixels.iter_pixels(path, indices=numbers, raw=True, correct_unused_bits=False, decoding_plugin=_decoder(dataset))
         yield from iterator
+    except MissingExtra:
+        raise
     except Exception as error:  # as in _pixels
         raise _undecodable(str(path), dataset, error) from error
 
@@ -136,12 +151,52 @@ def _pixels(dataset: Any, uri: str) -> np.ndarray:
         raise BadSource(uri, "no pixel data: the file is truncated, or holds no image", "copy the file again, or exclude it")
     if not dataset.file_meta.get("TransferSyntaxUID"):
         dataset.file_meta.TransferSyntaxUID = _default_syntax(dataset)
-    # pydicom's own correction drops the top bits before HighBit is looked at; ours follows.
-    dataset.pixel_array_options(correct_unused_bits=False)
+    # pydicom's own correction of unused bits drops the top bits before HighBit is looked at; ours follows.
     try:
+        if _is_twelve_bit_jpeg(dataset):
+            return _twelve_bit_jpeg(dataset, uri)
+        dataset.pixel_array_options(correct_unused_bits=False, decoding_plugin=_decoder(dataset))
         return np.asarray(dataset.pixel_array)
+    except MissingExtra:
+        raise
     except Exception as error:  # decoders are plug-ins and raise what they like; each case names the file and goes on
         raise _undecodable(uri, dataset, error) from error
+
+
+def _decoder(dataset: Any) -> str:
+    """Name of the plug-in to decode with; empty where pydicom does it itself.
+
+    Raises:
+        MissingExtra: None of those that can is installed.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    names = _DECODERS.get(str(syntax), ())
+    if not names:
+        return ""
+    pixels = require("pydicom.pixels", extra="medical", wanted_by="DICOM files")
+    there = pixels.get_decoder(syntax).available_plugins
+    chosen = next((name for name in names if name in there), None)
+    if chosen is None:
+        raise MissingExtra(f"DICOM in {syntax.name}", {"gdcm": "python-gdcm", "pylibjpeg": "pylibjpeg-openjpeg"}[names[0]], "medical")
+    return chosen
+
+
+def _is_twelve_bit_jpeg(dataset: Any) -> bool:
+    return str(dataset.file_meta.TransferSyntaxUID) == _JPEG_EXTENDED and int(dataset.get("BitsStored") or 0) > 8
+
+
+def _twelve_bit_jpeg(dataset: Any, path: str) -> np.ndarray:
+    """Lossy 12-bit JPEG, which pydicom does not hand to GDCM though GDCM reads it. A lossy decoder may round otherwise than another."""
+    gdcm = require("gdcm", extra="medical", wanted_by="12-bit JPEG")
+    gdcm.Trace.WarningOff()
+    gdcm.Trace.ErrorOff()
+    reader = gdcm.ImageReader()
+    reader.SetFileName(path)
+    if not reader.Read():
+        raise ValueError("GDCM cannot read it")
+    kind = np.int16 if dataset.get("PixelRepresentation") else np.uint16
+    pixels = np.frombuffer(reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape"), kind)
+    return pixels.reshape(int(dataset.Rows), int(dataset.Columns))
 
 
 def _undecodable(uri: str, dataset: Any, error: Exception) -> BadSource:
@@ -194,4 +249,5 @@ def _through_lut(dataset: Any, header: Header, stored: np.ndarray) -> Frame:
         offset=Fraction(0),
         dataset=dataset,
         stages=("modality LUT applied",),
+        raw=stored,
     )

@@ -30,11 +30,12 @@ def first(dataset: Any, name: str) -> Any:
 
 
 def items(dataset: Any, name: str) -> tuple[str, ...]:
-    """All values as text."""
+    """All values as text without outer blanks."""
     value = dataset.get(name)
     if value is None:
         return ()
-    return tuple(str(part) for part in value) if isinstance(value, Sequence) and not isinstance(value, str) else (str(value),)
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return tuple(str(part).strip() for part in value) if several else (str(value).strip(),)
 
 
 def text(dataset: Any, name: str) -> str:

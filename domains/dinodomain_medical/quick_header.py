@@ -22,8 +22,8 @@ _SHORT = frozenset(
 _NUMBERS = {b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d", b"UV": "Q", b"SV": "q"}
 _ONE_TEXT = frozenset({b"LT", b"ST", b"UT", b"UR"})
 _UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+_META_END, _PIXELS_FROM = 0x00030000, 0x7FE00008
 _GROUPS = frozenset({0x52009229, 0x52009230})
 _SYNTAX, _CHARSET, _SIGN = 0x00020010, 0x00080005, 0x00280103
 _IMPLICIT = "1.2.840.10008.1.2"
@@ -31,7 +31,11 @@ _NOT_HERE = frozenset({"1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99", "1.2.840
 _CHARSETS = {"": "latin-1", "ISO_IR 6": "latin-1", "ISO_IR 100": "latin-1", "ISO_IR 192": "utf-8"}
 
 
-class _Odd(Exception):
+_UNPACK = struct.Struct("<HH2sHI").unpack_from
+_Place = tuple[bytes, int, int]
+
+
+class _Odd(ValueError):
     """Something that this reader leaves to pydicom."""
 
 
@@ -44,7 +48,7 @@ class QuickHeader:
         pixels_at: Byte offset of the pixel element's tag, or of the file's end where there is none.
     """
 
-    def __init__(self, data: bytes, places: dict[int, tuple[bytes, int, int]], syntax: str, pixels_at: int) -> None:
+    def __init__(self, data: bytes, places: dict[int, _Place], syntax: str, pixels_at: int) -> None:
         self._data, self._places, self.syntax, self.pixels_at = data, places, syntax, pixels_at
         charset = self._raw(_CHARSET).decode("latin-1").strip("\0 ")
         if charset not in _CHARSETS:
@@ -119,54 +123,50 @@ def read_quickly(handle: BinaryIO) -> QuickHeader | None:
 
 def _parse(data: bytes, *, whole: bool) -> QuickHeader:
     """Raises IndexError where the header goes on beyond ``data``."""
-    meta: dict[int, tuple[bytes, int, int]] = {}
-    at = 132
-    while data[at : at + 2] == b"\2\0":
-        at = _step(data, at, meta, explicit=True)[1]
+    meta: dict[int, _Place] = {}
+    at = _elements(data, 132, meta, explicit=True, until=_META_END)
     start, stop = meta[_SYNTAX][1:] if _SYNTAX in meta else (0, 0)
     syntax = data[start:stop].decode("latin-1").strip("\0 ")
     if not syntax or syntax in _NOT_HERE:
         raise _Odd
-    places: dict[int, tuple[bytes, int, int]] = {}
-    explicit, last = syntax != _IMPLICIT, 0
+    places: dict[int, _Place] = {}
+    at = _elements(data, at, places, explicit=syntax != _IMPLICIT, until=_PIXELS_FROM, whole=whole)
+    return QuickHeader(data, places, syntax, at)
+
+
+def _elements(data: bytes, at: int, places: dict[int, _Place], *, explicit: bool, until: int, whole: bool = False) -> int:
+    """Notes the elements from ``at`` on up to the first tag that is not below ``until``; gives its offset."""
+    end, last = len(data), 0
     while True:
-        if at == len(data) and whole:
-            return QuickHeader(data, places, syntax, at)
-        if at + 4 > len(data):
+        if at + 12 > end:
+            if whole and at == end:
+                return at
             raise IndexError
-        tag = int.from_bytes(data[at : at + 2], "little") << 16 | int.from_bytes(data[at + 2 : at + 4], "little")
-        if tag in _PIXELS:
-            return QuickHeader(data, places, syntax, at)
+        group, element, vr, short, length = _UNPACK(data, at)
+        tag = group << 16 | element
+        if tag >= until:
+            return at
         if tag <= last or tag in _GROUPS:
             raise _Odd
-        last, at = _step(data, at, places, explicit=explicit)
-
-
-def _step(data: bytes, at: int, places: dict[int, tuple[bytes, int, int]], *, explicit: bool) -> tuple[int, int]:
-    """Notes the element at ``at``; gives its tag and where the next one begins."""
-    if at + 12 > len(data):
-        raise IndexError
-    group, element = struct.unpack_from("<HH", data, at)
-    tag = group << 16 | element
-    if not explicit:
-        vr, start, length = b"", at + 8, struct.unpack_from("<I", data, at + 4)[0]
-    else:
-        vr = data[at + 4 : at + 6]
-        if vr in _SHORT:
-            start, length = at + 8, struct.unpack_from("<H", data, at + 6)[0]
+        last = tag
+        if not explicit:
+            vr, length, start = b"", vr[0] | vr[1] << 8 | short << 16, at + 8
+        elif vr in _SHORT:
+            length, start = short, at + 8
         elif vr in _LONG:
-            start, length = at + 12, struct.unpack_from("<I", data, at + 8)[0]
+            start = at + 12
         else:
             raise _Odd
-    if length == _UNDEFINED:
-        if explicit and vr != b"SQ":
-            raise _Odd
-        return tag, _after_sequence(data, start, explicit=explicit)
-    if start + length > len(data):
-        raise IndexError
-    if vr != b"SQ":
-        places[tag] = (vr, start, start + length)
-    return tag, start + length
+        if length == _UNDEFINED:
+            if explicit and vr != b"SQ":
+                raise _Odd
+            at = _after_sequence(data, start, explicit=explicit)
+            continue
+        at = start + length
+        if at > end:
+            raise IndexError
+        if vr != b"SQ":
+            places[tag] = (vr, start, at)
 
 
 def _after_sequence(data: bytes, at: int, *, explicit: bool) -> int:
@@ -183,9 +183,10 @@ def _after_sequence(data: bytes, at: int, *, explicit: bool) -> int:
         if length != _UNDEFINED:
             at += length
             continue
-        inside: dict[int, tuple[bytes, int, int]] = {}
-        while data[at : at + 4] != b"\xfe\xff\x0d\xe0":
-            at = _step(data, at, inside, explicit=explicit)[1]
+        # The item's end is a tag of group FFFE, which no element in it can have.
+        at = _elements(data, at, {}, explicit=explicit, until=_ITEM)
+        if data[at : at + 4] != b"\xfe\xff\x0d\xe0":
+            raise _Odd
         at += 8
 
 
