@@ -7,9 +7,8 @@ Rooms are imported when a function is called, so that ``import dinodomain`` stay
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from dinodomain import config
 
@@ -21,7 +20,10 @@ if TYPE_CHECKING:
     from dinodomain.engine.look import ViewsFigurePlan, Written
     from dinodomain.export import Exported, ExportPlan
     from dinodomain.finetune import FinetunePlan, Tuned
-    from dinodomain.ingest import IngestPlan, Inspection, Summary
+    from dinodomain.ingest import IngestPlan, Inspection, Summary, Withdrawal
+    from dinodomain.ingest.crosswalk import Mapped
+    from dinodomain.ingest.inspect_plan import InspectPlan
+    from dinodomain.ingest.survey import Survey
     from dinodomain.model import Backbone
     from dinodomain.probes import ProbePlan, ProbeReport
     from dinodomain.store import Store
@@ -61,35 +63,35 @@ def load(path: str | Path) -> Backbone:
     return load_backbone(path)
 
 
-def ingest(plan: IngestPlan | None = None, /, **keys: Any) -> Summary:
-    """Converts files into a store; see ``IngestPlan``."""
-    from dinodomain.ingest import IngestPlan
+@overload
+def ingest(plan: None = None, /, *, store: str, withdraw: str, **keys: Any) -> Withdrawal: ...
+@overload
+def ingest(plan: IngestPlan | None = None, /, **keys: Any) -> Summary: ...
+def ingest(plan: IngestPlan | None = None, /, **keys: Any) -> Summary | Withdrawal:
+    """Converts files into a store or, with ``withdraw``, takes sources out of one for good; see ``IngestPlan``."""
+    from dinodomain.ingest import IngestPlan, withdraw
     from dinodomain.ingest import ingest as run
 
-    return run(_plan(IngestPlan, plan, keys))
+    made = _plan(IngestPlan, plan, keys)
+    return run(made) if made.withdraw is None else withdraw(made)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectPlan:
-    """What a store holds.
-
-    Attributes:
-        store: The store.
-        out: Folder for ``contact_sheet.png``, ``inspect.json`` and ``inspect.txt``; None only prints.
-        notice: Printed on the contact sheet, for example that the data are made up.
-    """
-
-    store: str
-    out: str | None = None
-    notice: str = ""
-
-
-def inspect(plan: InspectPlan | None = None, /, **keys: Any) -> Inspection:
-    """Summarises a store and, where ``out`` is given, writes a contact sheet; see ``InspectPlan``."""
-    from dinodomain.ingest import inspect as run
+def inspect(plan: InspectPlan | None = None, /, **keys: Any) -> Inspection | Survey | Mapped:
+    """Summarises a store (with ``out``: pictures, too), counts what lies below a source, or maps results back; see ``InspectPlan``."""
+    from dinodomain.ingest.inspect_plan import InspectPlan
 
     made = _plan(InspectPlan, plan, keys)
-    return run(made.store, made.out, notice=made.notice)
+    if made.source:
+        from dinodomain.ingest.survey import survey
+
+        return survey(made.as_ingest(), made.out, top=made.top)
+    if made.crosswalk is not None:
+        from dinodomain.ingest.crosswalk import map_back
+
+        return map_back(made.store, made.crosswalk, made.out or "")
+    from dinodomain.ingest import inspect as run
+
+    return run(made.store, made.out, notice=made.notice, names=made.names, top=made.top)
 
 
 def views(plan: ViewsFigurePlan | None = None, /, **keys: Any) -> Written:

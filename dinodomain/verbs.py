@@ -144,10 +144,11 @@ _TABLE = (
     ),
     Verb(
         name="inspect",
-        usage="inspect store=STORE [out=DIR]",
-        plan="dinodomain.api:InspectPlan",
+        usage="inspect store=STORE [out=DIR] [crosswalk=RESULTS] | source=PATH domain=NAME [ingest.select=...]",
+        plan="dinodomain.ingest.inspect_plan:InspectPlan",
         call=_describe("inspect"),
-        summary="Prints what a store holds; with out=DIR also draws a contact sheet.",
+        summary="Prints what a store holds (with out=DIR also as pictures), or what lies below a source before it is ingested.",
+        keys=KeyMap(prefix="ingest", top=("store", "source", "domain", "out", "notice", "names", "crosswalk", "top")),
     ),
     Verb(
         name="views",

@@ -1,24 +1,33 @@
-"""What a store holds, for people and machines: counts, shapes, channels, units, holdout, skipped sources, size, and a contact sheet."""
+"""What a store holds, for people and machines: counts, shapes, channels, fields, units, skipped sources, size, a contact sheet, histograms.
+
+Held-out units count in every number but the histograms, which come from training pixels alone.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dinodomain.errors import UserError
+from dinodomain.ingest.histogram import Histogram, histograms
 from dinodomain.ingest.pictures import picture_of
-from dinodomain.lineage import Json, to_json, write_bytes, write_json
+from dinodomain.ingest.private import read_private_table, skipped_file
+from dinodomain.ingest.tally import Spread, Tally, kind_of
+from dinodomain.lineage import Json, canonical, to_json, write_bytes, write_json
 from dinodomain.show.contact_sheet import draw_contact_sheet
+from dinodomain.show.histograms import Bars, draw_histograms
 from dinodomain.store.read import Store, open_store
 
 _PICTURES = 24
-_SHOWN = 6
+_SHOWN = 8
+_SHOWN_REASONS = 20
 _NOTE_3D = "middle axial slices, radiological display: R = the patient's right, on the left of the picture"
 _NOTE_2D = "source's own 0.5 to 99.5 percentile; rasters north up"
 
@@ -55,16 +64,28 @@ class Inspection:
         dtypes: Number of sources by stored dtype.
         spacings: Number of sources by spacing in array order, mm or m, commonest first.
         channels: Facts by channel.
+        histograms: Histogram by channel of the sampled pixels that are trained on: held-out units are left out.
         units: Number of units.
         held_out_units: Number of those that are held out for the audit.
         held_out_chunks: Chunks that are never trained on: held out, or in a buffer.
         holdout: How the holdout was decided.
-        skipped: Number of sources left out by kind of reason (names and numbers left out), commonest first.
+        splits: Number of sources and of units by the split that the metadata name.
+        units_in_several_splits: Units with sources in more than one of them: what is learned of them leaks.
+        acquired: First and last date, or None; in a personal domain of dates moved by one constant per unit.
+        personal: Whether ids and dates are disguised.
+        fields: Spread of every acquisition field.
+        quantities: Number of sources by quantity, where that matters.
+        skipped: Number of skipped sources by kind (``refused``, ``left out``) and kind of reason (names and numbers left out).
+        warnings: Number of sources that were taken with a warning, by kind of warning.
+        withdrawn: Withdrawals so far, as the manifest records them.
         licences: Number of sources by licence.
         bytes_on_disk: Size of the folder.
         bytes_raw: Size of the pixels uncompressed and unpadded.
         digest: Digest of index and chunk table.
         figure: The contact sheet, or None.
+        figure_histograms: The histograms as a figure, or None.
+        skipped_files: Clear names of skipped sources with their reasons, only where they were asked for; never written to a file.
+        top: Values shown per field.
     """
 
     store: str
@@ -77,16 +98,28 @@ class Inspection:
     dtypes: Mapping[str, int]
     spacings: Mapping[str, int]
     channels: Mapping[str, ChannelFacts]
+    histograms: Mapping[str, Histogram]
     units: int
     held_out_units: int
     held_out_chunks: int
     holdout: str
-    skipped: Mapping[str, int]
+    splits: Mapping[str, Mapping[str, int]]
+    units_in_several_splits: int
+    acquired: tuple[str, str] | None
+    personal: bool
+    fields: Mapping[str, Spread]
+    quantities: Mapping[str, int]
+    skipped: Mapping[str, Mapping[str, int]]
+    warnings: Mapping[str, int]
+    withdrawn: tuple[Mapping[str, Json], ...]
     licences: Mapping[str, int]
     bytes_on_disk: int
     bytes_raw: int
     digest: str
     figure: str | None = None
+    figure_histograms: str | None = None
+    skipped_files: tuple[Mapping[str, str], ...] = ()
+    top: int = _SHOWN
 
     @property
     def ratio(self) -> float:
@@ -96,48 +129,97 @@ class Inspection:
     def as_json(self) -> dict[str, Json]:
         """Plain values."""
         body: dict[str, Json] = to_json(self)
+        del body["top"]
+        if not self.skipped_files:
+            del body["skipped_files"]
         return {**body, "ratio": round(self.ratio, 3)}
 
     def text(self) -> str:
         """Some lines for a person."""
         lines = [
-            f"{self.store}: {self.sources} sources of domain {self.domain}, {self.ndim}-D ({_counted(self.layouts)}), {self.chunks} chunks",
-            f"shapes: {_counted(self.shapes)}",
-            f"dtypes: {_counted(self.dtypes)}",
-            f"spacing ({'z, y, x' if self.ndim == 3 else 'y, x'}): {_counted(self.spacings)}",
+            f"{self.store}: {self.sources} sources of domain {self.domain}, {self.ndim}-D ({self._counted(self.layouts)}), "
+            f"{self.chunks} chunks",
+            f"shapes: {self._counted(self.shapes)}",
+            f"dtypes: {self._counted(self.dtypes)}",
+            f"spacing ({'z, y, x' if self.ndim == 3 else 'y, x'}): {self._counted(self.spacings)}",
             *_channel_lines(self.channels),
             f"units: {self.units}, held out for the audit: {self.held_out_units} ({self.holdout})",
             f"chunks never trained on: {self.held_out_chunks}",
-            f"licences: {_counted(self.licences)}",
+            *self._split_lines(),
+            *self._acquired_lines(),
+            *([f"quantities: {self._counted(self.quantities)}"] if self.quantities else []),
+            *(f"{name}: {spread.text(self.top)}" for name, spread in self.fields.items()),
+            f"licences: {self._counted(self.licences)}",
             f"on disk: {_size(self.bytes_on_disk)} for {_size(self.bytes_raw)} of pixels (ratio {self.ratio:.2f})",
-            f"skipped: {sum(self.skipped.values())}",
-            *(f"  {count} x {reason}" for reason, count in list(self.skipped.items())[:20]),
+            *self._skipped_lines(),
+            *_reason_lines("warnings", self.warnings),
+            *(f"withdrawn: {canonical(event)}" for event in self.withdrawn),
         ]
-        return "\n".join([*lines, *([f"contact sheet: {self.figure}"] if self.figure else [])])
+        figures = [("contact sheet", self.figure), ("histograms", self.figure_histograms)]
+        return "\n".join([*lines, *(f"{name}: {path}" for name, path in figures if path)])
+
+    def _counted(self, counts: Mapping[str, int]) -> str:
+        shown = [f"{name} ({count})" for name, count in list(counts.items())[: self.top]]
+        return ", ".join(shown) + (f" and {len(counts) - self.top} more" if len(counts) > self.top else "")
+
+    def _split_lines(self) -> list[str]:
+        if not self.splits:
+            return []
+        shown = (f"{name}: {count['sources']} sources of {count['units']} units" for name, count in self.splits.items())
+        several = self.units_in_several_splits
+        return [f"splits: {'; '.join(shown)}", *([f"UNITS IN SEVERAL SPLITS: {several} (their images leak)"] if several else [])]
+
+    def _acquired_lines(self) -> list[str]:
+        if self.acquired is None:
+            return []
+        moved = " (dates moved by one constant per unit)" if self.personal else ""
+        return [f"acquired: {self.acquired[0]} to {self.acquired[1]}{moved}"]
+
+    def _skipped_lines(self) -> list[str]:
+        lines = [line for kind, reasons in self.skipped.items() for line in _reason_lines(kind, reasons)]
+        return [*(lines or ["skipped: 0"]), *(f"  {row['uri']}: {row['reason']}" for row in self.skipped_files)]
 
 
-def inspect(store: str | Path | Store, out: str | Path | None = None, *, notice: str = "") -> Inspection:
+def inspect(store: str | Path | Store, out: str | Path | None = None, *, notice: str = "", names: bool = False,
+            top: int = _SHOWN) -> Inspection:  # fmt: skip
     """Looks into a store.
 
     Args:
         store: The store, or its folder.
-        out: Folder for ``contact_sheet.png``, ``inspect.json`` and ``inspect.txt``; None writes nothing.
+        out: Folder for ``contact_sheet.png``, ``histograms.png``, ``inspect.json`` and ``inspect.txt``; None writes nothing.
         notice: Printed on the contact sheet, for example that the data are made up.
+        names: Also give the clear names of skipped sources; they are never written to ``out``.
+        top: Values shown per field in the text.
 
     Raises:
-        UserError: It is no store, or a file of it is damaged.
+        UserError: It is no store, a file of it is damaged, or clear names are asked for and do not lie beside it.
     """
     opened = open_store(store) if isinstance(store, (str, Path)) else store
-    figure = None if out is None else _sheet(opened, Path(out), notice)
-    found = _facts(opened, figure)
+    clear = _skipped_names(opened) if names else ()
+    found = _facts(opened, top)
     if out is not None:
+        found = _drawn(opened, found, Path(out), notice)
         write_json(Path(out) / "inspect.json", found.as_json())
         write_bytes(Path(out) / "inspect.txt", (found.text() + "\n").encode())
-    return found
+    return replace(found, skipped_files=clear)
 
 
-def _facts(store: Store, figure: Path | None) -> Inspection:
+def _skipped_names(store: Store) -> tuple[Mapping[str, str], ...]:
+    """Clear names and reasons; of a personal domain from the list beside the store."""
+    listed = store.manifest["skipped"]
+    if not store.manifest.get("personal", False):
+        return tuple({"uri": row["uri"], "reason": row["reason"]} for row in listed)
+    path = skipped_file(Path(store.path))
+    rows = {row["stored"]: row for row in read_private_table(path)}
+    if listed and not rows:
+        raise UserError("names", f"there are no clear names at {str(path)!r}", remedy="look where the store was made, or leave names out")
+    return tuple({"uri": rows[row["uri"]]["uri"], "reason": rows[row["uri"]]["reason"]} for row in listed if row["uri"] in rows)
+
+
+def _facts(store: Store, top: int) -> Inspection:
     rows, manifest = store.index.to_pylist(), store.manifest
+    days = sorted(row["acquired"] for row in rows if row["acquired"])
+    splits, several = _splits(store)
     return Inspection(
         store=str(store.path),
         domain=store.domain,
@@ -149,17 +231,52 @@ def _facts(store: Store, figure: Path | None) -> Inspection:
         dtypes=_ranked(row["dtype"] for row in rows),
         spacings=_ranked(" x ".join(f"{step:.4g}" if math.isfinite(step) else "unknown" for step in row["spacing"]) for row in rows),
         channels=_channels(rows),
+        histograms=histograms(store),
         units=manifest["counts"]["units"],
         held_out_units=len(manifest["holdout"]["units"]),
         held_out_chunks=int(store.chunks["holdout"].to_numpy().sum()),
         holdout=manifest["holdout"]["reason"],
-        skipped=_ranked(_kind(row["reason"]) for row in manifest["skipped"]),
+        splits=splits,
+        units_in_several_splits=several,
+        acquired=(days[0], days[-1]) if days else None,
+        personal=bool(manifest.get("personal", False)),
+        fields=_fields(rows),
+        quantities=dict(manifest.get("quantities", {})),
+        skipped=_skipped(manifest["skipped"]),
+        warnings=_ranked(kind_of(row["warning"]) for row in manifest.get("warnings", ())),
+        withdrawn=tuple(manifest.get("withdrawn", ())),
         licences=_ranked(row["licence"] or "not stated" for row in rows),
         bytes_on_disk=sum(path.stat().st_size for path in Path(store.path).rglob("*") if path.is_file()),
         bytes_raw=sum(math.prod(row["shape"]) * np.dtype(row["dtype"]).itemsize for row in rows),
         digest=store.digest,
-        figure=None if figure is None else str(figure),
+        top=top,
     )
+
+
+def _splits(store: Store) -> tuple[dict[str, dict[str, int]], int]:
+    """Sources and units by split, and how many units lie in several; units are those of the chunks."""
+    by_row = store.index["split"].to_pylist()
+    if not any(by_row):
+        return {}, 0
+    units: dict[str, set[str]] = {}
+    for row, unit in zip(store.chunks["row"].to_pylist(), store.chunks["unit"].to_pylist()):
+        units.setdefault(by_row[row] or "none", set()).add(unit)
+    sources = Counter(split or "none" for split in by_row)
+    times = Counter(unit for inside in units.values() for unit in inside)
+    counts = {split: {"sources": sources[split], "units": len(units.get(split, ()))} for split in sorted(sources)}
+    return counts, sum(count > 1 for count in times.values())
+
+
+def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
+    tally = Tally()
+    for row in rows:
+        tally.add(json.loads(row["fields"]))
+    return tally.spreads()
+
+
+def _skipped(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
+    kinds = sorted({row.get("kind", "refused") for row in rows}, reverse=True)
+    return {kind: _ranked(kind_of(row["reason"]) for row in rows if row.get("kind", "refused") == kind) for kind in kinds}
 
 
 def _channels(rows: Sequence[Mapping[str, Any]]) -> dict[str, ChannelFacts]:
@@ -174,27 +291,34 @@ def _channels(rows: Sequence[Mapping[str, Any]]) -> dict[str, ChannelFacts]:
     return facts
 
 
-def _sheet(store: Store, out: Path, notice: str) -> Path:
-    """Sources spread evenly over the index."""
+def _drawn(store: Store, found: Inspection, out: Path, notice: str) -> Inspection:
+    """The figures of a store: pictures of sources spread evenly over the index, and histograms."""
     out.mkdir(parents=True, exist_ok=True)
     rows = np.unique(np.linspace(0, len(store) - 1, min(len(store), _PICTURES)).round().astype(int))
     note = _NOTE_3D if store.ndim == 3 else _NOTE_2D
     title = f"{len(rows)} of {len(store)} sources, domain {store.domain}" + (f"\n{notice}" if notice else "")
-    return draw_contact_sheet([picture_of(store, int(row)) for row in rows], out / "contact_sheet.png", title=title, note=note)
+    sheet = draw_contact_sheet([picture_of(store, int(row)) for row in rows], out / "contact_sheet.png", title=title, note=note)
+    bars = [
+        Bars(title=name, unit=one.unit, start=one.start, width=one.width, counts=one.counts, outside=one.below + one.above)
+        for name, one in found.histograms.items()
+    ]
+    figure = None
+    if bars:
+        title = f"domain {store.domain}: sampled pixels of training chunks, physical values; held-out units left out"
+        figure = str(draw_histograms(bars, out / "histograms.png", title=title + (f"\n{notice}" if notice else "")))
+    return replace(found, figure=str(sheet), figure_histograms=figure)
 
 
-def _kind(reason: str) -> str:
-    """A reason without the names and numbers of one source, so that equal faults are counted together."""
-    return re.sub(r"'[^']*'", "…", re.sub(r"\d+(\.\d+)?", "#", reason))
+def _reason_lines(word: str, reasons: Mapping[str, int]) -> list[str]:
+    if not reasons:
+        return []
+    lines = [f"  {count} x {reason}" for reason, count in list(reasons.items())[:_SHOWN_REASONS]]
+    more = [f"  and {len(reasons) - _SHOWN_REASONS} more reasons"] if len(reasons) > _SHOWN_REASONS else []
+    return [f"{word}: {sum(reasons.values())}", *lines, *more]
 
 
 def _ranked(values: Any) -> dict[str, int]:
     return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    shown = [f"{name} ({count})" for name, count in list(counts.items())[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")
 
 
 def _channel_lines(channels: Mapping[str, ChannelFacts]) -> list[str]:

@@ -41,16 +41,21 @@ def summarise(store: Store) -> Mapping[str, ChannelSummary]:
     Raises:
         UserError: Every chunk is held out or empty.
     """
+    found = {name: _summary(values) for name, values in sampled(store).items()}
+    if not found:
+        raise UserError(str(store.path), "no valid pixels outside the audit holdout", remedy="add sources to the store")
+    return found
+
+
+def sampled(store: Store) -> dict[str, np.ndarray]:
+    """The sample itself: float64 physical values of every channel that has any, from chunks that are trained on."""
     values: dict[str, list[np.ndarray]] = {}
     for row, start in _chosen(store):
         facts = store.row(row)
         pixels = _valid_pixels(store, row, start, facts["dtype"])
         for name, channel, gain, shift in zip(facts["channels"], pixels, facts["scale"], facts["offset"]):
             values.setdefault(name, []).append(channel.astype(np.float64) * gain + shift)
-    found = {name: _summary(np.concatenate(parts)) for name, parts in values.items() if sum(part.size for part in parts)}
-    if not found:
-        raise UserError(str(store.path), "no valid pixels outside the audit holdout", remedy="add sources to the store")
-    return found
+    return {name: np.concatenate(parts) for name, parts in values.items() if sum(part.size for part in parts)}
 
 
 def _chosen(store: Store) -> Iterator[tuple[int, tuple[int, ...]]]:
