@@ -53,16 +53,21 @@ def facts_of(candidate: Candidate, found: Described, sensor: Sensor) -> dict[str
         "bands": channels,
         "num_bands": len(channels),
         "gsd": min(found.gsd.values(), default=None),
-        "height": found.grid.height,
-        "width": found.grid.width,
+        "height": found.part.height,
+        "width": found.part.width,
         "dtype": found.dtype,
         "sensor": sensor.name,
         "quantity": found.meaning.quantity or None,
         "path": candidate.source_id,
-        "bytes_in": sum(_size(candidate, uri) for uri in used),
-        "bytes_out": len(channels) * found.grid.height * found.grid.width * np.dtype(found.dtype).itemsize,
+        "bytes_in": round(sum(_size(candidate, uri) for uri in used) * _share(found)),
+        "bytes_out": len(channels) * found.part.height * found.part.width * np.dtype(found.dtype).itemsize,
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def _share(found: Described) -> float:
+    """Share of the scene that is read."""
+    return found.part.height * found.part.width / (found.grid.height * found.grid.width)
 
 
 def crs_name(wkt: str | None) -> str | None:
@@ -77,8 +82,8 @@ def crs_name(wkt: str | None) -> str | None:
 def _centre(candidate: Candidate, found: Described) -> tuple[float | None, float | None]:
     if found.crs is None:
         return None, None
-    middle = np.array([[found.grid.width / 2, found.grid.height / 2]])
-    lon, lat = lonlat(candidate.rasters[0], found.crs, found.grid.transform, middle)
+    middle = np.array([[found.part.width / 2, found.part.height / 2]])
+    lon, lat = lonlat(candidate.rasters[0], found.crs, found.part.transform, middle)
     return round(float(lon[0]), 6), round(float(lat[0]), 6)
 
 

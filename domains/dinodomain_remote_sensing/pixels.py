@@ -16,6 +16,7 @@ from dinodomain.types import NODATA, SATURATED, Window
 from dinodomain_remote_sensing import remote
 from dinodomain_remote_sensing.geometry import Relation
 from dinodomain_remote_sensing.header import EXTRA, WANTED_BY, Header, open_dataset, patiently
+from dinodomain_remote_sensing.place import Cut
 from dinodomain_remote_sensing.quality import Flags
 from dinodomain_remote_sensing.resample import resampled, taken_nearest
 from dinodomain_remote_sensing.sensor import Band, Calibration
@@ -88,14 +89,7 @@ class SceneReader:
     @property
     def may_miss(self) -> bool:
         """Whether a pixel of this scene can be invalid at all."""
-        return bool(self._alpha is not None or self._masks) or any(
-            layer.calibration.nodata
-            or layer.calibration.saturated
-            or layer.calibration.decode != "none"
-            or layer.band.header.mask
-            or _is_float(layer.band)
-            for layer in self._layers
-        )
+        return bool(self._alpha is not None or self._masks) or any(map(_can_miss, self._layers))
 
     def read(self, window: Window) -> np.ndarray:
         """[C, *window] in the stored dtype; missing values of floating point are 0.
@@ -136,15 +130,17 @@ class SceneReader:
         assert self._last is not None
         return self._last[1].copy()
 
-    def seen(self) -> int:
-        """0 as soon as one pixel is found valid, else the bits by which the pixels are invalid."""
-        found = 0
-        for window in _blocks(self.shape):
-            bits = self.read_valid(window)
-            if (bits == 0).any():
-                return 0
-            found |= int(np.bitwise_or.reduce(bits, axis=None))
-        return found
+    def empty_layers(self) -> frozenset[int]:
+        """Indexes of the channels that hold no data anywhere; stops as soon as every channel has shown some."""
+        left = {index for index, layer in enumerate(self._layers) if _can_miss(layer)}
+        for rows, columns in _blocks(self._shape):
+            if not left:
+                break
+            left = {index for index in left if self._missing(self._layers[index], rows, columns).all()}
+        return frozenset(left)
+
+    def _missing(self, layer: Layer, rows: slice, columns: slice) -> np.ndarray:
+        return resampled(lambda y, x: self._block(layer, y, x), layer.relation, rows, columns)[1]
 
     def alpha_levels(self) -> int:
         """Number of different alpha values in the middle of the picture."""
@@ -207,8 +203,57 @@ class SceneReader:
         self.close()
 
 
+class Windowed:
+    """The part of a scene that is taken: windows count from its corner.
+
+    Args:
+        reader: The whole scene.
+        cut: The part, or None for the whole.
+    """
+
+    def __init__(self, reader: SceneReader, cut: Cut | None) -> None:
+        self._reader, self._cut = reader, cut
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the part."""
+        return self._reader.shape if self._cut is None else (self._cut.grid.height, self._cut.grid.width)
+
+    @property
+    def may_miss(self) -> bool:
+        """Whether a pixel can be invalid at all."""
+        return self._reader.may_miss or (self._cut is not None and self._cut.polygon is not None)
+
+    def read(self, window: Window) -> np.ndarray:
+        """[C, *window]; see ``SceneReader.read``."""
+        return self._reader.read(window if self._cut is None else self._cut.outer(window))
+
+    def read_valid(self, window: Window) -> np.ndarray:
+        """uint8 bit field; see ``SceneReader.read_valid``. The user's bit is set outside the area."""
+        if self._cut is None:
+            return self._reader.read_valid(window)
+        bits: np.ndarray = self._reader.read_valid(self._cut.outer(window)) | self._cut.outside(window)
+        return bits
+
+    def seen(self) -> int:
+        """0 as soon as one pixel is found valid, else the bits by which the pixels are invalid."""
+        found = 0
+        for window in _blocks(self.shape):
+            bits = self.read_valid(window)
+            if (bits == 0).any():
+                return 0
+            found |= int(np.bitwise_or.reduce(bits, axis=None))
+        return found
+
+
 def _is_float(band: Band) -> bool:
     return band.header.dtypes[band.place].startswith("float")
+
+
+def _can_miss(layer: Layer) -> bool:
+    calibration = layer.calibration
+    stated = calibration.nodata or calibration.saturated or calibration.decode != "none" or layer.band.header.mask
+    return bool(stated) or _is_float(layer.band)
 
 
 def _mixes_decibels(layer: Layer) -> bool:

@@ -13,10 +13,12 @@ from dinodomain.domain import Channel, ProbeSpec, ViewPolicy, linear_to_unit
 from dinodomain.errors import BadSource
 from dinodomain.types import FactValue, Layout, Record, Select, SourceRef, TileInfo, Window
 from dinodomain_remote_sensing import vfs
+from dinodomain_remote_sensing.choice import check_choice, refuse_unchosen
 from dinodomain_remote_sensing.facts import check_filter, facts_of, refuse_unselected
 from dinodomain_remote_sensing.files import candidates
 from dinodomain_remote_sensing.header import EXTRA, digest
 from dinodomain_remote_sensing.naming import check_select
+from dinodomain_remote_sensing.place import area
 from dinodomain_remote_sensing.remote import hushed, name_of, quietly, shown
 from dinodomain_remote_sensing.scene import describe, record
 from dinodomain_remote_sensing.sensor import Candidate, Sensor
@@ -71,6 +73,9 @@ class RasterDomain:
         """
         check_select(select, self.sensor)
         check_filter(select.where, self.sensor)
+        check_choice(select, self.sensor)
+        if select.aoi:
+            area(select.aoi)
         if select.sar:
             parse_sar(select.sar)
         return self._found(candidates(source, select, self.sensor), select)
@@ -83,6 +88,7 @@ class RasterDomain:
                 described = describe(candidate, select, self.sensor)
                 facts = facts_of(candidate, described, self.sensor)
                 refuse_unselected(select.where, facts, _uri(candidate))
+                refuse_unchosen(select, facts, _uri(candidate))
                 yield _reference(candidate, select, facts, described.meaning.quantity)
             except BadSource as refusal:
                 yield _plain(hushed(refusal))

@@ -5,17 +5,19 @@ Every refusal that headers allow is made here, so that discovery lists it before
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dinodomain.errors import BadSource, require
-from dinodomain.types import CLOUD, NODATA, SATURATED, SHADOW_SNOW, Layout, Record, Select
+from dinodomain.errors import BadSource, LeftOut, require
+from dinodomain.types import CLOUD, NODATA, SATURATED, SHADOW_SNOW, USER_MASK, Layout, Record, Select
 from dinodomain_remote_sensing.geometry import Grid, Relation, ground_spacing, nearest, nine, relate
 from dinodomain_remote_sensing.header import Header
 from dinodomain_remote_sensing.naming import named_scene
-from dinodomain_remote_sensing.pixels import Layer, Mask, SceneReader
+from dinodomain_remote_sensing.pixels import Layer, Mask, SceneReader, Windowed
+from dinodomain_remote_sensing.place import Cut, cut
 from dinodomain_remote_sensing.quality import Flags
 from dinodomain_remote_sensing.sensor import Band, Calibration, Candidate, Meaning, Scene, Sensor, Value
 
@@ -36,7 +38,7 @@ STORED = {
 _SOFT_EDGE = 16
 """An alpha band with more levels than this in the middle of a picture is remarked upon."""
 
-_CAUSES = {NODATA: "NaN or nodata", CLOUD: "cloud", SHADOW_SNOW: "shadow or snow", SATURATED: "saturated"}
+_CAUSES = {NODATA: "NaN or nodata", CLOUD: "cloud", SHADOW_SNOW: "shadow or snow", SATURATED: "saturated", USER_MASK: "outside ingest.aoi"}
 
 NEAR_INTEGER = 0.01
 """A ground sample distance asked for in metres means the whole ratio to the finest grid if it is this near to it."""
@@ -59,6 +61,7 @@ class Described:
         names_from: Where the band names come from.
         left_out: Described bands of a stack that are no channels.
         masks: Quality rasters on the common grid.
+        cut: The part that ``ingest.aoi`` takes, or None for the whole.
     """
 
     layers: tuple[Layer, ...]
@@ -73,6 +76,12 @@ class Described:
     names_from: str
     left_out: tuple[str, ...]
     masks: tuple[Mask, ...] = ()
+    cut: Cut | None = None
+
+    @property
+    def part(self) -> Grid:
+        """The grid of what is taken."""
+        return self.grid if self.cut is None else self.cut.grid
 
 
 def describe(candidate: Candidate, select: Select, sensor: Sensor) -> Described:
@@ -99,12 +108,13 @@ def describe(candidate: Candidate, select: Select, sensor: Sensor) -> Described:
         for band, calibration in chosen
     )
     header = chosen[0][0].header
+    part = _cut(scene, crs, target, layers, select)
     return Described(
         layers=layers,
         meaning=meaning,
         grid=target,
         crs=crs,
-        spacing=ground_spacing(scene.uri, crs, target) if crs else (float("nan"),) * 2,
+        spacing=ground_spacing(scene.uri, crs, target if part is None else part.grid) if crs else (float("nan"),) * 2,
         gsd={calibration.channel: round(max(spacing[band.header.path]), 6) for band, calibration in chosen} if crs else {},
         dtype=_dtype(chosen),
         alpha=_alpha(chosen),
@@ -112,7 +122,26 @@ def describe(candidate: Candidate, select: Select, sensor: Sensor) -> Described:
         names_from=names_from,
         left_out=_left_out(scene),
         masks=tuple(_mask(flags, crs, target) for flags in meaning.flags),
+        cut=part,
     )
+
+
+def _cut(scene: Scene, crs: str | None, grid: Grid, layers: Sequence[Layer], select: Select) -> Cut | None:
+    """The part in the area of interest; None where there is no such area, or the whole scene lies inside.
+
+    Raises:
+        LeftOut: The scene does not meet the area.
+    """
+    if not select.aoi:
+        return None
+    if crs is None:
+        raise LeftOut(scene.uri, f"ingest.aoi={select.aoi} (a picture without a place)")
+    snap = math.lcm(*(factor for layer in layers if layer.relation.method == "replicate" for factor in layer.relation.factor))
+    part = cut(scene.uri, crs, grid, select.aoi, snap)
+    if part is None:
+        raise LeftOut(scene.uri, f"ingest.aoi={select.aoi} (lies elsewhere)")
+    whole = part.polygon is None and (part.grid.height, part.grid.width) == (grid.height, grid.width)
+    return None if whole else part
 
 
 def record(candidate: Candidate, select: Select, sensor: Sensor) -> Record:
@@ -122,15 +151,13 @@ def record(candidate: Candidate, select: Select, sensor: Sensor) -> Record:
         BadSource: It cannot be read as asked, or has no valid pixel.
     """
     found = describe(candidate, select, sensor)
-    reader = SceneReader(
-        found.layers,
-        shape=(found.grid.height, found.grid.width),
-        dtype=found.dtype,
-        alpha=found.alpha,
-        orientation=found.orientation,
-        masks=found.masks,
-    )
-    bits = reader.seen() if reader.may_miss else 0
+    reader = _reader(found)
+    empty = reader.empty_layers() if sensor.drops_empty else frozenset()
+    if empty:
+        found = _without(found, empty, select, candidate)
+        reader = _reader(found)
+    window = Windowed(reader, found.cut)
+    bits = window.seen() if window.may_miss else 0
     if bits:
         causes = ", ".join(cause for bit, cause in _CAUSES.items() if bits & bit)
         uri = candidate.rasters[0] if len(candidate.rasters) == 1 else candidate.folder
@@ -138,22 +165,49 @@ def record(candidate: Candidate, select: Select, sensor: Sensor) -> Record:
     calibrations = tuple(layer.calibration for layer in found.layers)
     return Record(
         channels=tuple(calibration.channel for calibration in calibrations),
-        shape=(len(found.layers), *reader.shape),
+        shape=(len(found.layers), *window.shape),
         dtype=found.dtype,
         spacing=found.spacing,
-        affine=nine(found.grid.transform) if found.crs else None,
+        affine=nine(found.part.transform) if found.crs else None,
         crs=found.crs,
         scale=tuple(calibration.scale for calibration in calibrations),
         offset=tuple(calibration.offset for calibration in calibrations),
         nodata=tuple(_declared(calibration, found) for calibration in calibrations),
-        layout=_layout(found, reader.shape),
-        read=reader.read,
-        read_valid=reader.read_valid if reader.may_miss else None,
+        layout=_layout(found, window.shape),
+        read=window.read,
+        read_valid=window.read_valid if window.may_miss else None,
         acquired=found.meaning.acquired,
         fields=fields_of(found),
         stages=_stages(found),
         warnings=(*found.meaning.warnings, *_alpha_warning(found, reader)),
     )
+
+
+def _reader(found: Described) -> SceneReader:
+    return SceneReader(
+        found.layers,
+        shape=(found.grid.height, found.grid.width),
+        dtype=found.dtype,
+        alpha=found.alpha,
+        orientation=found.orientation,
+        masks=found.masks,
+    )
+
+
+def _without(found: Described, empty: frozenset[int], select: Select, candidate: Candidate) -> Described:
+    """The scene without the channels that hold no data anywhere.
+
+    Raises:
+        BadSource: The user asked for one of them by name, or none is left.
+    """
+    names = [found.layers[index].calibration.channel for index in sorted(empty)]
+    if select.bands or len(empty) == len(found.layers):
+        raise BadSource(
+            candidate.rasters[0], f"no data anywhere in {', '.join(names[:8])}", "take others with ingest.bands, or leave it out"
+        )
+    kept = tuple(layer for index, layer in enumerate(found.layers) if index not in empty)
+    stage = f"bands without any data left out: {', '.join(names)}"
+    return replace(found, layers=kept, meaning=replace(found.meaning, stages=(*found.meaning.stages, stage)))
 
 
 def _mask(flags: Flags, crs: str | None, target: Grid) -> Mask:
@@ -363,5 +417,12 @@ def _stages(found: Described) -> tuple[str, ...]:
         if any(layer.band.header.dtypes[layer.band.place] == "float64" for layer in found.layers)
         else []
     )
+    if found.cut is not None:
+        part, whole = found.cut, found.grid
+        done.append(f"cut to ingest.aoi: rows {_span(part.rows)}, columns {_span(part.columns)} of {whole.height}x{whole.width}")
     done += ["missing values stored as 0"] if found.dtype == "float32" else []
     return tuple(done)
+
+
+def _span(part: slice) -> str:
+    return f"{part.start}:{part.stop}"

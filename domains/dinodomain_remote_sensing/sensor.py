@@ -165,6 +165,7 @@ class Sensor:
         wavelengths: Names bands from their wavelengths instead of ``code``: from a header and metadata files, a code per band of the
             file, None for a band that is left out.
         rank: Place of a channel in canonical order; None takes the order of ``channels``.
+        drops_empty: Whether a band that holds no data anywhere is no channel of its scene (bands of absorbed light).
         refuse: Raises BadSource for products that are no source for this sensor, before bands are named.
     """
 
@@ -185,4 +186,5 @@ class Sensor:
     quality_file: re.Pattern[str] | None = None
     wavelengths: Callable[[Header, Sequence[str]], list[str | None]] | None = None
     rank: Callable[[str], float] | None = None
+    drops_empty: bool = False
     refuse: Callable[[Candidate, Sequence[Header]], None] | None = None
