@@ -67,6 +67,13 @@ class CellGrid:
         """Name of the cell that holds a point."""
         return self._name(math.floor((x + HALF_WIDTH_M) / self.width_m), math.floor(y / self.cell_m))
 
+    def of_places(self, lon: Sequence[float], lat: Sequence[float]) -> list[str]:
+        """Per place (WGS 84, degrees), the cell that holds it."""
+        if not len(lon):
+            return []
+        across, up = _transformer("EPSG:4326", "EPSG:6933").transform(np.asarray(lon, np.float64), np.asarray(lat, np.float64))
+        return [self.cell_of(x, y) for x, y in zip(across.tolist(), up.tolist())]
+
     def units(self, boxes: Footprints) -> list[str]:
         """Per box, the cell of its centre."""
         return [self.cell_of(x, y) for x, y in boxes.centre.tolist()]

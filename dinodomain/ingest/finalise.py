@@ -7,7 +7,6 @@ interruptions, give the same bytes. Runs in the parent.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -22,10 +21,13 @@ from dinodomain.domain import Domain
 from dinodomain.errors import UserError
 from dinodomain.ingest.cells import BUFFER, CellGrid
 from dinodomain.ingest.holdout import Holdout, decide, kept
+from dinodomain.ingest.identity import INSTANCE
 from dinodomain.ingest.partial import Partial
 from dinodomain.ingest.plan import IngestPlan
-from dinodomain.ingest.sources import Metadata, Names
+from dinodomain.ingest.quantities import FIELD, quantities_of
+from dinodomain.ingest.sources import LEFT_OUT, Metadata, Names
 from dinodomain.ingest.stage import Task, source_columns
+from dinodomain.ingest.summary import counts_by_reason
 from dinodomain.ingest.withdraw import memory_of
 from dinodomain.lineage import Json, Lineage, canonical, content_hash, digest_file, fingerprint
 from dinodomain.store.format import CHUNKS, INDEX, array_name, bucket_of, source_folder, stack_folder
@@ -81,7 +83,7 @@ class Finaliser:
         rows = self._rows(added, rule)
         write_index(self.partial.tree / INDEX, rows.values())
         write_chunks(self.partial.tree / CHUNKS, self._chunks(rows, added, rule))
-        counts = self._manifest(rows, added, rule, arrays, skipped)
+        counts = self._manifest(rows, added, rule, arrays, skipped, self._warnings(records))
         self.partial.commit()
         return counts
 
@@ -89,6 +91,12 @@ class Finaliser:
         done = self.partial.read_done(task.stored)
         assert done is not None, "a source is finalised only once it is staged"
         return {**done, "stored": task.stored, "columns": source_columns(done)}
+
+    def _warnings(self, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+        """What readers warned of, then and now, by stored id."""
+        new = [{"uri": source_id, "warning": text} for source_id, record in records.items() for text in record.get("warnings", ())]
+        old = [] if self.old is None else self.old.manifest.get("warnings", [])
+        return sorted((*old, *new), key=lambda row: (row["uri"], row["warning"]))
 
     def _pack(self, records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
         """Packs whole images bucket by bucket, notes where each went, and gives the digest of every new array by folder."""
@@ -140,7 +148,8 @@ class Finaliser:
 
     def _added(self, clear_id: str, task: Task, record: Mapping[str, Any]) -> Added:
         csv_row = self.metadata.rows.get(clear_id, {})
-        own = {**json.loads(record["columns"]["fields"]), **self.names.places(task.ref)}
+        quantity = {FIELD: task.ref.quantity} if task.ref.quantity else {}
+        own = {**quantity, **json.loads(record["columns"]["fields"]), **self.names.places(task.ref)}
         fields = {**own, **{name: csv_row[name] for name in self.plan.fields if name in csv_row}}
         group = csv_row.get(self.plan.group, "") if self.plan.group else ""
         place = None if group else record["place"]
@@ -157,6 +166,7 @@ class Finaliser:
             "unit": unit,
             "split": _text(fields.get("split")),
             "licence": self.plan.licence or _text(fields.get("licence")),
+            **({INSTANCE: task.instance} if task.instance else {}),
             **{f"key_{kind}": self.names.stored(value) for kind, value in sorted(task.ref.keys.items()) if value},
         }
         return Added(row=columns, units=units, touched=place["touched"] if place else [[unit]] * valid.size, valid_fraction=valid)
@@ -195,17 +205,20 @@ class Finaliser:
                 )
 
     def _manifest(self, rows: Mapping[str, Mapping[str, Json]], added: Mapping[str, Added], rule: Holdout, arrays: Mapping[str, str],
-                  skipped: Sequence[Mapping[str, str]]) -> dict[str, Json]:  # fmt: skip
+                  skipped: Sequence[Mapping[str, str]], warnings: Sequence[Mapping[str, str]]) -> dict[str, Json]:  # fmt: skip
         units = {unit for source in added.values() for unit in source.units}
         units |= set() if self.old is None else set(self.old.chunks["unit"].unique().to_pylist())
         held = rule.held(self.names.secret, units)
-        reasons = dict(sorted(Counter(row["reason"] for row in skipped).items()))
+        left_out = sum(row.get("kind") == LEFT_OUT for row in skipped)
         counts = {
             "sources": len(rows),
             "units": len(units),
             "held_out_units": len(held),
             "skipped": len(skipped),
-            "skipped_by_reason": reasons,
+            "refused": len(skipped) - left_out,
+            "left_out": left_out,
+            "skipped_by_reason": counts_by_reason(row["reason"] for row in skipped),
+            "warnings": len(warnings),
         }
         write_manifest(
             self.partial.tree,
@@ -225,6 +238,8 @@ class Finaliser:
                     "buffer_m": BUFFER * self.plan.cell,
                 },
                 "settings": self.plan.signature(),
+                "quantities": quantities_of(row["fields"] for row in rows.values()),
+                "warnings": list(warnings),
                 "counts": counts,
                 **memory_of(self.old),
             },
@@ -235,7 +250,9 @@ class Finaliser:
         csv = {} if self.plan.metadata is None else {"metadata": digest_file(self.plan.metadata)}
         versions = {"dinodomain": __version__, **{name: version(name) for name in ("numcodecs", "numpy", "zarr")}}
         history = () if self.old is None else (self.old.lineage,)
-        plan = self.plan.record(personal=self.domain.personal)
+        plan = dict(self.plan.record(personal=self.domain.personal))
+        if self.plan.select is None and self.domain.default_select:
+            plan["select"] = self.domain.default_select
         return Lineage(kind="store", parents=csv, plan=plan, counts=counts, versions=versions, history=history)
 
 

@@ -6,18 +6,23 @@ and never rewrites an array.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dinodomain.domain import Domain, find_domain
-from dinodomain.errors import BadSource, UserError
+from dinodomain.errors import BadSource, LeftOut, UserError
 from dinodomain.ingest.cells import CellGrid
 from dinodomain.ingest.crosswalk import crosswalk_file, update_crosswalk
+from dinodomain.ingest.estimate import estimate
 from dinodomain.ingest.executors import Shared, run_tasks
 from dinodomain.ingest.finalise import Finaliser
+from dinodomain.ingest.identity import compare
 from dinodomain.ingest.partial import Partial, disk_errors
 from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.pool import Lost
@@ -27,76 +32,27 @@ from dinodomain.ingest.same_patient import refuse_moved_patients
 from dinodomain.ingest.secret import find_secret, make_secret, secret_file
 from dinodomain.ingest.shard import Share
 from dinodomain.ingest.sources import (
+    REFUSED,
     Found,
     Metadata,
     Names,
     Skipped,
     discover,
-    nothing_readable,
     owned,
     read_metadata,
     refused,
     relative_to,
 )
 from dinodomain.ingest.stage import Outcome, Stager, Task
+from dinodomain.ingest.summary import Summary, Warned, nothing_taken, select_text
 from dinodomain.ingest.withdraw import finish_withdrawal, leave_out_withdrawn
+from dinodomain.ingest.work import Work, bytes_of, in_share, plan_work
 from dinodomain.lineage import Json, digest, to_json
 from dinodomain.store.format import MANIFEST
 from dinodomain.store.read import Store, open_store
 
 _DRY_KEY = b"dry run: nothing is stored under this key"
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What an ingest did, or would do.
-
-    Attributes:
-        store: Folder of the store.
-        found: Sources found, readable or not.
-        added: Sources that are new in the store.
-        present: Sources that were there already.
-        skipped: Sources that could not be read, with clear names.
-        without_row: Ids of sources that the metadata CSV says nothing of.
-        joined_by: What the CSV was matched against, or "".
-        counts: Sources, units and held-out units of the store.
-        holdout: Why and how many units are held out.
-        dry_run: Nothing was written.
-        shard: The share that was staged, ``I/N``; nothing is in the store yet. ``found`` and ``skipped`` count that share only.
-    """
-
-    store: str
-    found: int
-    added: int
-    present: int
-    skipped: tuple[Skipped, ...]
-    without_row: tuple[str, ...] = ()
-    joined_by: str = ""
-    counts: Mapping[str, Json] = field(default_factory=dict)
-    holdout: str = ""
-    dry_run: bool = False
-    shard: str = ""
-
-    def as_json(self) -> dict[str, Json]:
-        """Plain values."""
-        body: dict[str, Json] = to_json(self)
-        return body
-
-    def text(self) -> str:
-        """A few lines for a person."""
-        verb = "would be added" if self.dry_run else "staged" if self.shard else "added"
-        lines = [f"{self.found} sources found: {self.added} {verb}, {self.present} already there, {len(self.skipped)} skipped"]
-        lines += [f"  skipped {item.uri}: {item.reason}; {item.remedy}" for item in self.skipped[:20]]
-        lines += [f"  ... and {len(self.skipped) - 20} more, see the manifest"] if len(self.skipped) > 20 else []
-        if self.without_row:
-            lines.append(f"{len(self.without_row)} sources have no row in the metadata: {', '.join(self.without_row[:10])}")
-        if self.counts:
-            lines.append(f"{self.counts['sources']} sources of {self.counts['units']} units; held out for the audit: {self.holdout}")
-        if self.shard and not self.dry_run:
-            lines.append(f"this was share {self.shard}; once all are staged, run the same without ingest.shard to finish the store")
-        lines.append(f"store: {self.store}" + (" (nothing was written)" if self.dry_run else ""))
-        return "\n".join(lines)
 
 
 def ingest(plan: IngestPlan, *, domain: Domain | None = None, progress: Progress | None = None) -> Summary:
@@ -117,21 +73,53 @@ def ingest(plan: IngestPlan, *, domain: Domain | None = None, progress: Progress
         raise UserError("ingest.crosswalk", f"domain {domain.name!r} keeps clear ids", remedy="leave it out: there is nothing to map back")
     store = Path(os.path.abspath(plan.store))
     _refuse_other_folder(store)
-    found = discover(domain, plan)
-    metadata = read_metadata(plan, found, personal=domain.personal)
-    found = owned(plan, found, metadata)
+    if plan.select is None and domain.default_select:
+        _log.info("%s", select_text(plan, domain.default_select))
     if plan.dry_run:
-        return _dry_run(plan, domain, found, metadata, store)
+        with tempfile.TemporaryDirectory(prefix="dinodomain-") as scratch:
+            found, metadata = _found(domain, plan, scratch)
+            return _dry_run(plan, domain, found, metadata, store)
     partial = Partial(store, Share.of(plan.shard).job)
-    with disk_errors(store), partial.open_after_commit():
+    with _working(partial) as scratch:
         if plan.shard is None:
-            finish_withdrawal(partial)
-        old = _existing(store, plan)
-        names = Names(secret=_secret(plan, store, domain, old), personal=domain.personal)
-        refuse_moved_patients(plan, found, names, old)
-        found, withdrawn = leave_out_withdrawn(plan, found, metadata, names, old)
-        summary = _Run(plan, domain, names, partial, old).run(found, metadata, progress)
-        return _with_withdrawn(summary, _in_share(plan, names, withdrawn))
+            with disk_errors(store):
+                finish_withdrawal(partial)
+        found, metadata = _found(domain, plan, scratch)
+        with disk_errors(store):
+            old = _existing(store, plan)
+            names = Names(secret=_secret(plan, store, domain, old), personal=domain.personal)
+            refuse_moved_patients(plan, found, names, old)
+            found, withdrawn = leave_out_withdrawn(plan, found, metadata, names, old)
+            summary = _Run(plan, domain, names, partial, old).run(found, metadata, progress)
+            return _with_withdrawn(summary, in_share(plan, names, withdrawn))
+
+
+@contextlib.contextmanager
+def _working(partial: Partial) -> Iterator[str]:
+    """Holds the locks; gives the scratch folder. What is staged or fetched outlives a failure, an empty folder does not."""
+    with contextlib.ExitStack() as held:
+        with disk_errors(partial.store):
+            held.enter_context(partial.open_after_commit())
+            (partial.root / "scratch").mkdir(mode=0o700, exist_ok=True)  # what is unpacked there has its clear names
+            partial.scratch.mkdir(exist_ok=True)
+        try:
+            yield str(partial.scratch)
+        except BaseException:
+            partial.remove_if_unused()
+            raise
+
+
+def _found(domain: Domain, plan: IngestPlan, scratch: str) -> tuple[Found, Metadata]:
+    """Sources and what the CSV says of them; a disk that is too full to unpack an archive is no fault of the archive."""
+    try:
+        found = discover(domain, plan, scratch)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with disk_errors(Path(scratch)):
+            raise
+    metadata = read_metadata(plan, found, personal=domain.personal)
+    return owned(plan, found, metadata), metadata
 
 
 def _with_withdrawn(summary: Summary, withdrawn: Sequence[Skipped]) -> Summary:
@@ -149,8 +137,7 @@ def _existing(store: Path, plan: IngestPlan) -> Store | None:
     if not (store / MANIFEST).exists():
         return None
     old = open_store(store)
-    wanted, known = plan.signature(), old.manifest["settings"]
-    wrong = [f"{key}={known.get(key)} (now {wanted[key]})" for key in wanted if wanted[key] != known.get(key)]
+    wrong = plan.differences(old.manifest["settings"])
     if wrong:
         raise UserError("store", f"{str(store)!r} was made with {', '.join(wrong)}", remedy="use the same settings, or make a new store")
     return old
@@ -169,42 +156,24 @@ def _dry_run(plan: IngestPlan, domain: Domain, found: Found, metadata: Metadata,
     names = Names(secret=_DRY_KEY if secret is None else secret, personal=domain.personal)
     refuse_moved_patients(plan, found, names, old)
     found, withdrawn = leave_out_withdrawn(plan, found, metadata, names, old)
-    new, present, changed = _sort_out(plan, found, names, old)
-    skipped = (*_in_share(plan, names, (*found.skipped, *withdrawn)), *changed)
+    work = plan_work(plan, names, found, old)
+    skipped = (*work.skipped, *in_share(plan, names, withdrawn))
+    groups = {source_id: row[plan.group] for source_id, row in metadata.rows.items()} if plan.group else {}
+    refs = [task.ref for task in work.new]
     return Summary(
         store=str(store),
-        found=len(new) + present + len(skipped),
-        added=len(new),
-        present=present,
+        found=len(work.new) + work.present + len(skipped),
+        added=len(work.new),
+        present=work.present,
+        renamed=work.renamed,
         skipped=skipped,
+        select=select_text(plan, domain.default_select),
         without_row=metadata.without,
         joined_by=metadata.kind,
+        estimate=estimate(refs, workers=plan.workers, cell_m=plan.cell, groups=groups, old=old, budget=work.budget),
         dry_run=True,
         shard=plan.shard or "",
     )
-
-
-def _sort_out(plan: IngestPlan, found: Found, names: Names, old: Store | None) -> tuple[list[Task], int, list[Skipped]]:
-    """New sources, the number of those already there, and those that changed since."""
-    known = {} if old is None else dict(zip(old.index["source_id"].to_pylist(), old.index["source_digest"].to_pylist()))
-    new, present, changed, share = [], 0, [], Share.of(plan.shard)
-    for ref in found.refs:
-        task = names.task(ref)
-        if not share.holds(task.source_id):
-            continue
-        if task.source_id not in known:
-            new.append(task)
-        elif known[task.source_id] == task.digest:
-            present += 1
-        else:
-            bad = BadSource(ref.uris[0], "has changed since it was ingested; a store never rewrites a source", "ingest into a new store")
-            changed.append(refused(plan.source, bad, ref.keys))
-    return new, present, changed
-
-
-def _in_share(plan: IngestPlan, names: Names, skipped: Sequence[Skipped]) -> list[Skipped]:
-    share = Share.of(plan.shard)
-    return [item for item in skipped if share.holds(names.stored(item.uri))]
 
 
 class _Run:
@@ -220,14 +189,20 @@ class _Run:
         )
 
     def run(self, found: Found, metadata: Metadata, progress: Progress | None) -> Summary:
-        new, present, changed = _sort_out(self._plan, found, self._names, self._old)
-        staged, bad = self._stage(new, progress)
+        work = plan_work(self._plan, self._names, found, self._old)
+        if work.budget:
+            _log.info("ingest.budget: %s", work.budget)
+        staged, bad = self._stage(work.new, progress)
         if self._plan.shard is not None:
-            return self._staged_share(len(staged), present, (*_in_share(self._plan, self._names, found.skipped), *changed, *bad))
-        skipped = tuple(sorted((*found.skipped, *changed, *bad), key=lambda item: item.uri))
+            return self._staged_share(len(staged), work, bad)
+        compared = compare(self._plan.source, staged, work.known, self._stager.content_of)
+        self._refuse_if_strict(compared.skipped)
+        staged, present = list(compared.new), work.present + len(compared.renamed)
+        skipped = tuple(sorted((*work.skipped, *bad, *compared.skipped), key=lambda item: (item.uri, item.reason)))
+        select = select_text(self._plan, self._domain.default_select)
         if not staged and not present and (skipped or self._old is None):
             self._partial.remove()
-            raise nothing_readable(self._plan, skipped)
+            raise nothing_taken(self._plan, skipped, select)
         rows = self._skipped_rows(skipped, staged)
         self._write_private(skipped, rows)
         counts = self._finish(staged, rows, metadata)
@@ -236,26 +211,42 @@ class _Run:
         holdout = store.manifest["holdout"]
         return Summary(
             store=str(self._partial.store),
-            found=len(found.refs) + len(found.skipped),
+            found=len(staged) + present + len(skipped),
             added=len(staged),
             present=present,
+            renamed=work.renamed + len(compared.renamed),
             skipped=skipped,
+            warnings=self._warnings(store, staged),
+            select=select,
             without_row=metadata.without,
             joined_by=metadata.kind,
             counts=counts,
             holdout=f"{len(holdout['units'])} units ({holdout['reason']})",
         )
 
-    def _staged_share(self, staged: int, present: int, skipped: Sequence[Skipped]) -> Summary:
+    def _staged_share(self, staged: int, work: Work, bad: Sequence[Skipped]) -> Summary:
         """What one job of many says; the run that finishes the store reads what could not be read once more, and lists it."""
+        skipped = sorted((*work.skipped, *bad), key=lambda item: (item.uri, item.reason))
         return Summary(
             store=str(self._partial.store),
-            found=staged + present + len(skipped),
+            found=staged + work.present + len(skipped),
             added=staged,
-            present=present,
-            skipped=tuple(sorted(skipped, key=lambda item: item.uri)),
+            present=work.present,
+            renamed=work.renamed,
+            skipped=tuple(skipped),
             shard=str(self._plan.shard),
         )
+
+    def _refuse_if_strict(self, skipped: Iterable[Skipped]) -> None:
+        for item in skipped:
+            if self._plan.strict and item.kind == REFUSED:
+                raise BadSource(item.uri, item.reason, item.remedy)
+
+    def _warnings(self, store: Store, staged: Iterable[Task]) -> tuple[Warned, ...]:
+        """What the readers of the new sources warned of, by clear name."""
+        clear = {task.source_id: relative_to(self._plan.source, task.ref.uris[0]) for task in staged}
+        rows = store.manifest.get("warnings", [])
+        return tuple(Warned(uri=clear[row["uri"]], warning=row["warning"]) for row in rows if row["uri"] in clear)
 
     def _stage(self, tasks: Sequence[Task], progress: Progress | None) -> tuple[list[Task], list[Skipped]]:
         staged: list[Task] = []
@@ -264,18 +255,20 @@ class _Run:
             (staged if self._stager.is_done(task) else waiting).append(task)
         if staged:
             _log.info("ingest: %d of %d sources were staged by an earlier run", len(staged), len(tasks))
-        bad: list[Skipped] = []
-        with reporting(len(tasks), progress) as report:
-            report(len(staged), len(tasks))
+        sizes = bytes_of(tasks)
+        bad, read = list[Skipped](), sum(sizes.get(task.source_id, 0) for task in staged)
+        with reporting(len(tasks), progress, sum(sizes.values())) as report:
+            report(len(staged), read)
             for result in self._results(waiting):
                 outcome = _as_outcome(result)
                 if outcome.bad is None:
                     staged.append(outcome.task)
-                elif self._plan.strict:
+                elif self._plan.strict and not isinstance(outcome.bad, LeftOut):
                     raise outcome.bad
                 else:
                     bad.append(refused(self._plan.source, outcome.bad, outcome.task.ref.keys))
-                report(len(staged) + len(bad), len(tasks))
+                read += sizes.get(outcome.task.source_id, 0)
+                report(len(staged) + len(bad), read)
         return staged, bad
 
     def _results(self, tasks: Sequence[Task]) -> Iterable[Outcome | Lost[Task]]:
@@ -287,10 +280,11 @@ class _Run:
 
     def _skipped_rows(self, skipped: Sequence[Skipped], staged: Sequence[Task]) -> list[dict[str, str]]:
         """The manifest's list: what was skipped now or before, but for what is in the store by now."""
-        rows = {row["uri"]: row for row in ([] if self._old is None else self._old.manifest["skipped"])}
-        rows |= {row["uri"]: row for row in map(self._names.row, skipped)}
-        now_in = {self._names.stored(relative_to(self._plan.source, uri)) for task in staged for uri in task.ref.uris}
-        return [rows[uri] for uri in sorted(rows) if uri not in now_in]
+        now = {(row["uri"], row["reason"]): row for row in map(self._names.row, skipped)}
+        done = {self._names.stored(relative_to(self._plan.source, uri)) for task in staged for uri in task.ref.uris}
+        done |= {uri for uri, _ in now}  # what is said of a file now replaces what was said of it then
+        before = [] if self._old is None else [row for row in self._old.manifest["skipped"] if row["uri"] not in done]
+        return sorted((*before, *now.values()), key=lambda row: (row["uri"], row["reason"]))
 
     def _write_private(self, skipped: Sequence[Skipped], rows: Sequence[Mapping[str, str]]) -> None:
         """Clear names of skipped sources of a personal domain lie beside the store: those that its manifest lists."""

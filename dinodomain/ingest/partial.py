@@ -170,15 +170,11 @@ class Partial:
         self.root.rename(aside)
         shutil.rmtree(aside)
 
-    def is_empty(self) -> bool:
-        """Whether nothing is staged."""
-        return not any(next((self.root / name).iterdir(), None) for name in ("done", "staged"))
-
     def forget_all(self) -> None:
         """Throws away whatever is staged, unpacked or fetched."""
         for name in ("done", "staged", "tree", "scratch"):
             shutil.rmtree(self.root / name, ignore_errors=True)
-            (self.root / name).mkdir(parents=True)
+            (self.root / name).mkdir(mode=0o700 if name == "scratch" else 0o777)  # what is unpacked has its clear names
 
     def remove_if_unused(self) -> None:
         """Throws the folder away where nothing is staged or fetched; other jobs may have just begun to."""

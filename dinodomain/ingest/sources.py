@@ -6,7 +6,6 @@ name a person. Reads headers only (through the domain) and the CSV.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -16,41 +15,17 @@ from dinodomain.errors import BadSource, LeftOut, UserError
 from dinodomain.ingest.join import DICOM_FIELDS, KINDS, Match, Table, match, read_table
 from dinodomain.ingest.patients import alias_of, apply, read_patient_map, unit_of
 from dinodomain.ingest.plan import IngestPlan
+from dinodomain.ingest.progress import counted
+from dinodomain.ingest.scrub import scrubbed
 from dinodomain.ingest.stage import Task
 from dinodomain.lineage import clean_id, date_shift, pseudonym
 from dinodomain.types import SourceRef
 
 _SHOWN = 10
-_NO_NAMES = frozenset(
-    {
-        "ct",
-        "dcm",
-        "dicom",
-        "image",
-        "images",
-        "img",
-        "label",
-        "labels",
-        "map",
-        "mask",
-        "masks",
-        "mri",
-        "nii",
-        "nifti",
-        "nrrd",
-        "png",
-        "scan",
-        "scans",
-        "seg",
-        "series",
-        "slice",
-        "slices",
-    }
-)
-"""Words of file names that name a kind of file, and that reasons need."""
-
+REFUSED, LEFT_OUT = "refused", "left out"
+"""Kinds of skipped sources: at fault, or not wanted."""
 _PLACES = {"site": "InstitutionName", "station": "StationName"}
-"""Fields that only a keyed hash may fill, and the header facts they come from."""
+"""Fields that only a keyed hash may fill, and the keys or facts of a header that they come from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +37,14 @@ class Skipped:
         reason: What is wrong with it.
         remedy: What to do about it.
         keys: What a CSV may call it.
+        kind: ``refused`` for what is at fault, ``left out`` for what a choice of the user leaves out.
     """
 
     uri: str
     reason: str
     remedy: str
     keys: Mapping[str, str]
+    kind: str = REFUSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,18 +68,31 @@ class Names:
         owner = ref.unit or ref.source_id
         days = date_shift(self.secret, owner) if self.personal else 0
         shift_of = self.stored(owner) if self.personal else ""
-        return Task(ref=ref, source_id=self.stored(ref.source_id), digest=self.stored(ref.digest), shift_days=days, shift_of=shift_of)
+        return Task(
+            ref=ref,
+            source_id=self.stored(ref.source_id),
+            digest=self.stored(ref.digest),
+            instance=self.stored(ref.instance) if ref.instance else "",
+            shift_days=days,
+            shift_of=shift_of,
+        )
 
     def places(self, ref: SourceRef) -> dict[str, str]:
         """Fields ``site`` and ``station`` of a personal domain's source: keyed hashes of what its header calls them."""
-        named = {field: str(ref.facts.get(fact) or "") for field, fact in _PLACES.items()} if self.personal else {}
+        named = {field: str(ref.keys.get(fact) or ref.facts.get(fact) or "") for field, fact in _PLACES.items()} if self.personal else {}
         return {field: self.stored(name) for field, name in named.items() if clean_id(name)}
 
     def row(self, skipped: Skipped) -> dict[str, str]:
         """A line of the manifest: nothing clear in a personal domain."""
         keys = {f"key_{kind}": self.stored(value) for kind, value in skipped.keys.items() if value}
-        hide = (lambda text: scrubbed(text, skipped)) if self.personal else str
-        return {"uri": self.stored(skipped.uri), "reason": hide(skipped.reason), "remedy": hide(skipped.remedy), **keys}
+        hide = (lambda text: scrubbed(text, (skipped.uri, *skipped.keys.values()))) if self.personal else str
+        return {
+            "uri": self.stored(skipped.uri),
+            "reason": hide(skipped.reason),
+            "remedy": hide(skipped.remedy),
+            "kind": skipped.kind,
+            **keys,
+        }
 
 
 def relative_to(source: str, uri: str) -> str:
@@ -115,30 +105,16 @@ def refused(source: str, bad: BadSource, keys: Mapping[str, str] | None = None) 
     """A refusal, with its path below the source folder."""
     relative = relative_to(source, bad.uri)
     reason = str(bad.reason).replace(f"{source.rstrip('/')}/", "")
-    return Skipped(uri=relative, reason=reason, remedy=bad.remedy or "", keys={**path_keys(relative), **bad.keys, **(keys or {})})
+    kind = LEFT_OUT if isinstance(bad, LeftOut) else REFUSED
+    return Skipped(
+        uri=relative, reason=reason, remedy=bad.remedy or "", keys={**path_keys(relative), **bad.keys, **(keys or {})}, kind=kind
+    )
 
 
 def path_keys(relative: str) -> dict[str, str]:
     """The keys that follow from a relative path alone."""
     path = PurePosixPath(relative)
     return {"path": relative, "name": path.name, "stem": path.name.split(".")[0], "folder": path.parent.name}
-
-
-def scrubbed(text: str, skipped: Skipped) -> str:
-    """A reason without anything that could name a person.
-
-    Out go: quoted text, words with a slash, long numbers (dates, record numbers), and every name, or part of a name of three
-    letters or more, that the source goes by (but for words such as ``label``).
-    """
-    text = re.sub(r"'[^']*'|\"[^\"]*\"", "…", text)
-    text = re.sub(r"\S*[/\\^]\S*", "…", text)
-    text = re.sub(r"\d{5,}", "…", text)
-    names = {part for value in (skipped.uri, *skipped.keys.values()) for part in (value, *re.split(r"[\W_]+", value)) if len(part) > 2}
-    for name in sorted(names, key=lambda name: (-len(name), name)):
-        if name.lower() in _NO_NAMES:
-            continue
-        text = re.sub(re.escape(name), "…", text, flags=re.IGNORECASE)
-    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +130,13 @@ class Found:
     skipped: tuple[Skipped, ...]
 
 
-def discover(domain: Domain, plan: IngestPlan) -> Found:
+def discover(domain: Domain, plan: IngestPlan, scratch: str = "") -> Found:
     """Lists the sources.
+
+    Args:
+        domain: The domain.
+        plan: The plan.
+        scratch: Folder for what must be unpacked or fetched.
 
     Raises:
         UserError: Nothing is there.
@@ -163,7 +144,7 @@ def discover(domain: Domain, plan: IngestPlan) -> Found:
     """
     refs: dict[str, SourceRef] = {}
     skipped: list[Skipped] = []
-    for item in domain.discover(plan.source, plan.as_select(domain.default_select)):
+    for item in counted(domain.discover(plan.source, plan.as_select(domain.default_select, scratch)), "sources found"):
         bad = item if isinstance(item, BadSource) else _taken_id(item, refs)
         if bad is None:
             assert isinstance(item, SourceRef), "discover yields SourceRef or BadSource"
@@ -173,7 +154,7 @@ def discover(domain: Domain, plan: IngestPlan) -> Found:
         else:
             skipped.append(refused(plan.source, bad))
     if not refs and not skipped:
-        _nothing_there(plan)
+        nothing_there(plan)
     return Found(refs=_with_persons(domain, plan, [refs[key] for key in sorted(refs)]), skipped=tuple(skipped))
 
 
@@ -198,7 +179,8 @@ def _taken_id(ref: SourceRef, refs: Mapping[str, SourceRef]) -> BadSource | None
     return BadSource(ref.uris[0], f"its id {ref.source_id!r} is already that of {other!r}", "rename one of the two")
 
 
-def _nothing_there(plan: IngestPlan) -> None:
+def nothing_there(plan: IngestPlan) -> None:
+    """Raises the error of a source that holds nothing for the domain."""
     local = "://" not in plan.source and not plan.source.startswith(("generate:", "torchgeo:"))
     if local and not Path(plan.source).exists():
         raise UserError("source", f"{plan.source!r} does not exist", allowed="a folder or file that the domain reads")
@@ -208,13 +190,6 @@ def _nothing_there(plan: IngestPlan) -> None:
     raise UserError(
         "source", f"{plan.source!r} holds nothing that domain {plan.domain!r} reads{globs}", remedy="check the path and the domain"
     )
-
-
-def nothing_readable(plan: IngestPlan, skipped: Sequence[Skipped]) -> UserError:
-    """The error of a source folder in which every source was refused."""
-    lines = "".join(f"\n  {item.uri}: {item.reason}; {item.remedy}" for item in skipped[:_SHOWN])
-    more = f"\n  ... and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-    return UserError("source", f"none of the {len(skipped)} sources below {plan.source!r} can be read:{lines}{more}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

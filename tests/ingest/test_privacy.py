@@ -10,8 +10,8 @@ import pytest
 
 from dinodomain.errors import BadSource, UserError
 from dinodomain.ingest import join_labels
+from dinodomain.ingest.scrub import scrubbed
 from dinodomain.ingest.secret import PUBLIC_KEY, find_secret, make_secret, read_secret
-from dinodomain.ingest.sources import Skipped, scrubbed
 from dinodomain.lineage import fingerprint, pseudonym
 from dinodomain.store import open_store
 from dinodomain.testing import SyntheticImages
@@ -184,7 +184,7 @@ def test_the_name_of_a_folder_of_many_people_may_be_a_field_that_of_one_person_n
     ],
 )
 def test_a_reason_loses_what_could_name_a_person_and_keeps_the_rest(text, kept):
-    assert scrubbed(text, Skipped(uri="study/jane.dcm", reason=text, remedy="", keys={"stem": "jane"})) == kept
+    assert scrubbed(text, ("study/jane.dcm", "jane")) == kept
 
 
 def test_a_secret_that_is_too_short_or_absent_is_refused(tmp_path):
