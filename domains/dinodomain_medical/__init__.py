@@ -17,7 +17,7 @@
 | ``nifti.py``, ``itk.py``, ``images.py`` | readers of one file |
 | ``volume_files.py`` | NIfTI, NRRD and MHA files as sources, and the frames of 4-D ones |
 | ``stacking.py``, ``stack_grid.py`` | which volumes of one frame of reference belong together; bringing them to one grid |
-| ``shutters.py`` | shutters and collimators of radiographs as masks |
+| ``projection.py``, ``voi.py``, ``shutters.py`` | a CR or DX frame; its VOI LUT or window; its shutters and collimators as masks |
 | ``dicom_header.py``, ``dicom_values.py``, ``dicom_fields.py`` | a DICOM header; its values as types; the fields that may enter a store |
 | ``quick_header.py``, ``multiframe.py`` | a header without a full parse; the frames of enhanced objects |
 | ``selection.py`` | the header filter, one reconstruction per acquisition |

@@ -15,7 +15,7 @@ FieldValue = str | int | float | bool | None
 OLDEST_YEARS = 90
 """Ages above are given as this one: so old a person could be recognised (HIPAA safe harbour, 45 CFR 164.514)."""
 
-# Defined terms of Body Part Examined (PS3.16 annex L) that scanners use for sections; a free text under this field is no such term.
+# Defined terms of Body Part Examined (PS3.16 annex L) that are used; a free text under this field is no such term.
 _BODY_PARTS_TEXT = (
     "ABDOMEN ABDOMENPELVIS ANKLE ARM BRAIN BREAST CERVIX CHEST CHESTABDOMEN CHESTABDPELVIS CHESTABDOMENPELVIS CSPINE CTSPINE ELBOW "
     "EXTREMITY EYE FEMUR FOOT HAND HEAD HEADNECK HEART HIP JAW KIDNEY KNEE LEG LIVER LSPINE LSSPINE LUNG MAXILLA NECK NECKCHEST ORBIT "

@@ -20,6 +20,7 @@ from dinodomain_medical.values import storable
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 _GREY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
+_BITS_PER_SAMPLE = 258
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _ORIENTATION = 274
 
@@ -44,14 +45,19 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def check_header(path: Path) -> None:
+def check_header(path: Path) -> tuple[int, int, int]:
     """Reads the header only.
 
+    Returns:
+        Rows and columns before an EXIF orientation turns them, and bytes per pixel.
+
     Raises:
-        BadSource: No picture, or several frames.
+        BadSource: No picture, several frames, or more bits per colour than are read.
     """
-    with _open(path):
-        pass
+    with _open(path) as image:
+        item_bytes = 2 if image.mode.startswith("I;16") else 4 if image.mode in ("I", "F") else 1
+        columns, rows = image.size
+    return rows, columns, item_bytes
 
 
 def read_grey(path: Path) -> GreyImage:
@@ -96,11 +102,34 @@ def _open(path: Path) -> Image.Image:
         image = Image.open(path)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadSource(uri, f"not a readable picture ({type(error).__name__})", "check that the file is whole, or exclude it") from error
+    try:
+        _check_frames_and_bits(image, path)
+    except (OSError, SyntaxError, ValueError) as error:
+        image.close()
+        if isinstance(error, BadSource):
+            raise
+        raise BadSource(uri, f"not a readable picture ({type(error).__name__})", "check that the file is whole, or exclude it") from error
+    return image
+
+
+def _check_frames_and_bits(image: Image.Image, path: Path) -> None:
     frames = int(getattr(image, "n_frames", 1))
     if frames > 1:
-        image.close()
-        raise BadSource(uri, f"{frames} frames in one file", "split it into single pictures and ingest those")
-    return image
+        raise BadSource(str(path), f"{frames} frames in one file", "split it into single pictures and ingest those")
+    bits = _bits(image, path)
+    if bits > 8 and image.mode not in _GREY_MODES:
+        # Pillow would drop the lower byte of these without a word.
+        raise BadSource(str(path), f"{bits} bits per band in a picture of mode {image.mode}", "export it in 16-bit grey without alpha")
+
+
+def _bits(image: Image.Image, path: Path) -> int:
+    """Bits per band as the file states them; Pillow's mode does not tell for colour."""
+    if image.format == "PNG":
+        with path.open("rb") as handle:
+            return handle.read(25)[24]
+    tags = getattr(image, "tag_v2", None)
+    stated = (tags.get(_BITS_PER_SAMPLE) if tags is not None else None) or (8,)
+    return int(max(stated)) if isinstance(stated, tuple) else int(stated)
 
 
 def _bands(image: Image.Image, uri: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -66,6 +66,14 @@ CT_SELECT = f"Modality == 'CT' and 'DERIVED' not in ImageType and {_NO_CAPTURES}
 MRI_SELECT = f"Modality == 'MR' and ('DERIVED' not in ImageType or {_MR_MAPS}) and {_NO_CAPTURES} and {_NO_PHANTOM}"
 """The same, with ADC and trace-weighted diffusion maps and Dixon water, fat and phase images, which are DERIVED."""
 
+XRAY_SELECT = (
+    "Modality in ['CR', 'DX'] and PresentationIntentType != 'FOR PROCESSING'"
+    " and not matches(SOPClassUID, '^1[.]2[.]840[.]10008[.]5[.]1[.]4[.]1[.]1[.]1[.]1[.]1$') and BurnedInAnnotation != 'YES'"
+    f" and {_NO_CAPTURES} and {_NO_PHANTOM}"
+)
+"""Pictures for presentation: archives hold most exposures twice, and raw detector data is another quantity. No secondary capture or
+phantom, and none whose header says that a person's name is burned into the pixels. DERIVED is taken: processing for display is that."""
+
 
 # Hounsfield units are calibrated: a shift of 80 HU would turn fat into muscle, so intensity changes stay within scanner drift
 # (0.01 of the range is 41 HU) and kernel differences are imitated by blur and noise instead.
@@ -175,6 +183,7 @@ MRI = Modality(
 XRAY = Modality(
     name="xray",
     dicom=("CR", "DX"),
+    select=XRAY_SELECT,
     channels={"xray": _ARBITRARY},
     policy=_XRAY_POLICY,
     probes=(

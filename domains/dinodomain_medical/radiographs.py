@@ -1,41 +1,48 @@
 """The domain ``xray``: single DICOM frames (CR, DX) and greyscale PNG, JPEG, TIFF; each image is one tile.
 
-The modality LUT is always applied, a VOI window never. MONOCHROME1 is turned once, so that dense tissue is bright everywhere, and
-the stages say so. Does not read mammography, fluoroscopy, multi-frame objects, overlays or burned-in shutters.
+Raw and processed pictures are two quantities: the default filter takes those for presentation, and a store holds both only by key.
+How a frame becomes pixels is told in ``projection``. Does not read mammography (its own policy and probes would be needed),
+fluoroscopy, or multi-frame objects.
 """
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
-
-import numpy as np
+from typing import TYPE_CHECKING, final
 
 from dinodomain.domain import Channel, ProbeSpec, ViewPolicy, linear_to_unit
 from dinodomain.errors import BadSource
 from dinodomain.types import Layout, Record, Select, SourceRef, TileInfo
 from dinodomain_medical import images
-from dinodomain_medical.dicom_header import FieldValue
-from dinodomain_medical.dicom_pixels import Frame, check_single_grey, decode, invert, shows_low_as_white
+from dinodomain_medical.dicom_header import Header
+from dinodomain_medical.dicom_pixels import check_single_grey
 from dinodomain_medical.discovery import at_hand, discover
 from dinodomain_medical.modalities import Modality
-from dinodomain_medical.opened import Cut, CutValid
-from dinodomain_medical.series_source import digest_of_images, instance_of, unit_of
+from dinodomain_medical.projection import NAN, picture_record, quantity_of, read_projection
+from dinodomain_medical.selection import HeaderFilter
+from dinodomain_medical.series_source import digest_of_images, facts_of, instance_of, refused, unit_of
 from dinodomain_medical.sources import Gathered, Handlers, Item, digest_of, keys_of, label_refusal, looks_like_label
-from dinodomain_medical.values import storable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NAN = float("nan")
-_VIEWS = frozenset({"AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO"})
-_SIDES = frozenset({"L", "R", "B", "U"})
-_INTENTS = frozenset({"FOR PROCESSING", "FOR PRESENTATION"})
-_SIDE_LETTERS = re.compile("[RLAPHF]{1,3}")
-_CALIBRATIONS = frozenset({"GEOMETRY", "FIDUCIAL"})
+_SHAPES = tuple(
+    name
+    for kind in ("Shutter", "Collimator")
+    for name in (
+        f"{kind}Shape", f"{kind}LeftVerticalEdge", f"{kind}RightVerticalEdge", f"{kind}UpperHorizontalEdge", f"{kind}LowerHorizontalEdge",
+        f"CenterOfCircular{kind}", f"RadiusOfCircular{kind}", f"VerticesOfThePolygonal{kind}",
+    )
+)  # fmt: skip
+_MEANING = (
+    "SOPClassUID", "PresentationIntentType", "PresentationLUTShape", "BitsStored", "HighBit", "PixelRepresentation", "WindowCenter",
+    "WindowWidth", "VOILUTFunction", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelSpacingCalibrationType",
+    "EstimatedRadiographicMagnificationFactor", "ViewPosition", "ImageLaterality", "Laterality", "PatientOrientation", *_SHAPES,
+)  # fmt: skip
+_FACTS = ("ViewPosition", "ImageLaterality", "Laterality", "PresentationIntentType")
 
 
 @final
@@ -54,23 +61,24 @@ class RadiographDomain:
     layout: Layout = field(init=False, default="whole")
     personal: bool = field(init=False, default=True)
     extra: str = field(init=False, default="medical")
-    default_select: str = field(init=False, default="")
+    default_select: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.name, self.channels = self.modality.name, self.modality.channels
+        self.name, self.channels, self.default_select = self.modality.name, self.modality.channels, self.modality.select
 
     def discover(self, source: str, select: Select) -> Iterator[SourceRef | BadSource]:
         """Finds images by headers: one per file, DICOM recognised by content.
 
         Raises:
-            UserError: The source does not exist.
+            UserError: The source does not exist, or ``select.where`` names what is no DICOM field.
         """
+        header_filter = HeaderFilter(select.where)
 
         def on_file(root: Path, path: Path, relative: str) -> Item | None:
-            return self._picture(root, path, relative, select) if images.is_image(path) else None
+            return _picture(root, path, relative, select) if images.is_image(path) else None
 
         def on_dicom(gathered: Gathered) -> Iterable[tuple[str, Item]]:
-            return [(gathered.place, self._dicom(gathered, select))]
+            return [(gathered.place, self._dicom(gathered, select, header_filter))]
 
         handlers = Handlers(
             domain=self.name,
@@ -79,6 +87,7 @@ class RadiographDomain:
             file=on_file,
             dicom=on_dicom,
             by_series=False,
+            names=tuple(sorted({*header_filter.names, *_MEANING})),
         )
         return discover(source, select, handlers)
 
@@ -90,7 +99,7 @@ class RadiographDomain:
         """
         with at_hand(ref) as local:
             path = Path(local.uris[0])
-            return _from_picture(path) if images.is_image(path) else _from_dicom(path)
+            return _from_picture(path) if images.is_image(path) else read_projection(path, voi=ref.select.voi)
 
     def to_float(self, pixels: Tensor, info: TileInfo) -> Tensor:
         """Stored values [B, C, ...] to float32 in the unit range, on the pixels' device."""
@@ -104,111 +113,60 @@ class RadiographDomain:
         """Public tasks with labels."""
         return self.modality.probes
 
-    def _picture(self, root: Path, path: Path, relative: str, select: Select) -> Item:
-        if looks_like_label(relative, select):
-            return label_refusal(path)
-        images.check_header(path)
+    def _dicom(self, gathered: Gathered, select: Select, header_filter: HeaderFilter) -> Item:
+        header, path = gathered.headers[0], gathered.headers[0].path
+        taken, left = header_filter.sort_out([header], str(path))
+        try:
+            self._check_modality(header)
+            if not taken:
+                return left[0]
+            check_single_grey(header)
+        except BadSource as refusal:
+            return refused(refusal, header)
+        facts = {name: value for name in _FACTS if (value := header.values.get(name)) is not None}
+        intent, sop_class = (str(header.values.get(name) or "") for name in ("PresentationIntentType", "SOPClassUID"))
         return SourceRef(
-            source_id=relative,
+            source_id=gathered.place,
             uris=(str(path),),
-            keys=keys_of(root, relative),
-            unit=None,
-            digest=digest_of(root, [path]),
-            select=select,
-        )
-
-    def _dicom(self, gathered: Gathered, select: Select) -> Item:
-        header, path, relative = gathered.headers[0], gathered.headers[0].path, gathered.place
-        if header.modality not in self.modality.dicom:
-            wanted = ", ".join(self.modality.dicom)
-            raise BadSource(
-                str(path),
-                f"modality {header.modality or 'not stated'} is not read by domain {self.name!r} ({wanted})",
-                "exclude it, or ingest it with its own domain",
-            )
-        check_single_grey(header)
-        return SourceRef(
-            source_id=relative,
-            uris=(str(path),),
-            keys=keys_of(gathered.root, relative) | header.keys,
+            keys=keys_of(gathered.root, gathered.place) | header.keys,
             unit=unit_of(header.keys),
-            digest=digest_of_images([header], "xray"),
+            digest=_digest(header),
             select=select,
             instance=instance_of([header]),
+            quantity=quantity_of(intent, sop_class, header.modality),
+            facts={**facts_of([header]), **facts},
         )
+
+    def _check_modality(self, header: Header) -> None:
+        if header.modality not in self.modality.dicom:
+            raise BadSource(
+                str(header.path),
+                f"modality {header.modality or 'not stated'} is not read by domain {self.name!r} ({', '.join(self.modality.dicom)})",
+                "exclude it, or ingest it with its own domain",
+            )
+
+
+def _digest(header: Header) -> str:
+    """Besides what every DICOM image has: all that decides the order of grey, validity, spacing and view of a radiograph."""
+    values = [(name, header.values.get(name)) for name in _MEANING]
+    return hashlib.sha256(repr((digest_of_images([header], "xray"), values)).encode()).hexdigest()
+
+
+def _picture(root: Path, path: Path, relative: str, select: Select) -> Item:
+    if looks_like_label(relative, select):
+        return label_refusal(path)
+    rows, columns, item_bytes = images.check_header(path)
+    return SourceRef(
+        source_id=relative,
+        uris=(str(path),),
+        keys=keys_of(root, relative),
+        unit=None,
+        digest=digest_of(root, [path]),
+        select=select,
+        facts={"bytes_in": path.stat().st_size, "bytes_out": rows * columns * item_bytes, "shape": (columns, rows)},
+    )
 
 
 def _from_picture(path: Path) -> Record:
     grey = images.read_grey(path)
-    return _record(grey.array, spacing=(_NAN, _NAN), stages=grey.stages, valid=grey.valid)
-
-
-def _from_dicom(path: Path) -> Record:
-    frame = decode(path)
-    stages = list(frame.stages)
-    array = frame.stored
-    if shows_low_as_white(frame):
-        array = invert(frame)
-        stages.append("MONOCHROME1 inverted")
-    stored = storable(array, str(path))
-    spacing, spacing_fields = _spacing(frame.dataset)
-    fields = frame.header.fields | spacing_fields | _view_fields(frame)
-    return _record(
-        stored.array, spacing=spacing, stages=(*stages, *stored.stages), scale=float(frame.slope), offset=float(frame.offset), fields=fields
-    )
-
-
-def _spacing(dataset: Any) -> tuple[tuple[float, float], dict[str, FieldValue]]:
-    """PixelSpacing (in the patient, if calibrated) before ImagerPixelSpacing (at the detector), and which of them it was."""
-    for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        value = dataset.get(name)
-        if value is not None and len(value) == 2 and min(map(float, value)) > 0:
-            fields: dict[str, FieldValue] = {"spacing_type": name}
-            calibration = str(dataset.get("PixelSpacingCalibrationType") or "").upper()
-            if name == "PixelSpacing" and calibration in _CALIBRATIONS:
-                fields["spacing_calibration"] = calibration
-            return (float(value[0]), float(value[1])), fields
-    return (_NAN, _NAN), {}
-
-
-def _view_fields(frame: Frame) -> dict[str, FieldValue]:
-    """View, side and intent where they hold one of the defined terms; nothing else of these fields is kept."""
-    dataset = frame.dataset
-    found = {
-        "view": (str(dataset.get("ViewPosition") or "").upper(), _VIEWS),
-        "laterality": (str(dataset.get("ImageLaterality") or dataset.get("Laterality") or "").upper(), _SIDES),
-        "intent": (str(dataset.get("PresentationIntentType") or "").upper(), _INTENTS),
-    }
-    kept: dict[str, FieldValue] = {name: value for name, (value, terms) in found.items() if value in terms}
-    sides = dataset.get("PatientOrientation")  # where columns and rows run to
-    if sides is not None and not isinstance(sides, str) and all(_SIDE_LETTERS.fullmatch(str(side)) for side in sides) and len(sides) == 2:
-        kept["patient_orientation"] = "\\".join(map(str, sides))
-    return kept
-
-
-def _record(
-    array: np.ndarray,
-    *,
-    spacing: tuple[float, float],
-    stages: tuple[str, ...],
-    scale: float = 1.0,
-    offset: float = 0.0,
-    fields: Mapping[str, FieldValue] | None = None,
-    valid: np.ndarray | None = None,
-) -> Record:
-    return Record(
-        channels=("xray",),
-        shape=(1, *array.shape),
-        dtype=array.dtype.name,
-        spacing=spacing,
-        affine=None,
-        crs=None,
-        scale=(scale,),
-        offset=(offset,),
-        nodata=(None,),
-        layout="whole",
-        read=Cut(np.ascontiguousarray(array)[None]),
-        read_valid=None if valid is None else CutValid(valid),
-        fields=fields or {},
-        stages=stages,
-    )
+    return picture_record(grey.array, spacing=(NAN, NAN), stages=grey.stages, valid=grey.valid)

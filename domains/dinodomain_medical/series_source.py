@@ -35,7 +35,7 @@ def series_ref(gathered: Gathered, source_id: str, series: Series, select: Selec
         select=select,
         instance=instance_of(series.headers),
         quantity=("HU_MOD" if first.rescale_type == "HU_MOD" else "HU") if hounsfield else "",
-        facts=_facts(series.headers),
+        facts=facts_of(series.headers),
         handle=_frames(series.headers, uris),
     )
 
@@ -63,7 +63,7 @@ def digest_of_images(headers: Sequence[Header], channel: str) -> str:
         repr(
             (
                 header.uid, header.pixel_print, header.modality, header.image_type, header.rows, header.columns, header.samples,
-                header.photometric, header.bits, header.position, header.orientation, header.spacing, str(header.slope),
+                header.photometric, header.cell, header.position, header.orientation, header.spacing, str(header.slope),
                 str(header.offset), header.padding, header.rescale_type, sorted(header.parts.items()),
             )
         )
@@ -80,7 +80,8 @@ def instance_of(headers: Sequence[Header]) -> str:
     return hashlib.sha256("\n".join(sorted(uids)).encode()).hexdigest()
 
 
-def _facts(headers: Sequence[Header]) -> dict[str, FactValue]:
+def facts_of(headers: Sequence[Header]) -> dict[str, FactValue]:
+    """What the headers state, with the number of images and the bytes in and out."""
     first = headers[0]
     sizes = {header.path: header.file_bytes for header in headers}
     shares = {path: sum(header.path == path for header in headers) / _frames_in(headers, path) for path in sizes} if len(sizes) == 1 else {}
