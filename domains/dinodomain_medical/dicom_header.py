@@ -99,6 +99,7 @@ class Header:
         thickness: SliceThickness in mm, or None.
         rescale_type: RescaleType (``HU``, ``US`` for unspecified ...), upper case.
         bits: BitsAllocated.
+        cell: How a number lies in its bits: BitsAllocated, BitsStored, HighBit, PixelRepresentation.
         pixel_print: Print of the pixel element, see ``print_pixels``; equal in all frames of a file.
         file_bytes: Size of the file.
     """
@@ -135,6 +136,7 @@ class Header:
     thickness: float | None = None
     rescale_type: str = ""
     bits: int = 0
+    cell: str = ""
     pixel_print: str = ""
     file_bytes: int = 0
 
@@ -324,6 +326,7 @@ def header_of(
         thickness=number(dataset, "SliceThickness"),
         rescale_type=text(dataset, "RescaleType").upper(),
         bits=int(first(dataset, "BitsAllocated") or 0),
+        cell=",".join(text(dataset, name) for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")),
         pixel_print=pixel_print,
         file_bytes=file_bytes,
     )
