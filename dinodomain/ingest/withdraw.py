@@ -17,12 +17,12 @@ backups, checkpoints and features made before; a training that runs must be rest
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -39,8 +39,10 @@ from dinodomain.ingest.partial import Partial, disk_errors
 from dinodomain.ingest.patients import unit_of
 from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.private import read_private_table, write_private_table
+from dinodomain.ingest.quantities import quantities_of
 from dinodomain.ingest.secret import find_secret, private_folder
-from dinodomain.ingest.sources import Found, Metadata, Names, Skipped, refused
+from dinodomain.ingest.sources import LEFT_OUT, Found, Metadata, Names, Skipped, refused
+from dinodomain.ingest.summary import counts_by_reason
 from dinodomain.lineage import Json, Lineage, clean_id, digest, digest_file, pseudonym, sync_folder, to_json, write_bytes, write_json
 from dinodomain.store.format import CHUNKS, INDEX, LINEAGE, MANIFEST, PENDING
 from dinodomain.store.read import Store, open_store
@@ -124,14 +126,13 @@ def withdraw(plan: IngestPlan, *, today: datetime.date | None = None) -> Withdra
     table.require(plan.join, "ingest.join")
     open_store(store)  # refuses what is none before anything is made beside it
     partial = Partial(store)
-    with disk_errors(store), partial.open_after_commit():
+    with disk_errors(store), partial.open_after_commit(), _unused_removed(partial):
         finished = finish_withdrawal(partial)
         opened = open_store(store)
         memory = Memory.of(opened, _secret(opened, plan))
         new = _new_rows(table, plan.join, memory)
         if not new.rows:
-            if partial.is_empty():
-                partial.remove()
+            partial.remove_if_unused()
             found = Withdrawal(store=str(store), known=len(table.rows), date=date.isoformat(), finished=finished)
             return replace(found, counts=opened.manifest["counts"])
         chosen = _choose(opened, new, plan)
@@ -150,6 +151,16 @@ def withdraw(plan: IngestPlan, *, today: datetime.date | None = None) -> Withdra
         finished=finished,
         counts=open_store(store).manifest["counts"],
     )
+
+
+@contextlib.contextmanager
+def _unused_removed(partial: Partial) -> Iterator[None]:
+    """Leaves no empty folder behind an error."""
+    try:
+        yield
+    except UserError:
+        partial.remove_if_unused()
+        raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,8 +352,11 @@ def _write_manifest(store: Store, work: Path, chosen: _Chosen, gone: Sequence[Ma
     names = {row["source_id"] for row in gone} | chosen.skipped
     manifest["skipped"] = [row for row in manifest["skipped"] if row["uri"] not in chosen.skipped]
     manifest["arrays"] = {folder: found for folder, found in manifest["arrays"].items() if folder not in folders}
-    if "warnings" in manifest:
-        manifest["warnings"] = [row for row in manifest["warnings"] if row["uri"] not in names]
+    manifest["warnings"] = [row for row in manifest.get("warnings", ()) if row["uri"] not in names]
+    stays = set(store.index["source_id"].to_pylist()) - names
+    fields = zip(store.index["source_id"].to_pylist(), store.index["fields"].to_pylist())
+    manifest["quantities"] = quantities_of(field for source_id, field in fields if source_id in stays)
+    left_out = sum(row.get("kind") == LEFT_OUT for row in manifest["skipped"])
     units = set(store.chunks["unit"].unique().to_pylist()) - chosen.units
     held = sorted(set(manifest["holdout"]["units"]) - chosen.units)
     manifest["holdout"] = {**manifest["holdout"], **kept(manifest).as_json(units, held)}
@@ -352,7 +366,10 @@ def _write_manifest(store: Store, work: Path, chosen: _Chosen, gone: Sequence[Ma
         "units": len(units),
         "held_out_units": len(held),
         "skipped": len(manifest["skipped"]),
-        "skipped_by_reason": dict(sorted(Counter(row["reason"] for row in manifest["skipped"]).items())),
+        "refused": len(manifest["skipped"]) - left_out,
+        "left_out": left_out,
+        "skipped_by_reason": counts_by_reason(row["reason"] for row in manifest["skipped"]),
+        "warnings": len(manifest["warnings"]),
     }
     versions = {"dinodomain": __version__, **{name: version(name) for name in ("numcodecs", "numpy", "zarr")}}
     made = Lineage(kind="store", parents={"store": store.digest}, plan=store.lineage["plan"], counts=manifest["counts"], versions=versions,
