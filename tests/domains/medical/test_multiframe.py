@@ -13,6 +13,7 @@ from dinodomain.errors import BadSource
 from dinodomain_medical import ct, mri
 from dinodomain_medical.dicom_header import read_headers
 from dinodomain_medical.dicom_pixels import decode_frames
+from dinodomain_medical.dicomweb import headers_of
 
 
 def item(**values) -> Dataset:
@@ -213,3 +214,13 @@ def test_frames_without_a_place_in_the_patient_are_refused(tmp_path, slices, wri
     assert (
         "multi-frame object with 5 frames and no statement of where each lies" if modality == "MR" else f"modality {modality}"
     ) in reason
+
+
+def test_headers_from_a_servers_metadata_equal_those_from_the_file(tmp_path, slices, write_enhanced):
+    path = write_enhanced(tmp_path / "a", slices, modality="CT")
+    instance = {tag: element for tag, element in pydicom.dcmread(path).to_json_dict().items() if tag != "7FE00010"}
+    made = headers_of(instance, path, (), frames=True)
+    for ours, theirs in zip(made, read_headers(path), strict=True):
+        for name in ours.__slots__:
+            if name not in ("pixel_print", "file_bytes", "fields"):
+                assert getattr(ours, name) == getattr(theirs, name), name
