@@ -17,11 +17,11 @@
 | ``nifti.py``, ``itk.py``, ``images.py`` | readers of one file |
 | ``volume_files.py`` | NIfTI, NRRD and MHA files as sources, and the frames of 4-D ones |
 | ``stacking.py``, ``stack_grid.py`` | which volumes of one frame of reference belong together; bringing them to one grid |
-| ``projection.py``, ``voi.py``, ``shutters.py`` | a CR or DX frame; its VOI LUT or window; its shutters and collimators as masks |
+| ``projection.py``, ``voi.py``, ``luts.py``, ``shutters.py`` | a CR or DX frame; VOI LUT or window; tables; shutters as masks |
 | ``dicom_header.py``, ``dicom_values.py``, ``dicom_fields.py`` | a DICOM header; its values as types; the fields that may enter a store |
 | ``quick_header.py``, ``multiframe.py`` | a header without a full parse; the frames of enhanced objects |
 | ``selection.py`` | the header filter, one reconstruction per acquisition |
-| ``series_split.py``, ``series_geometry.py``, ``resample_series.py`` | telling volumes of a series apart; slices to a grid; straightening it |
+| ``series_split.py``, ``series_geometry.py``, ``resample_series.py`` | telling volumes apart; slices to a grid; straightening it |
 | ``dicom_pixels.py``, ``dicom_series.py``, ``series_source.py`` | stored values; slices to a volume; identity, digest and facts of it |
 
 Nothing here imports torch. pydicom, nibabel and SimpleITK are imported at the point of use (extra ``medical``).

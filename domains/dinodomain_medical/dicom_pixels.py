@@ -17,6 +17,7 @@ import numpy as np
 
 from dinodomain.errors import BadSource, MissingExtra, require
 from dinodomain_medical.dicom_header import Header, header_of, load, quiet_pydicom
+from dinodomain_medical.luts import lut_table
 
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 
@@ -237,14 +238,14 @@ def _meaningful_bits(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, int,
 
 def _through_lut(dataset: Any, header: Header, stored: np.ndarray) -> Frame:
     """Applies a ModalityLUTSequence (PS3.3 C.11.1): a table from stored values to the maker's numbers."""
-    pixels = require("pydicom.pixels", extra="medical", wanted_by="DICOM files")
-    mapped = np.asarray(pixels.apply_modality_lut(stored, dataset))
-    bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
+    table = lut_table(
+        dataset.ModalityLUTSequence[0], str(header.path), name="modality LUT", signed=bool(dataset.get("PixelRepresentation"))
+    )
     return Frame(
         header=header,
-        stored=mapped,
+        stored=table(stored),
         low=0,
-        high=(1 << bits) - 1,
+        high=(1 << table.bits) - 1,
         slope=Fraction(1),
         offset=Fraction(0),
         dataset=dataset,

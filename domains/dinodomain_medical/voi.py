@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dinodomain.errors import BadSource
+from dinodomain_medical.luts import lut_table
 
 TOP = 65535
 """Largest output of a window."""
@@ -97,33 +98,10 @@ def window(values: np.ndarray, centre: float, width: float, function: str, uri: 
 
 
 def _through_table(values: np.ndarray, luts: Sequence[Any], uri: str) -> Shown:
-    whole = np.rint(values).astype(np.int64)
-    try:
-        table, first, bits = _table(luts[0])
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise BadSource(uri, f"a VOI LUT that cannot be read ({type(error).__name__})", _OFF) from error
-    if first > 32767 and whole.min() < 0:
-        first -= 65536  # written unsigned, meant signed: LUTDescriptor has the sign of the pixels, not of their physical values
-    mapped = table[(whole - first).clip(0, len(table) - 1)]
-    number = f" (the first of {len(luts)})" if len(luts) > 1 else ""
-    return Shown(array=mapped, high=(1 << bits) - 1, stage=f"VOI LUT of {len(table)} entries{number} applied -> 0..{(1 << bits) - 1}")
-
-
-def _table(item: Any) -> tuple[np.ndarray, int, int]:
-    """Entries, the value that the first one stands for, and bits of an entry (PS3.3 C.11.2.1.1)."""
-    count, first, bits = (int(number) for number in item.LUTDescriptor)
-    count = count or 65536
-    data = item.LUTData
-    if isinstance(data, bytes):
-        # Entries of 8 bits may be packed two to a word, or lie one in each.
-        packed = len(data) in (count, count + 1)
-        order = "<" if getattr(item, "original_encoding", (None, True))[1] is not False else ">"
-        table = np.frombuffer(data[:count] if packed else data, np.uint8 if packed else f"{order}u2")
-    else:
-        table = np.asarray(data)
-    if not 1 <= bits <= 16 or len(table) < count or (table[:count] < 0).any() or (table[:count] >> bits).any():
-        raise ValueError("entries and descriptor disagree")
-    return table[:count].astype(np.uint8 if bits <= 8 else np.uint16), first, bits
+    table = lut_table(luts[0], uri, name="VOI LUT", signed=bool(values.min() < 0))
+    top, number = (1 << table.bits) - 1, f" (the first of {len(luts)})" if len(luts) > 1 else ""
+    mapped = table(np.rint(values).astype(np.int64))
+    return Shown(array=mapped, high=top, stage=f"VOI LUT of {len(table.entries)} entries{number} applied -> 0..{top}")
 
 
 def _numbers(value: Any) -> list[float]:
