@@ -82,7 +82,7 @@ def test_a_full_disk_is_one_clear_error_and_with_more_space_nothing_is_done_twic
     before = staged(store)
     assert len(before) > 3
     with pytest.raises(UserError, match=FULL):  # as long as it is full
-        run("generate:24", store, NOISY, executor=executor, workers=workers)
+        run("generate:24", store, NOISY)
     assert staged(store).items() >= before.items()
     small_disk(4000, "remount")
     assert run("generate:24", store, NOISY, executor=executor, workers=workers).added == 24
@@ -94,13 +94,13 @@ def test_full_while_images_are_packed_and_while_the_tables_are_written(tmp_path,
     """Every size from the one that holds nothing to the one that holds all; each failure leaves what the next run needs."""
     run("generate:10", tmp_path / "whole", NOISY)
     disk, failures = small_disk(8), 0
-    for kilobytes in range(8, 600, 12):
+    for kilobytes in range(8, 600, 24):
         small_disk(kilobytes, "remount")
         if not too_full(lambda: run("generate:10", disk / "store", NOISY)):
             break
         failures += 1
         assert not (disk / "store").exists()
-    assert failures > 10
+    assert failures > 6
     assert snapshot(disk / "store") == snapshot(tmp_path / "whole")
 
 
@@ -132,7 +132,7 @@ def test_a_withdrawal_on_a_full_disk_is_finished_once_there_is_space(tmp_path, r
     shutil.copytree(tmp_path / "first", disk / "store")
     used = shutil.disk_usage(disk).used // 1024
     sizes = set()
-    for spare in range(0, 300, 12):
+    for spare in range(0, 300, 24):
         small_disk(used + spare, "remount")
         if not too_full(lambda: take(disk / "store")):
             break

@@ -219,11 +219,12 @@ def test_a_crash_at_every_step_of_adding_to_a_store(tmp_path, run, snapshot, cra
     shutil.copytree(tmp_path / "first", tmp_path / "whole")
     run("generate:4", tmp_path / "whole", MIXED)
     wanted = snapshot(tmp_path / "whole")
+    run("generate:4", tmp_path / "first", MIXED, shard="1/1")  # staging is covered by a first ingest
 
     def reset():
-        for name in ("store", "store.partial"):
-            shutil.rmtree(tmp_path / name, ignore_errors=True)
-        shutil.copytree(tmp_path / "first", store)
+        for name in ("", ".partial"):
+            shutil.rmtree(tmp_path / f"store{name}", ignore_errors=True)
+            shutil.copytree(tmp_path / f"first{name}", tmp_path / f"store{name}")
 
     def check(left):
         seen.append(opens(store))
