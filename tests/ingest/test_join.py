@@ -159,3 +159,74 @@ def test_metadata_with_unknown_ids_stops_before_anything_is_written(tmp_path, ru
     with pytest.raises(UserError, match="match no source"):
         run("generate:2", tmp_path / "store", metadata=str(tmp_path / "m.csv"), group="patient")
     assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
+
+
+TWO_ISSUERS = [
+    {"path": "a", "PatientID": "1", "IssuerOfPatientID": "X", "AccessionNumber": "7"},
+    {"path": "b", "PatientID": "1", "IssuerOfPatientID": "Y", "AccessionNumber": "7"},
+    {"path": "c", "PatientID": "2", "AccessionNumber": "8"},
+]
+
+
+def test_one_id_of_two_issuers_asks_for_the_column_that_tells_them_apart(tmp_path):
+    words = r"column 'PatientID' stands for several people: '1' \(line 2: 2 people\); add a column IssuerOfPatientID"
+    with pytest.raises(UserError, match=words):
+        match(table(tmp_path, "PatientID,y\n1,a\n2,b\n"), "PatientID", TWO_ISSUERS)
+    found = match(table(tmp_path, "PatientID,y,IssuerOfPatientID\n1,a,Y\n1,b, X \n2,c,\n"), "PatientID", TWO_ISSUERS)
+    assert dict(found.rows) == {1: 0, 0: 1, 2: 2}
+
+
+def test_an_issuer_that_no_source_states_is_named_with_its_line(tmp_path):
+    text = "PatientID,y,IssuerOfPatientID\n1,a,Y\n2,c,Z\n"
+    with pytest.raises(UserError, match=r"1 of 2 rows name an IssuerOfPatientID that their sources do not state: 'Z' \(line 3\)"):
+        match(table(tmp_path, text), "PatientID", TWO_ISSUERS)
+
+
+def test_two_ids_known_to_be_one_person_are_one_person(tmp_path):
+    found = match(table(tmp_path, "PatientID,y\n1,a\n"), "PatientID", TWO_ISSUERS, units=["Jane", "Jane", "2"])
+    assert dict(found.rows) == {0: 0, 1: 0}
+    with pytest.raises(UserError, match="several people"):
+        match(table(tmp_path, "PatientID,y\n1,a\n"), "PatientID", TWO_ISSUERS, units=["Jane", "Joan", "2"])
+
+
+def test_an_accession_number_of_two_people_is_ambiguous_and_the_issuer_helps_here_too(tmp_path):
+    with pytest.raises(UserError, match=r"'AccessionNumber' stands for several people: '7' \(line 2: 2 people\)"):
+        match(table(tmp_path, "AccessionNumber\n7\n"), "AccessionNumber", TWO_ISSUERS)
+    found = match(table(tmp_path, "AccessionNumber,IssuerOfPatientID\n7,X\n"), "AccessionNumber", TWO_ISSUERS)
+    assert dict(found.rows) == {0: 0}
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [("48213", "'48213' would match as '0048213'"), ("48213.0", "'48213.0' would match as '0048213'")],
+)
+def test_a_lost_leading_zero_is_hinted_at_and_never_guessed(tmp_path, value, meant):
+    def hashed(text):
+        return f"#{text}"
+
+    for hash_ in (str, hashed):
+        sources = [{"path": "a", "PatientID": hash_("0048213")}]
+        with pytest.raises(
+            UserError, match=rf"lost leading zeros .or gained decimals. in a spreadsheet: {meant}; format that column as text"
+        ):
+            match(table(tmp_path, f"PatientID\n{value}\n"), "PatientID", sources, hash_=hash_)
+
+
+def test_no_zeros_are_hinted_at_where_none_would_help(tmp_path):
+    with pytest.raises(UserError, match="choose another column, or remove these rows"):
+        match(table(tmp_path, "PatientID\n48214\n"), "PatientID", [{"path": "a", "PatientID": "0048213"}])
+
+
+def test_blanks_and_nuls_around_ids_are_ignored(tmp_path):
+    found = match(table(tmp_path, "PatientID\n\u00a0A \n"), "PatientID", [{"path": "a", "PatientID": "A\0"}])
+    assert dict(found.rows) == {0: 0}
+
+
+def test_a_dicom_field_that_no_source_has_is_said_to_be_missing(tmp_path):
+    with pytest.raises(UserError, match=r"no source has a SOPInstanceUID .sources of a single image only."):
+        match(table(tmp_path, "SOPInstanceUID\n1.2.3\n"), "SOPInstanceUID", SOURCES)
+
+
+def test_semicolons_separate_where_there_is_no_comma(tmp_path):
+    assert table(tmp_path, "id;note\na;x, y\n").rows == ({"id": "a", "note": "x, y"},)
+    assert table(tmp_path, "id,note\na,x; y\n").rows == ({"id": "a", "note": "x; y"},)

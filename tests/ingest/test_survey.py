@@ -188,7 +188,7 @@ def test_the_command_line_takes_a_filter_letter_for_letter_and_tells_json(capsys
     facts = json.loads(capsys.readouterr().out)
     assert facts["sources"] == 2
     assert facts["taken"]["choice"] == "ingest.select=Modality == 'DX' and Rows > 10"
-    assert cli.main(["inspect", source]) == 2
+    assert cli.main(words[:2]) == 2
     assert "domain: is required with source; add domain=NAME" in capsys.readouterr().err
 
 
