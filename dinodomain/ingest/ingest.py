@@ -73,8 +73,6 @@ def ingest(plan: IngestPlan, *, domain: Domain | None = None, progress: Progress
         raise UserError("ingest.crosswalk", f"domain {domain.name!r} keeps clear ids", remedy="leave it out: there is nothing to map back")
     store = Path(os.path.abspath(plan.store))
     _refuse_other_folder(store)
-    if plan.select is None and domain.default_select:
-        _log.info("%s", select_text(plan, domain.default_select))
     if plan.dry_run:
         with tempfile.TemporaryDirectory(prefix="dinodomain-") as scratch:
             found, metadata = _found(domain, plan, scratch)

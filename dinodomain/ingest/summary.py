@@ -161,7 +161,7 @@ class Summary:
 
     def text(self) -> str:
         """Some lines for a person, however many sources there are."""
-        lines = [self._first_line()]
+        lines = [self._first_line(), *([self.select] if self.select else [])]
         for number, kind, name in ((self.refused, REFUSED, "refused"), (self.left_out, LEFT_OUT, "left out by choice")):
             lines += [f"{name}: {number}", *group_lines(by_reason(self.skipped, kind))] if number else []
         if self.warnings:
