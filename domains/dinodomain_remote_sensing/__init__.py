@@ -1,4 +1,4 @@
-"""Domains ``sentinel2``, ``sentinel1``, ``landsat`` and ``aerial``: GeoTIFF, COG, JPEG 2000 and plain pictures in, calibrated records out.
+"""Domains ``sentinel2``, ``sentinel1``, ``landsat``, ``aerial`` and ``hyperspectral``: rasters and pictures in, calibrated records out.
 
 Needs ``pip install "dinodomain[remote-sensing]"`` when a source is read, not when this package is imported.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dinodomain_remote_sensing.raster_domain import RasterDomain
 from dinodomain_remote_sensing.sensors.aerial import AERIAL
+from dinodomain_remote_sensing.sensors.hyperspectral import HYPERSPECTRAL
 from dinodomain_remote_sensing.sensors.landsat import LANDSAT
 from dinodomain_remote_sensing.sensors.sentinel1 import SENTINEL1
 from dinodomain_remote_sensing.sensors.sentinel2 import SENTINEL2
@@ -15,5 +16,6 @@ sentinel2 = RasterDomain(SENTINEL2)
 sentinel1 = RasterDomain(SENTINEL1)
 landsat = RasterDomain(LANDSAT)
 aerial = RasterDomain(AERIAL)
+hyperspectral = RasterDomain(HYPERSPECTRAL)
 
-__all__ = ["RasterDomain", "aerial", "landsat", "sentinel1", "sentinel2"]
+__all__ = ["RasterDomain", "aerial", "hyperspectral", "landsat", "sentinel1", "sentinel2"]

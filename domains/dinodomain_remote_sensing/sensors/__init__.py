@@ -1,1 +1,1 @@
-"""The four sensor families: what the numbers of their rasters mean."""
+"""The sensor families: what the numbers of their rasters mean."""
