@@ -34,6 +34,9 @@ UNKNOWN_SCHEMES = {
     "ftp://": "copy the files to a folder",
 }
 
+SIDE_FILES = (".msk", ".aux.xml", ".hdr", ".tfw", ".tifw", ".jgw", ".pgw", ".wld", ".j2w", ".prj")
+"""Endings of masks, metadata and world files that GDAL reads beside a raster."""
+
 TRIES = 5
 """Times that a read which GDAL gave up (a body cut short) is begun again, on top of GDAL's own retries of requests."""
 
@@ -128,6 +131,8 @@ def environment(address: str, *, sidecars: bool = False) -> AbstractContextManag
     options: dict[str, str | int] = {key: value for key, value in GDAL.items() if key not in os.environ}
     if sidecars:
         options["GDAL_DISABLE_READDIR_ON_OPEN"] = "TRUE"
+        # Else every spelling of every side file that any driver knows is asked for, some thirty a raster.
+        options["CPL_VSIL_CURL_ALLOWED_EXTENSIONS"] = ",".join((os.path.splitext(shown(address))[1], *SIDE_FILES))
     if "?" in address and not address.startswith("s3://"):
         options["CPL_VSIL_CURL_USE_HEAD"] = "NO"  # a signature holds for GET alone
     # An empty session: GDAL itself takes credentials from the environment, so that they pass through no object of ours.

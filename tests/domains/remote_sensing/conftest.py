@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +96,69 @@ class Lab:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Apart from ``tmp_path``, which the conformance suite expects to be empty."""
     return Lab(tmp_path_factory.mktemp("lab") / "source")
+
+
+KEY, SECRET = "AKIAPLANTEDKEY0000001", "wJalrXUtnFEMI-planted-secret"
+
+
+class Server:
+    """An S3 server on loopback behind a proxy that fails where it is told to (``s3_server.py``)."""
+
+    def __init__(self, s3: str, proxy: str) -> None:
+        self.s3, self.url, self.key, self.secret = s3, proxy, KEY, SECRET
+
+    def plan(self, *pattern: str | None, match: str = "") -> None:
+        """What befalls the requests whose path matches, in turn; counting begins anew."""
+        self._ask("/_plan", json.dumps({"match": match, "pattern": pattern}).encode())
+
+    def seen(self) -> tuple[list[tuple[str, str, str | None]], int]:
+        """Requests (method, path, fault) and bytes sent since the last plan."""
+        body = self._ask("/_log")
+        return [tuple(entry) for entry in body["log"]], body["sent"]
+
+    def upload(self, folder: Path, bucket: str, prefix: str) -> None:
+        """All files below a folder."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self._put(f"/{bucket}/{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+    def _put(self, path: str, body: bytes | None) -> None:
+        request = urllib.request.Request(self.s3 + path, data=body, method="PUT", headers={"Content-Type": "application/octet-stream"})
+        urllib.request.urlopen(request, timeout=30).close()
+
+    def make(self, bucket: str) -> None:
+        """Makes an empty bucket."""
+        self._put(f"/{bucket}", None)
+
+    def _ask(self, path: str, body: bytes | None = None) -> dict[str, Any]:
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, data=body), timeout=30) as answer:
+            return dict(json.loads(answer.read()))
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator[Server]:
+    pytest.importorskip("moto")
+    script = Path(__file__).with_name("s3_server.py")
+    child = subprocess.Popen([sys.executable, "-W", "ignore", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    yield Server(**json.loads(child.stdout.readline()))
+    child.stdin.close()
+    child.wait(timeout=30)
+    child.stdout.close()
+
+
+@pytest.fixture
+def server(s3_process: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server that the environment names, with planted credentials and short pauses."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_process.url,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "GDAL_HTTP_RETRY_DELAY": "0.01",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3_process.plan()
+    return s3_process

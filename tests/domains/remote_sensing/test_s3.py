@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
-import http.server
 import itertools
-import socket
-import struct
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,121 +14,18 @@ from dinodomain.ingest import IngestPlan, ingest
 from dinodomain.types import SourceRef
 from dinodomain_remote_sensing import remote, sentinel2
 
-boto3 = pytest.importorskip("boto3")
 pytest.importorskip("obstore")
-moto = pytest.importorskip("moto.server")
-
-SECRET = "wJalrXUtnFEMI-planted-secret"
-KEY = "AKIAPLANTEDKEY0000001"
-BUCKET = "scenes"
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1", "localhost"])
-Fault = Callable[[int, str, str], str | None]
-
-
-class Proxy:
-    """Forwards to the S3 server; counts requests and bytes, and fails where it is told to."""
-
-    def __init__(self, target: tuple[str, int]) -> None:
-        self.target, self.fault, self.log, self.sent = target, None, [], 0
-        self.numbers = itertools.count()
-        proxy = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def do_GET(self):
-                proxy.answer(self)
-
-            do_HEAD = do_GET
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.server.handle_error = lambda request, address: None  # connections that we broke
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def reset(self, fault: Fault | None = None) -> None:
-        self.fault, self.log, self.sent, self.numbers = fault, [], 0, itertools.count()
-
-    def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
-        fault = self.fault(next(self.numbers), request.command, request.path) if self.fault else None
-        self.log.append((request.command, request.path, fault))
-        if fault == "reset":
-            request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            request.connection.close()
-            request.close_connection = True
-            return
-        if fault and fault.isdigit():
-            request.send_response(int(fault))
-            request.send_header("Content-Length", "0")
-            request.end_headers()
-            return
-        upstream = http.client.HTTPConnection(*self.target)
-        upstream.request(request.command, request.path, headers=dict(request.headers))
-        answer = upstream.getresponse()
-        body = answer.read()
-        request.send_response(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
-                request.send_header(name, value)
-        request.end_headers()
-        if fault == "short" and len(body) > 1:
-            request.wfile.write(body[: len(body) // 2])
-            request.wfile.flush()
-            request.connection.shutdown(socket.SHUT_RDWR)
-            request.close_connection = True
-            return
-        request.wfile.write(body)
-        self.sent += len(body)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+NAMES = itertools.count()
 
 
 @pytest.fixture
-def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The address that the environment names."""
-    host, _, port = s3.removeprefix("http://").partition(":")
-    made = Proxy((host, int(port)))
-    for name, value in {
-        "AWS_ENDPOINT_URL": made.url,
-        "AWS_ACCESS_KEY_ID": KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "GDAL_HTTP_RETRY_DELAY": "0.01",
-    }.items():
-        monkeypatch.setenv(name, value)
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-
-
-@pytest.fixture
-def bucket(s3: str, lab) -> Iterator[Callable[[], None]]:
-    """Uploads the lab's folder as it is now."""
-    client = boto3.client("s3", endpoint_url=s3, aws_access_key_id="x", aws_secret_access_key="y", region_name="us-east-1")
-
-    def upload() -> None:
-        client.create_bucket(Bucket=BUCKET)
-        for path in sorted(lab.folder.rglob("*")):
-            if path.is_file():
-                client.put_object(Bucket=BUCKET, Key=f"a/{path.relative_to(lab.folder).as_posix()}", Body=path.read_bytes())
-
-    yield upload
-    for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=entry["Key"])
-    client.close()
+def bucket(server) -> str:
+    """A fresh bucket's name."""
+    name = f"scenes{next(NAMES)}"
+    server.make(name)
+    return name
 
 
 def fill(lab, side: int = 300) -> None:
@@ -162,10 +53,10 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_bucket_gives_the_store_of_a_folder_but_for_the_digests_of_sources(lab, proxy, bucket, secret, tmp_path):
+def test_a_bucket_gives_the_store_of_a_folder_but_for_the_digests_of_sources(lab, server, bucket, secret, tmp_path):
     fill(lab)
-    bucket()
-    local, far = stored(lab.folder, tmp_path / "local", secret), stored(f"s3://{BUCKET}/a", tmp_path / "far", secret)
+    server.upload(lab.folder, bucket, "a")
+    local, far = stored(lab.folder, tmp_path / "local", secret), stored(f"s3://{bucket}/a", tmp_path / "far", secret)
     assert local.keys() == far.keys()
     differ = {name for name in local if local[name] != far[name]}
     # A server tells the version of a file by its tag, a disk by its ends: the one column differs, and what is derived from its bytes.
@@ -175,65 +66,67 @@ def test_a_bucket_gives_the_store_of_a_folder_but_for_the_digests_of_sources(lab
     assert near["source_id"].to_pylist() == ["scene", "x/wide_2020-02-02.tif", "y/stack.tif"]
 
 
-def test_a_store_of_a_failing_server_is_byte_identical_and_holds_no_key(lab, proxy, bucket, secret, tmp_path, caplog):
+def test_a_store_of_a_failing_server_is_byte_identical_and_holds_no_key(lab, server, bucket, secret, tmp_path, caplog):
     fill(lab)
-    bucket()
-    calm = stored(f"s3://{BUCKET}/a", tmp_path / "calm", secret)
-    kinds = itertools.cycle(("503", "reset", "short", "429", "short"))
-    proxy.reset(lambda n, method, path: next(kinds) if n % 3 == 2 else None)
-    stormy = stored(f"s3://{BUCKET}/a", tmp_path / "stormy", secret)
-    assert {fault for _, _, fault in proxy.log} == {None, "503", "reset", "short", "429"}
+    server.upload(lab.folder, bucket, "a")
+    calm = stored(f"s3://{bucket}/a", tmp_path / "calm", secret)
+    faults = ("503", "reset", "short", "429", "short")
+    server.plan(*itertools.chain(*((None, None, fault) for fault in faults)))
+    stormy = stored(f"s3://{bucket}/a", tmp_path / "stormy", secret)
+    assert {fault for _, _, fault in server.seen()[0]} == {None, "503", "reset", "short", "429"}
     assert stormy == calm
     everything = b"".join(stormy.values()) + caplog.text.encode()
-    assert SECRET.encode() not in everything
-    assert KEY.encode() not in everything
+    assert server.secret.encode() not in everything
+    assert server.key.encode() not in everything
 
 
-def test_a_scene_is_read_about_once(lab, proxy, bucket, secret, tmp_path):
-    fill(lab, side=1536)
-    bucket()
+def test_a_scene_is_read_about_once(lab, server, bucket, secret, tmp_path):
+    fill(lab, side=1100)
+    server.upload(lab.folder, bucket, "a")
     size = sum(path.stat().st_size for path in lab.folder.rglob("*.tif"))
-    stored(f"s3://{BUCKET}/a", tmp_path / "store", secret)
-    assert proxy.sent < 1.15 * size
-    assert len(proxy.log) < 10 * 5 + size / 2**16 / 4
+    server.plan()
+    stored(f"s3://{bucket}/a", tmp_path / "store", secret)
+    requests, sent = server.seen()
+    assert sent < 1.15 * size
+    assert len(requests) < 80
 
 
 @pytest.mark.parametrize(("code", "words"), [("403", "the server refuses access (403)"), ("404", "not on the server (404)")])
-def test_what_is_forbidden_or_gone_is_one_refused_row(lab, proxy, bucket, code, words):
+def test_what_is_forbidden_or_gone_is_one_refused_row(lab, server, bucket, code, words):
     fill(lab)
-    bucket()
-    proxy.reset(lambda n, method, path: code if path.endswith("/stack.tif") else None)
-    rows = lab.found(sentinel2, f"s3://{BUCKET}/a")
+    server.upload(lab.folder, bucket, "a")
+    server.plan(code, match="/stack.tif$")
+    rows = lab.found(sentinel2, f"s3://{bucket}/a")
     assert [type(row) for row in rows] == [SourceRef, SourceRef, BadSource]
     assert rows[2].reason == words
-    assert rows[2].uri == f"s3://{BUCKET}/a/y/stack.tif"
-    assert SECRET not in str(rows[2])
+    assert rows[2].uri == f"s3://{bucket}/a/y/stack.tif"
+    assert server.secret not in str(rows[2])
 
 
-def test_a_bucket_that_is_not_there_or_closed_is_one_clear_error(lab, proxy, bucket):
+def test_a_bucket_that_is_not_there_or_closed_is_one_clear_error(lab, server, bucket):
     lab.write("a.tif", lab.counts(2, 2), per_band={"descriptions": ("B02",)})
-    bucket()
+    server.upload(lab.folder, bucket, "a")
     with pytest.raises(UserError, match=r"s3://nowhere/x.*not on the server"):
         lab.found(sentinel2, "s3://nowhere/x")
     with pytest.raises(UserError, match="holds nothing"):
-        lab.found(sentinel2, f"s3://{BUCKET}/nothing")
-    proxy.reset(lambda n, method, path: "403")
+        lab.found(sentinel2, f"s3://{bucket}/nothing")
+    server.plan("403")
     with pytest.raises(UserError, match=r"refuses access \(403\); set AWS_ACCESS_KEY_ID") as caught:
-        lab.found(sentinel2, f"s3://{BUCKET}/a")
-    assert SECRET not in str(caught.value)
+        lab.found(sentinel2, f"s3://{bucket}/a")
+    assert server.secret not in str(caught.value)
 
 
-def test_a_transfer_that_never_works_is_a_refused_row(lab, proxy, bucket, monkeypatch):
+def test_a_transfer_that_never_works_is_a_refused_row(lab, server, bucket, monkeypatch):
     lab.write("a.tif", lab.counts(2, 2), per_band={"descriptions": ("B02",)})
-    bucket()
+    server.upload(lab.folder, bucket, "a")
     monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "1")
-    proxy.reset(lambda n, method, path: "reset" if path.endswith(".tif") else None)
-    (row,) = lab.found(sentinel2, f"s3://{BUCKET}/a")
+    server.plan("reset", match="tif$")
+    (row,) = lab.found(sentinel2, f"s3://{bucket}/a")
     assert isinstance(row, BadSource)
     assert "the server did not answer" in row.reason
 
 
-def test_one_object_of_a_bucket_is_a_source_and_masks_beside_it_count(lab, proxy, bucket):
+def test_one_object_of_a_bucket_is_a_source_and_masks_beside_it_count(lab, server, bucket):
     rasterio = pytest.importorskip("rasterio")
     path = lab.write("a.tif", lab.counts(8, 8), per_band={"descriptions": ("B02",)})
     mask = np.full((8, 8), 255, np.uint8)
@@ -241,30 +134,30 @@ def test_one_object_of_a_bucket_is_a_source_and_masks_beside_it_count(lab, proxy
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as dataset:
         dataset.write_mask(mask)
     assert path.with_name("a.tif.msk").exists()
-    bucket()
-    for source in (f"s3://{BUCKET}/a/a.tif", f"s3://{BUCKET}/a"):
+    server.upload(lab.folder, bucket, "a")
+    for source in (f"s3://{bucket}/a/a.tif", f"s3://{bucket}/a"):
         (ref,) = lab.found(sentinel2, source)
         assert ref.source_id == "a.tif"
         record = sentinel2.read(ref)
         np.testing.assert_array_equal(lab.invalid(record) != 0, mask == 0)
 
 
-def test_addresses_of_a_list_make_scenes_and_signatures_stay_secret(lab, proxy, bucket, s3, tmp_path):
+def test_addresses_of_a_list_make_scenes_and_signatures_stay_secret(lab, server, bucket):
     fill(lab)
-    bucket()
+    server.upload(lab.folder, bucket, "a")
     lab.write("near/n.tif", lab.counts(4, 4), per_band={"descriptions": ("B02",)})
-    base = f"{proxy.url}/{BUCKET}/a/scene/T32VPH_20200113T103641"
-    lines = [f"{base}_B02.tif?X-Amz-Signature=planted", f"{base}_B05.tif?X-Amz-Signature=planted", f"s3://{BUCKET}/a/x/", "# not this"]
-    lines += ["near/n.tif", "near/gone.tif", f"{proxy.url}/{BUCKET}/a/none.tif?sig=planted", "gs://b/x.tif"]
+    base = f"{server.url}/{bucket}/a/scene/T32VPH_20200113T103641"
+    lines = [f"{base}_B02.tif?X-Amz-Signature=planted", f"{base}_B05.tif?X-Amz-Signature=planted", f"s3://{bucket}/a/x/", "# not this"]
+    lines += ["near/n.tif", "near/gone.tif", f"{server.url}/{bucket}/a/none.tif?sig=planted", "gs://b/x.tif"]
     place = lab.folder / "list.txt"
     place.write_text("\n".join(lines))
     rows = lab.found(sentinel2, place)
-    host = proxy.url.removeprefix("http://")
+    host = server.url.removeprefix("http://")
     refs = [row for row in rows if isinstance(row, SourceRef)]
     assert [ref.source_id for ref in refs] == [
-        f"{host}/{BUCKET}/a/scene",
+        f"{host}/{bucket}/a/scene",
         "near/n.tif",
-        f"{BUCKET}/a/x/wide_2020-02-02.tif",
+        f"{bucket}/a/x/wide_2020-02-02.tif",
     ]
     refused = {row.uri.rpartition("/")[2]: row.reason for row in rows if isinstance(row, BadSource)}
     assert refused.keys() == {"gone.tif", "none.tif", "x.tif"}
@@ -286,8 +179,8 @@ def test_a_product_name_is_no_list_and_other_schemes_have_a_remedy(lab, tmp_path
 
 
 def test_messages_lose_queries_passwords_and_keys(monkeypatch):
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    text = f"GET https://me:pw@h/a.tif?sig=abc failed for {SECRET} at '/vsicurl/https://h/b.tif?token=1'"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUt")
+    text = "GET https://me:pw@h/a.tif?sig=abc failed for wJalrXUt at '/vsicurl/https://h/b.tif?token=1'"
     assert remote.quiet(text) == "GET https://h/a.tif failed for ... at '/vsicurl/https://h/b.tif'"
     assert remote.shown("https://me:pw@h/a.tif?sig=abc#x") == "https://h/a.tif"
     assert remote.shown("s3://b/a?b#c.tif") == "s3://b/a?b#c.tif"
