@@ -34,6 +34,9 @@ DICOM_FIELDS = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInsta
 
 ISSUER = "IssuerOfPatientID"
 _ONE_SOURCE = ("path", "name", "stem")
+FRAMES_OF = "FramesOf"
+"""Key of sources that are frames of one file: a row that names the file speaks of all of them."""
+
 _MOST_DIGITS = 20
 _SHOWN = 10
 _log = logging.getLogger(__name__)
@@ -148,7 +151,8 @@ def match(table: Table, column: str, sources: Sequence[Mapping[str, str]], skipp
         people = _People((*sources, *skipped), units, hash_)
         chosen = people.of_issuer(table, hits[best], place)
         people.refuse_several(table, column, chosen, place)
-    return _one_to_one(table, column, best, chosen, len(sources), place)
+    wholes = [keys.get(FRAMES_OF, "") for keys in (*sources, *skipped)]
+    return _one_to_one(table, column, best, chosen, wholes, len(sources), place)
 
 
 class _Lookup:
@@ -236,12 +240,15 @@ def _refuse_missing(table: Table, column: str, hits: Sequence[list[int]], lookup
     raise UserError(place, problem, allowed=allowed, remedy=remedy)
 
 
-def _one_to_one(table: Table, column: str, kind: str, hits: Sequence[list[int]], num_sources: int, place: str) -> Match:
+def _one_to_one(
+    table: Table, column: str, kind: str, hits: Sequence[list[int]], wholes: Sequence[str], num_sources: int, place: str
+) -> Match:
     rows: dict[int, int] = {}
     wrong, skipped = [], []
     for number, hit in enumerate(hits):
         where = f"{table.rows[number][column]!r} (line {table.lines[number]}"
-        if kind in _ONE_SOURCE and len(hit) > 1:
+        frames_of_one = len({wholes[source] for source in hit}) == 1 and bool(wholes[hit[0]]) if hit else False
+        if kind in _ONE_SOURCE and len(hit) > 1 and not frames_of_one:
             wrong.append(f"{where}: {len(hit)} sources)")
         taken = next((rows[source] for source in hit if source in rows), None)
         if taken is not None:

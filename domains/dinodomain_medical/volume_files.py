@@ -62,7 +62,7 @@ def find(root: Path, path: Path, relative: str, select: Select, modality: Modali
 def frames_apart(items: Iterable[Item], modality: Modality) -> list[Item]:
     """Makes one source per frame of each 4-D file, ``path#t=003``, counted from 0; all else passes. Sorted by id.
 
-    What a CSV may call a frame is its own path, or the file's stem and folder.
+    What a CSV may call a frame is its own path, or what the file is called: name, stem and folder, which speak of all its frames.
     """
     out: list[tuple[str, int, Item]] = []
     for number, item in enumerate(items):
@@ -84,7 +84,7 @@ def _frame(ref: SourceRef, known: VolumeFile, at: int, modality: Modality) -> So
     return replace(
         ref,
         source_id=ref.source_id + suffix,
-        keys=dict(ref.keys) | {"path": ref.keys["path"] + suffix, "name": ref.keys["name"] + suffix},
+        keys=dict(ref.keys) | {"path": ref.keys["path"] + suffix, "FramesOf": ref.keys["path"]},
         digest=hashlib.sha256(f"{ref.digest}{suffix} {known.b_values[at : at + 1]}".encode()).hexdigest(),
         facts=facts,
         handle=alone,

@@ -318,7 +318,8 @@ def test_split_frames_are_sources_that_equal_nibabels(tmp_path, write_nifti, fou
     sources, refused = found(mri, tmp_path, frames="split")
     assert not refused
     assert [ref.source_id for ref in sources] == [f"p1/scan.{suffix}#t=00{t}" for t in range(3)]
-    assert {(ref.keys["stem"], ref.keys["folder"]) for ref in sources} == {("scan", "p1")}
+    names = {(ref.keys["name"], ref.keys["stem"], ref.keys["folder"], ref.keys["FramesOf"]) for ref in sources}
+    assert names == {(f"scan.{suffix}", "scan", "p1", f"p1/scan.{suffix}")}
     assert len({ref.digest for ref in sources}) == len({ref.keys["path"] for ref in sources}) == 3
     for t, ref in enumerate(sources):
         record = mri.read(ref)
@@ -367,3 +368,24 @@ def test_integers_that_no_stored_type_holds_are_refused(tmp_path, open_one):
     nib.save(nib.Nifti1Image(values, np.eye(4), dtype=np.uint32), tmp_path / "a.nii")
     with pytest.raises(BadSource, match="fit neither 16 bits nor float32"):
         open_one(mri, tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("column", ["scan.nii.gz", "p1/scan.nii.gz", "scan", "p1"])
+def test_a_csv_row_that_names_a_file_speaks_of_all_its_frames(tmp_path, write_nifti, column):
+    import json
+
+    from dinodomain.ingest import IngestPlan, ingest
+    from dinodomain.store import open_store
+
+    write_nifti(tmp_path / "in" / "p1" / "scan.nii.gz", np.random.default_rng(0).integers(0, 900, (40, 40, 40, 2)).astype(np.int16))
+    (tmp_path / "a.csv").write_text(f"scan,patient,arm\n{column},Jane,left\n")
+    plan = IngestPlan(
+        domain="mri", source=str(tmp_path / "in"), store=str(tmp_path / "store"), metadata=str(tmp_path / "a.csv"), join="scan",
+        group="patient", fields=("arm",), frames="split", workers=0,
+    )  # fmt: skip
+    ingest(plan, domain=mri)
+    store = open_store(tmp_path / "store")
+    rows = [store.row(number) for number in range(store.index.num_rows)]
+    assert len(rows) == 2
+    assert len({row["unit"] for row in rows}) == 1
+    assert {json.loads(row["fields"])["arm"] for row in rows} == {"left"}
