@@ -31,7 +31,7 @@ class IngestPlan:
         domain: Name of an installed domain, for example ``ct`` or ``sentinel2``.
         source: Folder or address that the domain reads.
         store: Folder of the store to make or to add to.
-        withdraw: CSV of sources whose units are taken out of the store for good; needs neither ``domain`` nor ``source``.
+        withdraw: CSV of sources whose units are taken out of the store for good; needs neither ``domain`` nor ``source``, and may grow.
         include: Globs below the source that are taken; empty takes everything the domain reads.
         exclude: Globs below the source that are left out, applied after ``include``.
         select: Header filter, for example ``Modality == 'CT' and SliceThickness <= 3``; None takes the domain's default (printed), ``all``
@@ -49,7 +49,8 @@ class IngestPlan:
         budget: Most bytes of sources to read, for example ``2TB``; chosen evenly over ground cells, seasons and sensors.
         seed: Seed of that choice.
         metadata: CSV with a row per source (or per patient, folder ...), or None.
-        join: Column of ``metadata`` that names the source: its path, file name, stem, nearest folder or a field of that name.
+        join: Column of ``metadata``, or of ``withdraw``, that names the source: its path, file name, stem, nearest folder or a field of
+            that name.
         group: Column of ``metadata`` that names the unit (patient, place) a source belongs to; None takes what the domain knows.
         fields: Columns of ``metadata`` that are copied into the store's index.
         secret: File with the secret that keyed hashes are made with; None uses ``STORE.private/secret`` in personal domains.
@@ -62,8 +63,9 @@ class IngestPlan:
         grid: Grid that bands of several resolutions are brought to: ``finest``, a band name, or metres (mm for stacked volumes).
         crs: Coordinate reference system that rasters are warped to, ``EPSG:CODE`` or ``utm``; empty warps nothing.
         sar: What Sentinel-1 values are where the files do not say: ``db``, ``power``, ``amplitude``, or as ``sigma0_db``.
-        workers: Number of workers; 0 reads in this process, None takes one per processor.
-        executor: ``processes``, ``threads``, or the address of a Dask scheduler (``tcp://HOST:PORT``).
+        workers: Number of workers; 0 reads in this process, None takes one per processor (or all of a Dask cluster).
+        executor: ``processes``; ``threads`` (rasters, slow networks; DICOM readers take turns there); or the address of a Dask scheduler
+            (``tcp://HOST:PORT``) whose workers share the file system.
         shard: ``I/N``: stage only this share of the sources, 1 to N, for job arrays; a run without it then finishes the store.
         strict: Stop at the first source that cannot be read instead of listing it as skipped.
         dry_run: Only say what would be done; nothing is written.
