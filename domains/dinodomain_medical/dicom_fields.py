@@ -24,6 +24,13 @@ _BODY_PARTS_TEXT = (
 _BODY_PARTS = frozenset(_BODY_PARTS_TEXT.split())
 
 
+READS = (
+    "PatientSex", "ContrastBolusAgent", "BodyPartExamined", "PatientAge", "PatientBirthDate", "StudyDate", "Manufacturer",
+    "ManufacturerModelName", "MagneticFieldStrength", "KVP", "ConvolutionKernel", "SliceThickness", "AcquisitionDate",
+)  # fmt: skip
+"""All elements that ``acquisition_fields`` looks at."""
+
+
 def acquisition_fields(dataset: Any) -> dict[str, FieldValue]:
     """The allow-list that may enter a store; what is absent or empty is left out.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,9 +20,9 @@ from dinodomain.domain import quiet
 from dinodomain.errors import BadSource, require
 from dinodomain.types import FactValue
 from dinodomain_medical import multiframe
-from dinodomain_medical.dicom_fields import FieldValue, acquisition_fields, iso_date
+from dinodomain_medical.dicom_fields import READS, FieldValue, acquisition_fields, iso_date
 from dinodomain_medical.dicom_values import exact, first, floats, items, number, text, text_at, value_of
-from dinodomain_medical.quick_header import read_quickly
+from dinodomain_medical.quick_header import QuickHeader, read_quickly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -291,7 +291,6 @@ def header_of(
 ) -> Header:
     """Header of a dataset that was read already; ``names`` as in ``read_header``."""
     keys = {name: text(dataset, name) for name in (*KEY_FIELDS, "SOPInstanceUID")}
-    facts = {name: value_of(dataset, name) for name in FACT_FIELDS}
     slope = exact(dataset, "RescaleSlope", 1)
     return Header(
         path=path,
@@ -313,12 +312,12 @@ def header_of(
         acquisition=text(dataset, "AcquisitionNumber"),
         parts=_parts(dataset),
         description=text(dataset, "SeriesDescription") or text(dataset, "ProtocolName"),
-        fields=acquisition_fields(dataset) | {"lossy": _is_lossy(dataset, syntax)},
+        fields=_same(dataset, READS, acquisition_fields) | {"lossy": _is_lossy(dataset, syntax)},
         frame=frame,
         finer=_finer(dataset),
         order=_order(dataset),
-        values={name: value_of(dataset, name) for name in names},
-        facts={name: value for name, value in facts.items() if value is not None},
+        values=_same(dataset, tuple(names), lambda dataset: {name: value_of(dataset, name) for name in names}),
+        facts=_same(dataset, FACT_FIELDS, _facts),
         acquired=iso_date(dataset),
         seconds=_seconds(dataset),
         frame_of_reference=text(dataset, "FrameOfReferenceUID"),
@@ -330,6 +329,29 @@ def header_of(
         pixel_print=pixel_print,
         file_bytes=file_bytes,
     )
+
+
+_Known = dict[str, Any]
+_known: dict[tuple[object, ...], _Known] = {}
+_MOST_KNOWN = 4096
+
+
+def _same(dataset: Any, names: tuple[str, ...], make: Callable[[Any], _Known]) -> _Known:
+    """What ``make`` gives for these elements; slices of one series share most of them, and so the result, which nobody changes."""
+    if not isinstance(dataset, QuickHeader):
+        return make(dataset)
+    key = (names, *dataset.raw(names))
+    found = _known.get(key)
+    if found is None:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        found = _known[key] = make(dataset)
+    return found
+
+
+def _facts(dataset: Any) -> dict[str, FactValue]:
+    found = {name: value_of(dataset, name) for name in FACT_FIELDS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _is_lossy(dataset: Any, syntax: str) -> bool:

@@ -8,6 +8,7 @@ the caller reads that file with pydicom. A test compares both on every file that
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, BinaryIO, final
 
@@ -65,6 +66,10 @@ class QuickHeader:
         if signed_too and not place[0]:
             vr = b"SS" if self._raw(_SIGN)[:1] == b"\1" else b"US"
         return self._value(vr, self._data[place[1] : place[2]])
+
+    def raw(self, keywords: Sequence[str]) -> tuple[object, ...]:
+        """The bytes of some elements and how they are to be read: equal ones have equal values."""
+        return (self.syntax == _IMPLICIT, self._charset, *(self._raw(_tag_of(keyword)[0]) for keyword in keywords))
 
     def __contains__(self, tag: tuple[int, int]) -> bool:
         """Whether the file has the element (group, element)."""

@@ -6,6 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from dinodomain_medical.dicom_fields import READS
 from dinodomain_medical.dicom_header import acquisition_fields, read_header
 from dinodomain_medical.values import one_scale
 
@@ -82,3 +83,30 @@ def test_one_scale_is_exact_or_none():
     assert one_scale([Fraction("0.917"), Fraction("1.00231")], [Fraction(0)] * 2, [(0, 4095)] * 2) is None
     unsigned = one_scale([Fraction(1), Fraction(2)], [Fraction(0)] * 2, [(0, 30000)] * 2)
     assert unsigned.dtype == np.dtype("uint16")
+
+
+def test_the_list_of_elements_that_fields_are_made_of_is_complete():
+    """Slices that agree in these share one result, so that a forgotten one would give the fields of another slice."""
+    asked = set()
+
+    class Asked(pydicom.Dataset):
+        def get(self, key, default=None):
+            asked.add(key)
+            return super().get(key, default)
+
+    dataset = Asked()
+    for tags in ({}, {"PatientBirthDate": "19800615", "StudyDate": "20200615"}):
+        for name, value in tags.items():
+            setattr(dataset, name, value)
+        acquisition_fields(dataset)
+    assert asked == set(READS)
+
+
+def test_slices_that_differ_in_one_element_do_not_share_its_value(tmp_path, write_dicom):
+    pixels = np.zeros((4, 4), np.uint16)
+    first = write_dicom(tmp_path / "a", pixels, Modality="CT", SliceThickness="1.5", PatientSex="F")
+    second = write_dicom(tmp_path / "b", pixels, Modality="CT", SliceThickness="2.5", PatientSex="F")
+    headers = [read_header(path, ("SliceThickness",)) for path in (first, second, first)]
+    assert [header.fields["slice_thickness_mm"] for header in headers] == [1.5, 2.5, 1.5]
+    assert [header.values["SliceThickness"] for header in headers] == [1.5, 2.5, 1.5]
+    assert [header.facts["SliceThickness"] for header in headers] == [1.5, 2.5, 1.5]
