@@ -165,7 +165,12 @@ def test_json_goes_to_standard_output_alone(capsys):
 def test_every_yaml_builds(file: Path):
     group, name = str(file.parent), file.stem
     if group == ".":
-        keys = {"pretrain": PRETRAIN[1:], "ingest": ("domain=ct", "source=a", "store=b"), "audit": ("checkpoint=c", "store=s", "out=o")}
+        keys = {
+            "pretrain": PRETRAIN[1:],
+            "ingest": ("domain=ct", "source=a", "store=b"),
+            "inspect": ("store=s",),
+            "audit": ("checkpoint=c", "store=s", "out=o"),
+        }
         required = [key for key, entry, _ in config.plan_keys(VERBS[name].plan_class()) if entry.default == "required"]
         words = keys.get(name) or tuple(f"{VERBS[name].keys.to_user(key)}=x" for key in required)
         assert plan_of(name, *words) is not None

@@ -28,7 +28,10 @@ from dinodomain.store.read import Store, open_store
 _PICTURES = 24
 _SHOWN = 8
 _SHOWN_REASONS = 20
-_NOTE_3D = "middle axial slices, radiological display: R = the patient's right, on the left of the picture"
+_OWN_LINES = ("quantity", "split", "licence")
+"""Fields that the store counts apart."""
+
+_NOTE_3D = "middle slices in the plane of acquisition, radiological display: R = the patient's right, on the left of the picture"
 _NOTE_2D = "source's own 0.5 to 99.5 percentile; rasters north up"
 
 
@@ -213,7 +216,8 @@ def _skipped_names(store: Store) -> tuple[Mapping[str, str], ...]:
     rows = {row["stored"]: row for row in read_private_table(path)}
     if listed and not rows:
         raise UserError("names", f"there are no clear names at {str(path)!r}", remedy="look where the store was made, or leave names out")
-    return tuple({"uri": rows[row["uri"]]["uri"], "reason": rows[row["uri"]]["reason"]} for row in listed if row["uri"] in rows)
+    clear = sorted((rows[row["uri"]]["uri"], rows[row["uri"]]["reason"]) for row in listed if row["uri"] in rows)
+    return tuple({"uri": uri, "reason": reason} for uri, reason in clear)
 
 
 def _facts(store: Store, top: int) -> Inspection:
@@ -270,7 +274,7 @@ def _splits(store: Store) -> tuple[dict[str, dict[str, int]], int]:
 def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
     tally = Tally()
     for row in rows:
-        tally.add(json.loads(row["fields"]))
+        tally.add({name: value for name, value in json.loads(row["fields"]).items() if name not in _OWN_LINES})
     return tally.spreads()
 
 
@@ -304,7 +308,7 @@ def _drawn(store: Store, found: Inspection, out: Path, notice: str) -> Inspectio
     ]
     figure = None
     if bars:
-        title = f"domain {store.domain}: sampled pixels of training chunks, physical values; held-out units left out"
+        title = f"domain {store.domain}: sampled pixels of training chunks,\nphysical values; held-out units left out"
         figure = str(draw_histograms(bars, out / "histograms.png", title=title + (f"\n{notice}" if notice else "")))
     return replace(found, figure=str(sheet), figure_histograms=figure)
 
