@@ -25,21 +25,16 @@ _DEEPER = ("DiffusionGradientDirectionSequence", "ConvertedAttributesSequence")
 
 
 def has_groups(dataset: Any) -> bool:
-    """Whether the object states per frame where its pixels lie."""
-    return bool(dataset.get(_SHARED)) or bool(dataset.get(_EACH))
+    """Whether the object states per frame where its pixels lie; groups that are not as many as the frames state nothing."""
+    each = len(dataset.get(_EACH) or ())
+    return each == int(dataset.get("NumberOfFrames") or 1) or (each == 0 and bool(dataset.get(_SHARED)))
 
 
 def views(dataset: Any) -> Iterator[FrameView]:
-    """One view per frame, in file order; a frame without groups of its own sees the shared ones.
-
-    Raises:
-        ValueError: The number of per-frame items is not the number of frames.
-    """
+    """One view per frame of an object that ``has_groups``, in file order; a frame without groups of its own sees the shared ones."""
     shared = _flat(dataset.get(_SHARED) or ())
     each = dataset.get(_EACH) or ()
     frames = int(dataset.get("NumberOfFrames") or 1)
-    if len(each) not in (0, frames):
-        raise ValueError(f"{len(each)} per-frame groups for {frames} frames")
     for number in range(frames):
         yield FrameView(dataset, shared | (_flat(each[number : number + 1]) if each else {}))
 

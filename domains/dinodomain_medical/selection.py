@@ -103,14 +103,16 @@ def _clauses(where: str) -> list[str]:
 
 def _shown(clause: Filter) -> str:
     if clause.names <= _QUOTED:
-        return f"not {clause.text}"
+        return f"fails {clause.text}"
     return f"a condition on {', '.join(sorted(clause.names))}"
 
 
 def _count(headers: Sequence[Header]) -> str:
     """Files, or frames where all are of one file."""
     files = len({header.path for header in headers})
-    return f"{files} files" if files > 1 or len(headers) == 1 else f"{len(headers)} frames of a file"
+    if files == 1 and len(headers) > 1:
+        return f"{len(headers)} frames of a file"
+    return "1 file" if files == 1 else f"{files} files"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,5 +248,6 @@ def kernel_class(kernel: str) -> int:
 def left_out_row(source: SourceRef, by: str, other: Reconstruction) -> LeftOut:
     """The row of a reconstruction that another one stands for."""
     uri = f"{Path(source.uris[0]).parent}" + "".join(source.source_id.partition("#")[1:])
-    why = f"{len(source.uris)} files; kept: kernel {other.kernel or 'not stated'}, {other.thickness:g} mm"
+    num = "1 file" if len(source.uris) == 1 else f"{len(source.uris)} files"
+    why = f"{num}; kept: kernel {other.kernel or 'not stated'}, {other.thickness:g} mm"
     return LeftOut(uri, f"ingest.one_per_acquisition={by} ({why})", keys=source.keys)
