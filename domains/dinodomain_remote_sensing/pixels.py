@@ -21,6 +21,9 @@ from dinodomain_remote_sensing.quality import Flags
 from dinodomain_remote_sensing.resample import resampled, taken_nearest
 from dinodomain_remote_sensing.sensor import Band, Calibration
 
+BELOW_POWER = -1.0
+"""Subtracting noise leaves powers a little below 0, never this far."""
+
 SCAN = 1024
 """Side of the blocks in which a source is searched for a first valid pixel."""
 
@@ -165,6 +168,9 @@ class SceneReader:
             if (np.isinf(values) & ~missing).any():
                 raise BadSource(header.path, "infinite values", "replace them by NaN, or by a declared nodata value")
         if layer.calibration.decode != "none":
+            if (values[~missing] < BELOW_POWER).any():
+                problem = f"{layer.calibration.decode} below {BELOW_POWER:g}, which cannot be: are these decibels?"
+                raise BadSource(header.path, problem, "correct its tags, or ingest.sar=db")
             missing |= ~(values > 0)
         full = np.isin(values, np.array(layer.calibration.saturated)) if layer.calibration.saturated else None
         return (_to_power(values, missing, layer) if _mixes_decibels(layer) else values), missing, full
@@ -266,14 +272,15 @@ def _mixes_decibels(layer: Layer) -> bool:
 def _to_power(values: np.ndarray, missing: np.ndarray, layer: Layer) -> np.ndarray:
     wide = np.where(missing, 1.0, values.astype(np.float64))
     if layer.calibration.decode == "none":
-        return np.asarray(10.0 ** (wide / 10.0))
+        return np.asarray(10.0 ** ((wide * layer.calibration.scale + layer.calibration.offset) / 10.0))
     return wide * wide if layer.calibration.decode == "amplitude" else wide
 
 
 def _stored(values: np.ndarray, missing: np.ndarray, layer: Layer, dtype: np.dtype[Any]) -> np.ndarray:
     """Casts to the stored dtype; a missing resampled or floating-point value becomes the channel's nodata, else 0."""
     if _mixes_decibels(layer):
-        values = 10.0 * np.log10(np.where(missing, 1.0, values))
+        # Decoded values have scale 1 and offset 0.
+        values = (10.0 * np.log10(np.where(missing, 1.0, values)) - layer.calibration.offset) / layer.calibration.scale
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             narrow = np.where(missing, 0, values).astype(dtype)

@@ -91,7 +91,7 @@ def test_missing_pixels_take_no_part_in_a_mean(lab):
 
 
 def test_decibels_are_averaged_as_power(lab):
-    lab.write("a_VV.tif", np.array([[0.0, -10.0]] * 2, "float32"))
+    lab.write("a_VV.tif", np.array([[0.0, -10.0]] * 2, "float32"), nodata=float("nan"))
     value = lab.everything(lab.only(sentinel1, grid="20", sar="db"))[0, 0, 0]
     assert value == pytest.approx(10 * np.log10((1 + 0.1) / 2), abs=1e-5)
 
