@@ -19,7 +19,8 @@ from dinodomain.errors import UserError
 from dinodomain.ingest.histogram import Histogram, histograms
 from dinodomain.ingest.pictures import picture_of
 from dinodomain.ingest.private import read_private_table, skipped_file
-from dinodomain.ingest.tally import Spread, Tally, kind_of
+from dinodomain.ingest.summary import kind_of
+from dinodomain.ingest.tally import Spread, Tally
 from dinodomain.lineage import Json, canonical, to_json, write_bytes, write_json
 from dinodomain.show.contact_sheet import draw_contact_sheet
 from dinodomain.show.histograms import Bars, draw_histograms
@@ -32,7 +33,7 @@ _OWN_LINES = ("quantity", "split", "licence")
 """Fields that the store counts apart."""
 
 _NOTE_3D = "middle slices in the plane of acquisition, radiological display: R = the patient's right, on the left of the picture"
-_NOTE_2D = "source's own 0.5 to 99.5 percentile; rasters north up"
+_NOTE_2D = "source's own 0.5 to 99.5 percentile; rasters north up, radiographs as their header says (R = the patient's right)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

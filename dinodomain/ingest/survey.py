@@ -21,7 +21,8 @@ from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.private import write_private
 from dinodomain.ingest.sizes import size_text
 from dinodomain.ingest.sources import nothing_there, relative_to
-from dinodomain.ingest.tally import Spread, Tally, kind_of
+from dinodomain.ingest.summary import kind_of
+from dinodomain.ingest.tally import Spread, Tally
 from dinodomain.lineage import Json, canonical, to_json, write_bytes, write_json
 from dinodomain.types import FactValue, Select, SourceRef
 

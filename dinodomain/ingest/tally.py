@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -50,11 +49,6 @@ class Spread:
         else:
             return "not stated"
         return f"{line}; not stated by {self.missing}" if self.missing else line
-
-
-def kind_of(reason: str) -> str:
-    """A reason without the names and numbers of one source, so that equal faults are counted together."""
-    return re.sub(r"'[^']*'", "…", re.sub(r"\d+(\.\d+)?", "#", reason))
 
 
 class Tally:
