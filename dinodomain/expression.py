@@ -10,6 +10,7 @@ anything (``SliceThickness <= 3`` is false) and holds nothing (``'X' in ImageTyp
 from __future__ import annotations
 
 import ast
+import importlib
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -54,8 +55,7 @@ class Filter:
         """
         if self._parsed is None:
             return True
-        import simpleeval  # here, so that training rooms load without it
-
+        simpleeval = importlib.import_module("simpleeval")  # here, so that training rooms load without it
         evaluator = simpleeval.EvalWithCompoundTypes(operators=_OPERATORS, functions=_FUNCTIONS, names=lambda node: header.get(node.id))
         try:
             return bool(evaluator.eval(self.text, previously_parsed=self._parsed))
