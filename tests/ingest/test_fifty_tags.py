@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 from datetime import date
 
 import numpy as np
@@ -197,6 +198,15 @@ def test_no_byte_of_a_store_or_of_the_log_names_anybody(tmp_path, archive, domai
     assert found(everything(tmp_path / "store"), planted()) == set()
     assert found(logged.lower().encode(), planted()) == set()
     assert not (tmp_path / "store.partial").exists()
+
+
+def test_an_archive_file_of_the_same_leaves_no_name_either(tmp_path, archive, caplog):
+    caplog.set_level(logging.DEBUG)
+    (tmp_path / "in").mkdir()
+    shutil.make_archive(str(tmp_path / "in" / OTHERS[8]), "zip", archive)
+    assert take(tmp_path / "in", tmp_path, "xray").added == 3
+    assert found(everything(tmp_path / "store") + caplog.text.encode().lower(), planted()) == set()
+    assert sorted(path.name for path in tmp_path.glob("store*")) == ["store", "store.private"]
 
 
 def test_no_byte_of_the_working_folder_names_anybody(tmp_path, archive, monkeypatch):
