@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
@@ -50,21 +51,22 @@ def phantom(ras: np.ndarray) -> np.ndarray:
     return 1000 + 2 * ras[..., 0] + ras[..., 1] - 3 * ras[..., 2] + 1500 * ball
 
 
-@pytest.fixture(params=SCANS, ids=SCANS)
-def scan(request, tmp_path, write_series):
-    """A folder with one series, 2 x 1.5 x 2.5 mm, that covers the marker, and its paths."""
+@pytest.fixture(params=SCANS, ids=SCANS, scope="module")
+def scan(request, tmp_path_factory, write_series):
+    """A folder with one series, 2 x 1.5 x 4 mm, that covers the marker, and its paths."""
     orientation, sign = SCANS[request.param]
     across, down = np.array(orientation[:3], float), np.array(orientation[3:], float)
-    step = np.cross(across, down) * 2.5 * sign
-    rows, columns, slices = 44, 52, 30
+    step = np.cross(across, down) * 4.0 * sign
+    rows, columns, slices = 44, 52, 18
+    folder = tmp_path_factory.mktemp("scan") / "s"
     origin = -(across * 2 * columns + down * 1.5 * rows + step * slices) / 2 + MARKER_RAS * (-1, -1, 1) / 2
     k, row, column = np.meshgrid(np.arange(slices), np.arange(rows), np.arange(columns), indexing="ij")
     lps = origin + k[..., None] * step + row[..., None] * down * 1.5 + column[..., None] * across * 2.0
     volume = np.rint(phantom(lps * (-1, -1, 1))).astype(np.uint16)
     paths = write_series(
-        tmp_path / "s", volume, orientation=orientation, origin=origin, step=step, spacing=(1.5, 2.0), Modality="MR", RescaleIntercept=0
+        folder, volume, orientation=orientation, origin=origin, step=step, spacing=(1.5, 2.0), Modality="MR", RescaleIntercept=0
     )
-    return tmp_path / "s", paths
+    return folder, paths
 
 
 def test_the_marker_lies_at_its_place_and_every_voxel_holds_what_is_there(scan, open_one, full):
@@ -75,7 +77,7 @@ def test_the_marker_lies_at_its_place_and_every_voxel_holds_what_is_there(scan, 
     np.testing.assert_array_equal(values, np.rint(phantom(ras.round(9))).astype(np.uint16))
     brightest = np.array(np.unravel_index(np.argmax(values), values.shape))[::-1]
     found = affine[:3, :3] @ brightest + affine[:3, 3]
-    assert np.linalg.norm(found - MARKER_RAS) <= np.linalg.norm([2, 1.5, 2.5]) / 2 + 0.5
+    assert np.linalg.norm(found - MARKER_RAS) <= np.linalg.norm([2, 1.5, 4]) / 2 + 0.5
 
 
 def test_stored_axes_are_the_closest_to_right_front_and_head(scan, open_one):
@@ -102,12 +104,13 @@ def test_every_corner_and_the_marker_hold_what_simpleitk_reads_there(scan, open_
         assert values[index[2], index[1], index[0]] == oracle[k, j, i]
 
 
-def test_names_and_instance_numbers_in_reverse_change_nothing(scan, open_one, full):
+def test_names_and_instance_numbers_in_reverse_change_nothing(scan, tmp_path, open_one, full):
     folder, paths = scan
-    before = open_one(mri, folder)
     for number, path in enumerate(paths):
-        path.rename(folder / f"{len(paths) - number:04d}")
-    after = open_one(mri, folder)
+        dataset = pydicom.dcmread(path)
+        dataset.InstanceNumber = len(paths) - number
+        dataset.save_as(tmp_path / f"{len(paths) - number:04d}")
+    before, after = open_one(mri, folder), open_one(mri, tmp_path)
     np.testing.assert_array_equal(full(before), full(after))
     assert before.affine == after.affine
 
