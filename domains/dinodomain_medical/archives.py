@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal
 
-from dinodomain.errors import BadSource, UserError
+from dinodomain.errors import BadSource
 from dinodomain_medical.sources import Item
 
 Kind = Literal["zip", "tar", "7z", "rar", "zstd", "gzip"]
@@ -140,7 +140,7 @@ def unpack(path: Path, kind: Kind, scratch: str, uri: str) -> Unpacked:
 
     Raises:
         BadSource: It is damaged, encrypted, unsafe, too large, of a kind that is not read, or there is no scratch folder.
-        UserError: The disk is full.
+        OSError: The disk is full.
     """
     if kind not in ("zip", "tar"):
         what = "a DICOM file compressed with gzip" if kind == "gzip" else f"a {kind} archive"
@@ -218,7 +218,8 @@ class _Target:
         _Target(folder=self.folder, uri=self.uri, size=self.size).take(count)
         free = shutil.disk_usage(self.folder).free
         if count > free:
-            raise _full(self.uri, f"needs {count / 1e9:.1f} GB to be unpacked, and {free / 1e9:.1f} GB are free")
+            reason = f"{self.uri} needs {count / 1e9:.1f} GB to be unpacked, and {free / 1e9:.1f} GB are free"
+            raise OSError(errno.ENOSPC, reason, str(self.folder))
 
     def path(self, name: str) -> Path:
         """Where a member goes.
@@ -254,14 +255,13 @@ class _Target:
                 except OSError as error:
                     raise self.stopped(error) from error
 
-    def stopped(self, error: OSError) -> UserError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            return _full(self.uri, f"cannot be unpacked: {error.strerror}")
-        return self.bad(f"cannot be unpacked ({error.strerror})")
+    def stopped(self, error: OSError) -> OSError | BadSource:
+        return error if is_full(error) else self.bad(f"cannot be unpacked ({error.strerror})")
 
 
-def _full(uri: str, problem: str) -> UserError:
-    return UserError("ingest.source", f"{uri!r} {problem}", remedy="put the store on a larger disk, or unpack the archive elsewhere")
+def is_full(error: OSError) -> bool:
+    """Whether the disk has no room, which is no fault of a source."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _unzip(path: Path, target: _Target) -> list[tuple[str, str]]:
@@ -280,6 +280,8 @@ def _unzip(path: Path, target: _Target) -> list[tuple[str, str]]:
                 with archive.open(member) as source:
                     target.write(source, target.path(name))
     except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise
         raise target.bad(f"a damaged archive ({type(error).__name__})", _AGAIN) from error
     except (NotImplementedError, RuntimeError) as error:
         raise target.bad(f"an archive that cannot be unpacked here ({error})") from error
@@ -304,6 +306,8 @@ def _untar(path: Path, target: _Target) -> list[tuple[str, str]]:
                     target.write(source, target.path(member.name))
             _check_end(archive, target)
     except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise
         raise target.bad(f"a damaged archive ({type(error).__name__})", _AGAIN) from error
     return refused
 

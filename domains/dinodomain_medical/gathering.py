@@ -7,6 +7,7 @@ becomes a source of its own, for ingest to compare. Files without SeriesInstance
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import pickle
@@ -62,7 +63,12 @@ class SeriesStore:
         body = zlib.compress(pickle.dumps(header, protocol=5), 1)
         sop = keys.get("SOPInstanceUID") or f"no uid: {relative}"
         row = (keys.get("SeriesInstanceUID", ""), folder, owner, sop, body)
-        self._database.execute("INSERT INTO header VALUES (?, ?, ?, ?, ?)", row)
+        try:
+            self._database.execute("INSERT INTO header VALUES (?, ?, ?, ?, ?)", row)
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, "no room for the headers of all files", self._file or tempfile.gettempdir()) from error
         self._num += 1
 
     def gathered(self, root: Path) -> Iterator[Gathered]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from dinodomain.errors import BadSource
 from dinodomain.types import Select
 from dinodomain_medical import dicomdir
-from dinodomain_medical.archives import Kind, Names, kind_of, unpack
+from dinodomain_medical.archives import Kind, Names, is_full, kind_of, unpack
 from dinodomain_medical.dicom_header import Header, is_dicom, read_header, read_headers
 from dinodomain_medical.gathering import SeriesStore
 from dinodomain_medical.sources import Gathered, Handlers, Item, glob_matches, is_selected
@@ -153,6 +153,8 @@ class _Walk:
         except BadSource as refusal:
             yield file.relative, refusal
         except OSError as error:
+            if is_full(error):
+                raise
             yield file.relative, BadSource(str(file.path), f"cannot be read ({error.strerror})", _RIGHTS)
 
     def _looked_at(self, file: _File) -> Iterator[tuple[str, Item]]:

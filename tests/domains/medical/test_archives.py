@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 from dinodomain.errors import BadSource, UserError
+from dinodomain.ingest import IngestPlan, ingest
+from dinodomain.store import open_store
 from dinodomain.types import Select
 from dinodomain_medical import archives, ct, mri, xray
 
@@ -210,12 +213,24 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(source, scratch, found, 
     assert found(ct, packed_twice, scratch=str(scratch))[1][0].reason == "holds more than 1 files"
 
 
-def test_an_archive_that_does_not_fit_the_disk_is_a_user_error(source, scratch, study, found, monkeypatch):
-    packed(study, source / "a.zip")
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
-    with pytest.raises(UserError, match=r"needs .* GB to be unpacked") as error:
-        found(ct, source, scratch=str(scratch))
-    assert not isinstance(error.value, BadSource)
+def test_a_disk_that_is_too_small_is_no_fault_of_the_archive(source, scratch, study, found, monkeypatch, tmp_path):
+    path = packed(study, source / "a.zip")
+    with monkeypatch.context() as small:
+        small.setattr(archives.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+        with pytest.raises(OSError, match=r"a.zip needs .* GB to be unpacked") as error:
+            found(ct, source, scratch=str(scratch))
+        assert error.value.errno == errno.ENOSPC
+        with pytest.raises(UserError, match="free space and run again"):
+            ingest(IngestPlan(domain="ct", source=str(path), store=str(tmp_path / "store"), workers=0))
+    with monkeypatch.context() as full:
+        full.setattr(archives._Target, "take", lambda *_: _raise(OSError(errno.ENOSPC, "no space")))
+        with pytest.raises(OSError, match="no space"):
+            found(ct, source, scratch=str(scratch))
+    assert len(found(ct, source, scratch=str(scratch))[0]) == 2
+
+
+def _raise(error):
+    raise error
 
 
 @pytest.mark.parametrize(("how", "cut"), [("", 0), ("gz", 30), ("xz", 30), ("bz2", 30), ("zip", 30)])
@@ -287,3 +302,18 @@ def test_nothing_is_unpacked_by_discovery_of_what_is_excluded(source, scratch, s
     packed(study, source / "a.zip")
     assert not list(ct.discover(str(source), Select(exclude=("a.zip",), scratch=str(scratch))))
     assert not (scratch / "archives").exists()
+
+
+def test_an_ingest_of_archives_stores_what_one_of_folders_does_and_leaves_nothing_unpacked(source, study, tmp_path):
+    packed(study, source / "a.tar.xz", "xz")
+    place = {"domain": "ct", "select": "all", "workers": 0}
+    dry = ingest(IngestPlan(source=str(source), store=str(tmp_path / "dry"), dry_run=True, **place))
+    assert (dry.added, len(dry.skipped)) == (2, 0)
+    assert not (tmp_path / "dry").exists()
+    for name, folder in (("packed", source), ("plain", study)):
+        assert ingest(IngestPlan(source=str(folder), store=str(tmp_path / name), **place)).added == 2
+    hashes = [sorted(open_store(tmp_path / name).index["content_hash"].to_pylist()) for name in ("packed", "plain")]
+    assert hashes[0] == hashes[1]
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+    again = ingest(IngestPlan(source=str(source), store=str(tmp_path / "packed"), **place))
+    assert (again.added, again.present) == (0, 2)
