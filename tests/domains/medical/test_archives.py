@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import json
+import multiprocessing
 import shutil
 import tarfile
 import zipfile
@@ -317,3 +318,29 @@ def test_an_ingest_of_archives_stores_what_one_of_folders_does_and_leaves_nothin
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
     again = ingest(IngestPlan(source=str(source), store=str(tmp_path / "packed"), **place))
     assert (again.added, again.present) == (0, 2)
+
+
+def test_a_real_series_is_the_same_from_a_tar_xz(real_data, source, scratch, found, full):
+    folder = real_data / "medical_ingest" / "dev" / "ct_dicom_j2k"
+    if not folder.is_dir():
+        pytest.skip("without the DICOM series")
+    packed(folder, source / "ct.tar.xz", "xz")
+    (inside,), _ = found(ct, source, scratch=str(scratch))
+    (outside,), _ = found(ct, folder)
+    assert (inside.instance, inside.digest, inside.unit) == (outside.instance, outside.digest, outside.unit)
+    np.testing.assert_array_equal(full(ct.read(inside)), full(ct.read(outside)))
+
+
+def test_processes_that_want_one_archive_unpack_it_once(source, scratch, study):
+    path = packed(study, source / "a.zip")
+    context = multiprocessing.get_context("fork")
+    others = [context.Process(target=archives.unpack, args=(path, "zip", str(scratch), "a.zip")) for _ in range(3)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert [other.exitcode for other in others] == [0, 0, 0]
+    files = archives.unpack(path, "zip", str(scratch), "a.zip").files
+    assert {file.relative_to(files): file.read_bytes() for file in files.rglob("*") if file.is_file()} == {
+        file.relative_to(study): file.read_bytes() for file in study.rglob("*") if file.is_file()
+    }

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -91,3 +94,16 @@ def test_radiographs_come_with_their_inventory_too(tmp_path, slices, write_dicom
     sources, refused = found(xray, tmp_path)
     assert [one.source_id for one in sources] == ["XR/A"]
     assert [row.uri for row in refused] == [str(tmp_path / "XR" / "B")]
+
+
+def test_a_real_medium_misses_exactly_what_was_taken_from_it(tmp_path, found):
+    disc = Path(pydicom.__file__).parent / "data" / "test_files" / "dicomdirtests"
+    if not (disc / "DICOMDIR").exists():
+        pytest.skip("pydicom without its test files")
+    shutil.copytree(disc, tmp_path / "disc", ignore=shutil.ignore_patterns("DICOMDIR-*", "README*", "TINY*"))
+    missing = [row for row in found(ct, tmp_path / "disc")[1] if row.reason == "listed in DICOMDIR, missing"]
+    assert missing == []
+    gone = tmp_path / "disc" / "77654033" / "CT2" / "17136"
+    gone.unlink()
+    missing = [row.uri for row in found(ct, tmp_path / "disc" / "DICOMDIR")[1] if row.reason == "listed in DICOMDIR, missing"]
+    assert missing == [str(gone)]
