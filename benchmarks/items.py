@@ -1,7 +1,8 @@
 """Every real item of the ingest traps, one row each: equal to an oracle that shares no code with us, or refused for the right reason.
 
-Oracles: nibabel for NIfTI, SimpleITK for NRRD and DICOM. Equal means: values to 1e-6 of the largest one, affine and spacing to 1e-4 mm,
-after both sides are brought to axes that run to right, anterior and superior.
+Oracles: nibabel for NIfTI, SimpleITK for NRRD and DICOM, rasterio (GDAL) for rasters. Equal means, for volumes: values to 1e-6 of the
+largest one, affine and spacing to 1e-4 mm, after both sides are brought to axes that run to right, anterior and superior. For rasters:
+stored values bit by bit (bands of another resolution replicated, or within half a step of GDAL's own resampling), CRS and affine exactly.
 
     python benchmarks/items.py [--data FOLDER] [--json FILE]
 """
@@ -9,6 +10,7 @@ after both sides are brought to axes that run to right, anterior and superior.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import rasterio
+import rasterio.warp
 import SimpleITK as sitk
 
 from dinodomain.domain import find_domain
@@ -150,6 +154,148 @@ def _same_values(record: Record, array: np.ndarray) -> bool:
     return physical.shape == array.shape and bool(np.allclose(physical, array, rtol=0, atol=1e-6 * np.abs(array).max()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SceneKind:
+    """How the scenes of one folder are ingested.
+
+    Attributes:
+        domain: Domain that is to ingest them.
+        options: Further keys of the selection.
+    """
+
+    domain: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+SCENES = {
+    "bigearthnet_s1": SceneKind(domain="sentinel1", options={"sar": "db"}),
+    "bigearthnet_s2": SceneKind(domain="sentinel2"),
+    "enmap_potsdam": SceneKind(domain="hyperspectral"),
+    "eurosat_ms": SceneKind(domain="sentinel2"),
+    "landsat5_amazon": SceneKind(domain="landsat"),
+    "landsat7_nc": SceneKind(domain="landsat"),
+    "landsat8_ny": SceneKind(domain="landsat"),
+    "landsat8_overlap": SceneKind(domain="landsat"),
+    "oscd_dubai": SceneKind(domain="sentinel2"),
+    "s2_boadella_timeseries": SceneKind(domain="sentinel2"),
+    "s2_ships": SceneKind(domain="sentinel2"),
+}
+
+
+def satellite_rows(root: Path) -> list[Row]:
+    """One row per item of ``sat_multispectral/dev/index.csv``.
+
+    Args:
+        root: Folder of the collections, with ``sat_multispectral`` in it.
+    """
+    folder = root / "sat_multispectral"
+    with open(folder / "dev" / "index.csv", newline="") as table:
+        return [_satellite_row(folder, row["path"], _scene_kind(row)) for row in csv.DictReader(table)]
+
+
+def _scene_kind(row: dict[str, str]) -> SceneKind:
+    """Chips of one folder come of two sensors."""
+    if "sen1floods11" not in row["path"]:
+        return SCENES[row["path"].split("/")[1]]
+    radar = row["sensor"].startswith("Sentinel-1")
+    return SceneKind(domain="sentinel1", options={"sar": "db"}) if radar else SceneKind(domain="sentinel2")
+
+
+def _satellite_row(folder: Path, path: str, kind: SceneKind) -> Row:
+    name = " ".join([path.removeprefix("dev/"), *(f"ingest.{key}={value}" for key, value in kind.options.items())])
+    row: Row = {**dict.fromkeys(COLUMNS), "item": name, "domain": kind.domain}
+    domain = find_domain(kind.domain)
+    (found,) = domain.discover(str(folder / path), Select(**kind.options))
+    try:
+        if isinstance(found, BadSource):
+            raise found
+        record = domain.read(found)
+    except BadSource as refusal:
+        return row | {"outcome": "refused", "reason_or_shape": refusal.reason.replace(f"{folder}/", ""), "right": False}
+    bands = [_raster_band(folder / path, channel) for channel in record.channels]
+    finest = min(bands, key=lambda band: (abs(band.transform.a), band.path))
+    geometry = record.crs is not None and record.affine == tuple(finest.transform) and _same_system(record.crs, finest.crs)
+    values = all(_same_band(record, index, band, finest) for index, band in enumerate(bands))
+    shape = "x".join(map(str, record.shape))
+    found_ = {"outcome": "ingested", "reason_or_shape": shape, "geometry_equal": geometry, "values_equal": values, "oracle": "rasterio"}
+    return row | found_ | {"right": geometry and values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasterBand:
+    """One band as rasterio reads it.
+
+    Attributes:
+        path: The file.
+        pixels: [y, x].
+        transform: Pixel to CRS.
+        crs: The system.
+        nodata: Declared value, or 0.
+    """
+
+    path: str
+    pixels: np.ndarray
+    transform: Any
+    crs: Any
+    nodata: float
+
+
+def _raster_band(item: Path, channel: str) -> RasterBand:
+    """The band of a channel, found by the names that the files give their bands, or by the order that SOURCE.md states."""
+    path, index = _place_of(item, channel)
+    with rasterio.open(path) as dataset:
+        nodata = dataset.nodata if dataset.nodata is not None else 0.0
+        return RasterBand(path=str(path), pixels=dataset.read(index), transform=dataset.transform, crs=dataset.crs, nodata=nodata)
+
+
+_TWELVE = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
+
+
+def _place_of(item: Path, channel: str) -> tuple[Path, int]:
+    code = channel.removesuffix("_DN")
+    for family in ("TM_", "ETM_", "OLI_", "TIRS_"):
+        code = code.removeprefix(family)
+    names = {code, code.replace("B0", "B")}
+    if item.is_dir():
+        stems = ((path, path.stem.rpartition("_")[2]) for path in sorted(item.iterdir()) if path.suffix.lower() == ".tif")
+        return next(path for path, stem in stems if stem in names), 1
+    with rasterio.open(item) as dataset:
+        texts = dataset.descriptions
+    if code.startswith("nm"):
+        return item, _nearest_wavelength(texts, float(code[2:].replace("_", ".")))
+    return item, next((n for n, text in enumerate(texts, 1) if text in names), None) or _TWELVE.index(code) + 1
+
+
+def _nearest_wavelength(texts: Sequence[str], nm: float) -> int:
+    return 1 + int(np.argmin([abs(float(text.partition("(")[2].split()[0]) - nm) for text in texts]))
+
+
+def _same_system(wkt: str, crs: Any) -> bool:
+    return bool(rasterio.crs.CRS.from_wkt(wkt) == crs)
+
+
+def _same_band(record: Record, index: int, band: RasterBand, finest: RasterBand) -> bool:
+    """Whether a stored channel is the band: as it is, replicated, or as GDAL resamples it (but for the half pixel at its rim)."""
+    stored = record.read(tuple(slice(0, size) for size in record.shape[1:]))[index]
+    own = np.nan_to_num(band.pixels)
+    ratio = stored.shape[0] / own.shape[0]
+    if stored.shape == own.shape and np.allclose(band.transform, finest.transform):
+        return bool(np.array_equal(stored, own))
+    whole = round(ratio)
+    if np.allclose(np.array(band.transform)[:6], np.array(finest.transform * finest.transform.scale(whole))[:6]):
+        return bool(np.array_equal(stored, own.repeat(whole, 0).repeat(whole, 1)))
+    theirs = np.full(stored.shape, np.nan)
+    rasterio.warp.reproject(
+        own.astype(float), theirs, src_transform=band.transform, src_crs=band.crs, src_nodata=band.nodata, dst_transform=finest.transform,
+        dst_crs=finest.crs, dst_nodata=np.nan, resampling=rasterio.warp.Resampling.bilinear,
+    )  # fmt: skip
+    both = np.isfinite(theirs) & (stored != band.nodata)
+    rim = max(1, whole)
+    inside = (slice(rim, -rim),) * 2
+    near = np.abs(stored.astype(float) - theirs)[inside][both[inside]]
+    return bool(both[inside].any() and near.max() <= 1.0)
+
+
 def as_markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     shown: Callable[[Any], str] = lambda value: "" if value is None else {True: "yes", False: "NO"}.get(value, str(value))  # noqa: E731
@@ -164,7 +310,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("DINODOMAIN_TEST_DATA", "../shared/data")))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows = medical_rows(arguments.data)
+    rows = medical_rows(arguments.data) + satellite_rows(arguments.data)
     print(as_markdown(rows))
     print(f"\n{sum(bool(row['right']) for row in rows)} of {len(rows)} items right")
     if arguments.json:
