@@ -215,7 +215,8 @@ def _satellite_row(folder: Path, path: str, kind: SceneKind) -> Row:
     bands = [_raster_band(folder / path, channel) for channel in record.channels]
     finest = min(bands, key=lambda band: (abs(band.transform.a), band.path))
     geometry = record.crs is not None and record.affine == tuple(finest.transform) and _same_system(record.crs, finest.crs)
-    values = all(_same_band(record, index, band, finest) for index, band in enumerate(bands))
+    stored = record.read(tuple(slice(0, size) for size in record.shape[1:]))
+    values = all(_same_band(channel, band, finest) for channel, band in zip(stored, bands))
     shape = "x".join(map(str, record.shape))
     found_ = {"outcome": "ingested", "reason_or_shape": shape, "geometry_equal": geometry, "values_equal": values, "oracle": "rasterio"}
     return row | found_ | {"right": geometry and values}
@@ -274,9 +275,8 @@ def _same_system(wkt: str, crs: Any) -> bool:
     return bool(rasterio.crs.CRS.from_wkt(wkt) == crs)
 
 
-def _same_band(record: Record, index: int, band: RasterBand, finest: RasterBand) -> bool:
+def _same_band(stored: np.ndarray, band: RasterBand, finest: RasterBand) -> bool:
     """Whether a stored channel is the band: as it is, replicated, or as GDAL resamples it (but for the half pixel at its rim)."""
-    stored = record.read(tuple(slice(0, size) for size in record.shape[1:]))[index]
     own = np.nan_to_num(band.pixels)
     ratio = stored.shape[0] / own.shape[0]
     if stored.shape == own.shape and np.allclose(band.transform, finest.transform):
