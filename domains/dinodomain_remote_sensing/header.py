@@ -47,6 +47,7 @@ class Header:
         nbits: Bits in use per band where the file says so, else None.
         mask: Whether the file carries a per-dataset mask (internal or ``.msk``).
         sidecars: Whether files that belong to it lie beside it on a server.
+        code: Band code that a catalogue states for its one band, or empty.
     """
 
     path: str
@@ -69,6 +70,7 @@ class Header:
     mask: bool
     band_tags: tuple[Mapping[str, str], ...] = ()
     sidecars: bool = False
+    code: str = ""
 
     @property
     def name(self) -> str:

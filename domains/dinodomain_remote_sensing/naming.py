@@ -11,6 +11,7 @@ from dinodomain.errors import BadSource, UserError
 from dinodomain.types import Select
 from dinodomain_remote_sensing.header import Header, read_header
 from dinodomain_remote_sensing.sensor import Band, Candidate, Scene, Sensor
+from dinodomain_remote_sensing.stated import told
 
 _GENERIC = re.compile(r"band[ _]?\d+", re.IGNORECASE)
 """Numbers that software gives to unnamed bands: position in the file, not the sensor's band number."""
@@ -61,13 +62,13 @@ def named_scene(candidate: Candidate, select: Select, sensor: Sensor) -> tuple[S
     """
     names = _names(candidate)
     _refuse_foreign(candidate, names, sensor)
-    headers = [read_header(path, sidecars=_has_sidecar(path, candidate)) for path in candidate.rasters]
+    headers = [told(read_header(path, sidecars=_has_sidecar(path, candidate)), candidate.stated) for path in candidate.rasters]
     if sensor.refuse is not None:
         sensor.refuse(candidate, headers)
     if len(headers) == 1 and (headers[0].count > 1 or _file_code(headers[0], sensor) is None):
         bands, origin = _stack(headers[0], candidate.texts, select, sensor)
     else:
-        bands, origin = _band_files(candidate, headers, sensor), "file names"
+        bands, origin = _band_files(candidate, headers, sensor), "file names" if candidate.stated is None else "catalogue"
     rasters = (path for path in candidate.quality if not path.lower().endswith(".gml"))
     quality = tuple(read_header(path, sidecars=_has_sidecar(path, candidate)) for path in rasters)
     return Scene(candidate=candidate, bands=bands, select=select, names=names, quality=quality), origin
@@ -98,6 +99,8 @@ def _refuse_foreign(candidate: Candidate, names: tuple[str, ...], sensor: Sensor
 
 
 def _file_code(header: Header, sensor: Sensor) -> str | None:
+    if header.code:
+        return header.code
     match = sensor.band_file.match(header.stem) if sensor.band_file else None
     return sensor.code(match["band"]) if match else None
 

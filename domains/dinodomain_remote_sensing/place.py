@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -173,6 +173,14 @@ def _wrapped(shape: Any) -> Any:
         if not part.is_empty:
             parts.append(_shifted(part, -turn, 0))
     return shapely.union_all(parts)
+
+
+def meets(text: str, bbox: Sequence[float]) -> bool:
+    """Whether an area meets the bounding box that a catalogue states (west, south, east, north; west > east crosses the antimeridian)."""
+    shapely = require("shapely", extra=EXTRA, wanted_by=KEY)
+    west, south, east, north = bbox
+    box = shapely.box(west, south, east if west <= east else east + 360, north)
+    return any(bool(shapely.intersects(_shifted(area(text), turn, 0), box)) for turn in (-360, 0, 360))
 
 
 def _shifted(shape: Any, x: float, y: float) -> Any:

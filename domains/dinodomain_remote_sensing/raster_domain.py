@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -13,11 +14,12 @@ from dinodomain.domain import Channel, ProbeSpec, ViewPolicy, linear_to_unit
 from dinodomain.errors import BadSource
 from dinodomain.types import FactValue, Layout, Record, Select, SourceRef, TileInfo, Window
 from dinodomain_remote_sensing import vfs
-from dinodomain_remote_sensing.choice import check_choice, refuse_unchosen
+from dinodomain_remote_sensing.choice import check_choice, refuse_early, refuse_unchosen
 from dinodomain_remote_sensing.facts import check_filter, facts_of, refuse_unselected
-from dinodomain_remote_sensing.files import candidates
+from dinodomain_remote_sensing.find import sources
 from dinodomain_remote_sensing.header import EXTRA, digest
 from dinodomain_remote_sensing.naming import check_select
+from dinodomain_remote_sensing.offset_check import checked, settled
 from dinodomain_remote_sensing.place import area
 from dinodomain_remote_sensing.remote import hushed, name_of, quietly, shown
 from dinodomain_remote_sensing.scene import describe, record
@@ -65,7 +67,7 @@ class RasterDomain:
         Label rasters (``files.DEFAULT_EXCLUDE``) are refused rows too, so that nobody wonders where they went.
 
         Args:
-            source: A folder, a file, a text file of addresses, an ``s3://`` prefix or an ``https://`` file.
+            source: What ``find.sources`` takes.
             select: Globs, bands, grid, header filter (names: ``facts.STANDARD`` and ``Sensor.facts``).
 
         Raises:
@@ -78,13 +80,15 @@ class RasterDomain:
             area(select.aoi)
         if select.sar:
             parse_sar(select.sar)
-        return self._found(candidates(source, select, self.sensor), select)
+        return self._found(sources(source, select, self.sensor), select)
 
-    def _found(self, found: list[Candidate | BadSource], select: Select) -> Iterator[SourceRef | BadSource]:
+    def _found(self, found: Iterable[Candidate | BadSource], select: Select) -> Iterator[SourceRef | BadSource]:
         for candidate in found:
             try:
                 if isinstance(candidate, BadSource):
                     raise candidate
+                refuse_early(candidate.stated, select, _uri(candidate))
+                candidate = settled(candidate)
                 described = describe(candidate, select, self.sensor)
                 facts = facts_of(candidate, described, self.sensor)
                 refuse_unselected(select.where, facts, _uri(candidate))
@@ -101,7 +105,10 @@ class RasterDomain:
         """
         try:
             with quietly():
-                return _quiet(record(_candidate(ref, self.sensor), ref.select, self.sensor))
+                candidate = _candidate(ref, self.sensor)
+                warnings = checked(candidate)
+                found = record(candidate, ref.select, self.sensor)
+                return _quiet(replace(found, warnings=tuple(dict.fromkeys((*found.warnings, *warnings)))))
         except BadSource as refusal:
             raise _plain(refusal) from None
 
@@ -152,12 +159,21 @@ def _reference(candidate: Candidate, select: Select, facts: Mapping[str, FactVal
         uris=tuple(vfs.shown(shown(uri)) for uri in candidate.uris),
         keys=keys,
         unit=None,
-        digest=digest(files, candidate.stats),
+        digest=_digest(candidate, files),
         select=select,
         quantity=quantity,
         facts=facts,
         handle=candidate,
     )
+
+
+def _digest(candidate: Candidate, files: Mapping[str, str]) -> str:
+    """Of the files, and of what a catalogue says of them; signatures, which change by the hour, left out."""
+    own = digest(files, candidate.stats)
+    if candidate.stated is None:
+        return own
+    said = replace(candidate.stated, bands={name_of(path): bands for path, bands in candidate.stated.bands.items()})
+    return hashlib.sha256(f"{own}{said!r}".encode()).hexdigest()
 
 
 def _below(folder: str, uri: str) -> str:

@@ -208,8 +208,8 @@ def _store(bucket: str) -> Any:
     elif "AWS_ACCESS_KEY_ID" not in os.environ and "aws_access_key_id" in profile:
         pairs = (("access_key_id", "aws_access_key_id"), ("secret_access_key", "aws_secret_access_key"), ("token", "aws_session_token"))
         config |= {ours: profile[theirs] for ours, theirs in pairs if theirs in profile}
-    delay = timedelta(seconds=_delay())
-    retry = {"max_retries": 8, "backoff": {"init_backoff": delay, "max_backoff": delay * 64, "base": 2.0}}
+    first = timedelta(seconds=delay())
+    retry = {"max_retries": 8, "backoff": {"init_backoff": first, "max_backoff": first * 64, "base": 2.0}}
     client = {"allow_http": True, "connect_timeout": timedelta(seconds=15), "timeout": timedelta(minutes=5)}
     return store.S3Store(bucket, config=config, retry_config=retry, client_options=client)
 
@@ -356,10 +356,11 @@ def retried(ask: Callable[[], Got], address: str) -> Got:
 
 def pause(turn: int) -> None:
     """Waits before try ``turn + 1``: doubled each time, with jitter, as GDAL does."""
-    time.sleep(_delay() * 2.0**turn * random.uniform(0.75, 1.25))  # how long we wait decides nothing that is stored
+    time.sleep(delay() * 2.0**turn * random.uniform(0.75, 1.25))  # how long we wait decides nothing that is stored
 
 
-def _delay() -> float:
+def delay() -> float:
+    """First pause before a request is tried again, seconds."""
     try:
         return float(os.environ.get("GDAL_HTTP_RETRY_DELAY") or GDAL["GDAL_HTTP_RETRY_DELAY"])
     except ValueError:

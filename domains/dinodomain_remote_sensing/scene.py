@@ -20,6 +20,7 @@ from dinodomain_remote_sensing.pixels import Layer, Mask, SceneReader, Windowed
 from dinodomain_remote_sensing.place import Cut, cut
 from dinodomain_remote_sensing.quality import Flags
 from dinodomain_remote_sensing.sensor import Band, Calibration, Candidate, Meaning, Scene, Sensor, Value
+from dinodomain_remote_sensing.stated import Stated
 
 WHOLE_SIDE = 256
 """A raster whose sides are both at most this long is one tile: read ``whole``."""
@@ -98,7 +99,7 @@ def describe(candidate: Candidate, select: Select, sensor: Sensor) -> Described:
         )
     scene, names_from = named_scene(candidate, select, sensor)
     crs = _common_crs(scene, sensor)
-    meaning = sensor.calibrate(scene)
+    meaning = _with_statements(sensor.calibrate(scene), candidate.stated)
     chosen = _chosen(scene, meaning, select, sensor)
     grids = {band.header.path: _grid(band.header) for band, _ in chosen}
     spacing = {path: ground_spacing(path, crs, grid) for path, grid in grids.items()} if crs else {}
@@ -124,6 +125,14 @@ def describe(candidate: Candidate, select: Select, sensor: Sensor) -> Described:
         masks=tuple(_mask(flags, crs, target) for flags in meaning.flags),
         cut=part,
     )
+
+
+def _with_statements(meaning: Meaning, stated: Stated | None) -> Meaning:
+    """What a catalogue knows besides; the sensor's own fields and the product's own date go first."""
+    if stated is None:
+        return meaning
+    fields = {**stated.fields, **meaning.fields}
+    return replace(meaning, fields=fields, acquired=meaning.acquired or stated.acquired, warnings=(*meaning.warnings, *stated.warnings))
 
 
 def _cut(scene: Scene, crs: str | None, grid: Grid, layers: Sequence[Layer], select: Select) -> Cut | None:

@@ -15,6 +15,7 @@ from dinodomain.types import Select
 from dinodomain_remote_sensing.header import Header
 from dinodomain_remote_sensing.quality import Flags
 from dinodomain_remote_sensing.remote import Stat
+from dinodomain_remote_sensing.stated import Stated
 
 Value = str | int | float | bool | None
 Decode = Literal["none", "power", "amplitude"]
@@ -54,6 +55,7 @@ class Candidate:
         stats: What a listing said of remote files, by address.
         sidecars: Masks, world files and headers beside the rasters, which GDAL reads with them.
         quality: Quality rasters and outlines that come with the scene (``SCL``, ``QA_PIXEL``, ``MSK_CLOUDS`` ...).
+        stated: What a catalogue says of it, where it comes from one.
     """
 
     source_id: str
@@ -64,6 +66,7 @@ class Candidate:
     stats: Mapping[str, Stat] = field(default_factory=dict)
     sidecars: tuple[str, ...] = ()
     quality: tuple[str, ...] = ()
+    stated: Stated | None = None
 
     @property
     def uris(self) -> tuple[str, ...]:
