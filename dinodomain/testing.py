@@ -27,7 +27,7 @@ from dinodomain.ingest import IngestPlan, ingest
 from dinodomain.lineage import canonical, content_hash
 from dinodomain.store.format import DTYPES
 from dinodomain.store.read import Store, open_store
-from dinodomain.types import NODATA, Layout, Record, Select, SourceRef, TileInfo, Window
+from dinodomain.types import NODATA, FactValue, Layout, Record, Select, SourceRef, TileInfo, Window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,10 @@ class _Synthetic:
         name, unit = f"pattern{index:05d}", f"unit{index // self.per_unit:04d}"
         keys = {"path": f"{unit}/{name}", "name": name, "stem": name, "folder": unit, "PatientID": unit}
         digest = hashlib.sha256(f"{self!r}:{index}".encode()).hexdigest()
-        return SourceRef(source_id=keys["path"], uris=(f"{_GENERATE}{index}",), keys=keys, unit=unit, digest=digest, select=select)
+        size = self.num_channels * math.prod(self.size) * np.dtype(self.dtype).itemsize
+        facts: dict[str, FactValue] = {"bytes_in": size, "bytes_out": size, "sensor": "synthetic"}
+        return SourceRef(source_id=keys["path"], uris=(f"{_GENERATE}{index}",), keys=keys, unit=unit, digest=digest, select=select,
+                         facts=facts)  # fmt: skip
 
     def _file(self, path: Path, root: Path, select: Select) -> SourceRef | BadSource:
         relative = path.relative_to(root)
@@ -80,7 +83,8 @@ class _Synthetic:
         keys = {"path": relative.as_posix(), "name": path.name, "stem": path.stem, "folder": relative.parent.name}
         digest = hashlib.sha256(f"{relative.as_posix()}:{path.stat().st_size}:".encode() + head).hexdigest()
         unit = relative.parent.name or None
-        return SourceRef(source_id=keys["path"], uris=(str(path),), keys=keys, unit=unit, digest=digest, select=select)
+        facts = {"bytes_in": path.stat().st_size}
+        return SourceRef(source_id=keys["path"], uris=(str(path),), keys=keys, unit=unit, digest=digest, select=select, facts=facts)
 
     def read(self, ref: SourceRef) -> Record:
         uri = ref.uris[0]

@@ -21,7 +21,7 @@ from dinodomain.domain import Domain
 from dinodomain.errors import UserError
 from dinodomain.ingest.cells import BUFFER, CellGrid
 from dinodomain.ingest.holdout import Holdout, decide, kept
-from dinodomain.ingest.identity import INSTANCE
+from dinodomain.ingest.join import INSTANCE
 from dinodomain.ingest.partial import Partial
 from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.quantities import FIELD, quantities_of

@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dinodomain.errors import BadSource, LeftOut
+from dinodomain.ingest.join import INSTANCE
 from dinodomain.ingest.sources import Found, Names, Skipped, refused
 from dinodomain.ingest.stage import Task
 from dinodomain.store.read import Store
-
-INSTANCE = "key_instance"
-"""Column of the index; no kind that a CSV may be joined by."""
 
 _COPY = "a copy: the same images are taken from"
 

@@ -41,6 +41,9 @@ _MOST_DIGITS = 20
 _SHOWN = 10
 _log = logging.getLogger(__name__)
 
+INSTANCE = "key_instance"
+"""Column of the index: the identity of a source's images, which is no kind that a CSV may be joined by."""
+
 Hash = Callable[[str], str]
 
 
@@ -275,7 +278,7 @@ def units_of(store: Store) -> list[str | None]:
 
 def keys_of(store: Store) -> list[dict[str, str]]:
     """Key values of every row of a store's index, by kind."""
-    names = [name for name in store.index.column_names if name.startswith("key_")]
+    names = [name for name in store.index.column_names if name.startswith("key_") and name != INSTANCE]
     columns = {name.removeprefix("key_"): store.index.column(name).to_pylist() for name in names}
     return [{kind: values[row] for kind, values in columns.items() if values[row]} for row in range(store.index.num_rows)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,29 @@ import pytest
 
 from dinodomain.ingest import IngestPlan, ingest
 from dinodomain.testing import SyntheticImages
+
+
+class Archive(SyntheticImages):
+    """Patterns whose headers a test may change: ``change(ref)`` gives a ref, a BadSource or a LeftOut; ``record(ref, record)`` a record."""
+
+    __slots__ = ("change", "record")
+
+    def __init__(self, change: Callable = lambda ref: ref, record: Callable = lambda ref, record: record, **settings) -> None:
+        super().__init__(**settings)
+        object.__setattr__(self, "change", change)
+        object.__setattr__(self, "record", record)
+
+    def discover(self, source, select) -> Iterator:
+        return (self.change(ref) for ref in super().discover(source, select))
+
+    def read(self, ref):
+        return self.record(ref, super().read(ref))
+
+
+@pytest.fixture
+def archive():
+    """Makes a domain of patterns whose headers a test may change."""
+    return Archive
 
 
 @pytest.fixture
