@@ -5,7 +5,7 @@ Datasets are opened once per reader, at the first read, and closed with it. Noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,8 @@ class SceneReader:
         self._alpha, self._orientation = alpha, orientation
         self._datasets: dict[str, Any] = {}
         self._last: tuple[Window, np.ndarray] | None = None
+        self._together = _read_together(self._layers)
+        self._stack: tuple[tuple[str, slice, slice], Mapping[int, np.ndarray]] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -119,6 +121,7 @@ class SceneReader:
         bits = np.where(missing, np.uint8(NODATA), np.uint8(0)) | np.where(full, np.uint8(SATURATED), np.uint8(0))
         for mask in self._masks:
             bits |= self._flagged(mask, rows, columns)
+        self._stack = None
         self._last = window, np.ascontiguousarray(_oriented(bits, self._orientation))
         return np.ascontiguousarray(_oriented(out, self._orientation))
 
@@ -159,8 +162,8 @@ class SceneReader:
     def _block(self, layer: Layer, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Values, missing and saturated pixels of a band on its own grid; decibels are linear power here where they get mixed."""
         header = layer.band.header
-        values = self._decoded(header, layer.band.index, rows, columns)
-        missing = np.isin(values, np.array(layer.calibration.nodata)) if layer.calibration.nodata else np.zeros(values.shape, bool)
+        values = self._values(header, layer.band.index, rows, columns)
+        missing = _equals_any(values, layer.calibration.nodata)
         if header.mask:
             missing |= self._decoded(header, layer.band.index, rows, columns, mask=True) == 0
         if np.issubdtype(values.dtype, np.floating):
@@ -172,10 +175,21 @@ class SceneReader:
                 problem = f"{layer.calibration.decode} below {BELOW_POWER:g}, which cannot be: are these decibels?"
                 raise BadSource(header.path, problem, "correct its tags, or ingest.sar=db")
             missing |= ~(values > 0)
-        full = np.isin(values, np.array(layer.calibration.saturated)) if layer.calibration.saturated else None
+        full = _equals_any(values, layer.calibration.saturated) if layer.calibration.saturated else None
         return (_to_power(values, missing, layer) if _mixes_decibels(layer) else values), missing, full
 
-    def _decoded(self, header: Header, index: int, rows: slice, columns: slice, *, mask: bool = False) -> np.ndarray:
+    def _values(self, header: Header, index: int, rows: slice, columns: slice) -> np.ndarray:
+        """One band; all channels of a stack are decoded in one call, for GDAL's cost of a call grows with the bands of the file."""
+        indexes = self._together.get(header.path, ())
+        if index not in indexes:
+            return self._decoded(header, index, rows, columns)
+        key = header.path, rows, columns
+        if self._stack is None or self._stack[0] != key:
+            block = self._decoded(header, list(indexes), rows, columns)
+            self._stack = key, dict(zip(indexes, block))
+        return self._stack[1][index]
+
+    def _decoded(self, header: Header, index: int | list[int], rows: slice, columns: slice, *, mask: bool = False) -> np.ndarray:
         rasterio = require("rasterio", extra=EXTRA, wanted_by=WANTED_BY)
         window = rasterio.windows.Window.from_slices((rows.start, rows.stop), (columns.start, columns.stop))
 
@@ -250,6 +264,26 @@ class Windowed:
                 return 0
             found |= int(np.bitwise_or.reduce(bits, axis=None))
         return found
+
+
+def _read_together(layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
+    """Band numbers by file, of files that hold several channels of one dtype."""
+    found: dict[str, list[Band]] = {}
+    for layer in layers:
+        found.setdefault(layer.band.header.path, []).append(layer.band)
+    several = {path: bands for path, bands in found.items() if len(bands) > 1}
+    return {
+        path: tuple(sorted(band.index for band in bands))
+        for path, bands in several.items()
+        if len({band.header.dtypes[band.place] for band in bands}) == 1
+    }
+
+
+def _equals_any(values: np.ndarray, wanted: Sequence[float]) -> np.ndarray:
+    found = np.zeros(values.shape, bool)
+    for value in wanted:
+        found |= values == value
+    return found
 
 
 def _is_float(band: Band) -> bool:
