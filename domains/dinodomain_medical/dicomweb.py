@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from dinodomain.errors import BadSource, LeftOut, UserError, require
@@ -58,6 +58,8 @@ _UID = re.compile(r"[0-9A-Za-z._-]{1,128}")
 _EXAMPLE = "dicomweb+https://HOST/PATH?ModalitiesInStudy=CT&StudyDate=20200101-20201231"
 _PIXELS = ("7FE00010", "7FE00008", "7FE00009")
 _log = logging.getLogger(__name__)
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,21 +202,23 @@ def _all_studies(server: Server, address: Address) -> set[str]:
     def page(client: Any, offset: int) -> Any:
         return client.search_for_studies(limit=PAGE, offset=offset, fuzzymatching=address.fuzzy, search_filters=filters)
 
-    return {uid for row in _pages(server, page, "0020000D", exhaust=True) if _UID.fullmatch(uid := _value(row, "0020000D"))}
+    return {uid for uid in _pages(server, page, "0020000D", lambda row: _value(row, "0020000D"), exhaust=True) if _UID.fullmatch(uid)}
 
 
-def _pages(server: Server, page: Callable[[Any, int], Any], key: str, *, exhaust: bool) -> list[dict[str, Any]]:
-    """All results of a search, each once: some servers ignore ``limit``, ``offset`` or both, some cap a page at less."""
-    rows: list[dict[str, Any]] = []
+def _pages(
+    server: Server, page: Callable[[Any, int], Any], key: str, keep: Callable[[Mapping[str, Any]], Kept], *, exhaust: bool
+) -> list[Kept]:
+    """What is kept of all results of a search, each once: some servers ignore ``limit``, ``offset`` or both, some cap a page at less."""
+    kept: list[Kept] = []
     known: set[str] = set()
     while True:
-        offset = len(rows)
+        offset = len(kept)
         found = server.ask(lambda client, offset=offset: page(client, offset))  # type: ignore[misc]
-        new = [row for row in found if _value(row, key) not in known]
-        known |= {_value(row, key) for row in new}
-        rows += new
+        new = {_value(row, key): row for row in found if _value(row, key) not in known}
+        known.update(new)
+        kept += map(keep, new.values())
         if not new or (not exhaust and len(found) < min(PAGE, _SURELY_ALL)):
-            return rows
+            return kept
 
 
 def _value(row: Mapping[str, Any], tag: str) -> str:
@@ -237,7 +241,7 @@ class _Lister:
             return client.search_for_series(study, limit=PAGE, offset=offset, search_filters=filters)
 
         try:
-            rows = _pages(server, page, "0020000E", exhaust=False)
+            rows = _pages(server, page, "0020000E", lambda row: row, exhaust=False)
         except Refused as refused:
             return [(study, self._row(refused, self.address.of(study), "its series cannot be listed"))]
         return [pair for row in rows for pair in self._series(server, study, row)]

@@ -176,7 +176,7 @@ def test_what_comes_from_orthanc_is_what_lies_in_the_files(address, archive, ful
 def test_an_ingest_from_orthanc_gives_the_pixels_of_an_ingest_from_files(address, archive, tmp_path):
     web = ingest(
         IngestPlan(
-            domain="ct", source=f"{address}?ModalitiesInStudy=CT&StudyDate=20200101-20201231", store=str(tmp_path / "web"), workers=2
+            domain="ct", source=f"{address}?ModalitiesInStudy=CT&StudyDate=20200101-20201231", store=str(tmp_path / "web"), workers=1
         )
     )
     plain = ingest(IngestPlan(domain="ct", source=str(archive / "ct"), store=str(tmp_path / "plain"), workers=0))
