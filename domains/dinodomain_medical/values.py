@@ -16,6 +16,7 @@ from dinodomain.errors import BadSource
 
 _SIXTEEN_BITS = (np.dtype(np.int16), np.dtype(np.uint16))
 _EXACT_IN_FLOAT32 = 2**24
+_AIRLESS_HU = -200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,14 @@ def check_hounsfield(array: np.ndarray, scale: float, offset: float, uri: str) -
         if high <= 255:
             remedy += "; exclude it if it is a label map or a windowed picture"
         raise BadSource(uri, f"values {low:g}..{high:g} cannot be Hounsfield units (air is -1000)", remedy)
+
+
+def doubts_hounsfield(array: np.ndarray, scale: float, offset: float) -> tuple[str, ...]:
+    """A warning where a file that states no modality holds neither air nor lung nor fat: an MR with negative values looks like this."""
+    low, high = sorted((float(array.min()) * scale + offset, float(array.max()) * scale + offset))
+    if low <= _AIRLESS_HU:
+        return ()
+    return (f"values {low:g}..{high:g}, nothing below {_AIRLESS_HU} HU: look whether it is CT",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

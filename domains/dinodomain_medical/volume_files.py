@@ -14,7 +14,7 @@ from dinodomain_medical.modalities import Modality
 from dinodomain_medical.mr_names import b_class, b_value_in, mr_channel
 from dinodomain_medical.opened import VolumeFile, volume_record
 from dinodomain_medical.sources import Item, digest_of, keys_of, label_refusal, looks_like_label, stem_of
-from dinodomain_medical.values import check_hounsfield, check_not_mask
+from dinodomain_medical.values import check_hounsfield, check_not_mask, doubts_hounsfield
 
 
 def is_volume_file(path: Path) -> bool:
@@ -114,8 +114,10 @@ def open_file(ref: SourceRef, modality: Modality) -> Record:
     assert isinstance(known, VolumeFile), "find left it there"
     volume = nifti.NiftiVolume(path, known.frame) if nifti.is_nifti(path) else itk.ItkVolume(path, known.frame)
     check_not_mask(volume.oriented.array, str(path))
+    warnings = volume.warnings
     if modality.hounsfield:
         check_hounsfield(volume.oriented.array, volume.scale, volume.offset, str(path))
+        warnings += doubts_hounsfield(volume.oriented.array, volume.scale, volume.offset)
     fields: dict[str, str | int | float | bool | None] = dict(volume.fields)
     channel = channel_of(path, known, modality)
     if known.frame is not None:
@@ -129,5 +131,5 @@ def open_file(ref: SourceRef, modality: Modality) -> Record:
         offset=volume.offset,
         fields=fields,
         stages=volume.stages,
-        warnings=volume.warnings,
+        warnings=warnings,
     )

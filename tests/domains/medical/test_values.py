@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dinodomain.errors import BadSource
-from dinodomain_medical.values import check_hounsfield, check_not_mask, storable
+from dinodomain_medical.values import check_hounsfield, check_not_mask, doubts_hounsfield, storable
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,9 @@ def test_hounsfield_units_need_something_below_water_or_a_declared_offset():
         check_hounsfield(np.array([0, 4095]), 1.0, 0.0, "x")
     check_hounsfield(np.array([1100, 4095]), 1.0, -1024.0, "x")
     check_hounsfield(np.array([-1000, 20]), 1.0, 0.0, "x")
+
+
+@pytest.mark.parametrize(("low", "doubted"), [(-1024, False), (-300, False), (-150, True), (-47, True)])
+def test_a_file_without_air_lung_or_fat_is_doubted_as_ct(low: int, doubted: bool) -> None:
+    assert bool(doubts_hounsfield(np.array([low, 800]), 1.0, 0.0)) is doubted
+    assert bool(doubts_hounsfield(np.array([low + 1024, 1824]), 1.0, -1024.0)) is doubted
