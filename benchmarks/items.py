@@ -14,6 +14,7 @@ import csv
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -244,9 +245,14 @@ class RasterBand:
 def _raster_band(item: Path, channel: str) -> RasterBand:
     """The band of a channel, found by the names that the files give their bands, or by the order that SOURCE.md states."""
     path, index = _place_of(item, channel)
+    cube, transform, crs, nodata, _ = _read_all(path)
+    return RasterBand(path=str(path), pixels=cube[index - 1], transform=transform, crs=crs, nodata=0.0 if nodata is None else nodata)
+
+
+@lru_cache(maxsize=2)
+def _read_all(path: Path) -> tuple[np.ndarray, Any, Any, float | None, tuple[str | None, ...]]:
     with rasterio.open(path) as dataset:
-        nodata = dataset.nodata if dataset.nodata is not None else 0.0
-        return RasterBand(path=str(path), pixels=dataset.read(index), transform=dataset.transform, crs=dataset.crs, nodata=nodata)
+        return dataset.read(), dataset.transform, dataset.crs, dataset.nodata, dataset.descriptions
 
 
 _TWELVE = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
@@ -260,8 +266,7 @@ def _place_of(item: Path, channel: str) -> tuple[Path, int]:
     if item.is_dir():
         stems = ((path, path.stem.rpartition("_")[2]) for path in sorted(item.iterdir()) if path.suffix.lower() == ".tif")
         return next(path for path, stem in stems if stem in names), 1
-    with rasterio.open(item) as dataset:
-        texts = dataset.descriptions
+    texts = _read_all(item)[4]
     if code.startswith("nm"):
         return item, _nearest_wavelength(texts, float(code[2:].replace("_", ".")))
     return item, next((n for n, text in enumerate(texts, 1) if text in names), None) or _TWELVE.index(code) + 1
@@ -282,7 +287,7 @@ def _same_band(stored: np.ndarray, band: RasterBand, finest: RasterBand) -> bool
     if stored.shape == own.shape and np.allclose(band.transform, finest.transform):
         return bool(np.array_equal(stored, own))
     whole = round(ratio)
-    if np.allclose(np.array(band.transform)[:6], np.array(finest.transform * finest.transform.scale(whole))[:6]):
+    if np.allclose(np.array(band.transform)[:6], np.array(finest.transform)[:6] * [whole, whole, 1, whole, whole, 1]):
         return bool(np.array_equal(stored, own.repeat(whole, 0).repeat(whole, 1)))
     theirs = np.full(stored.shape, np.nan)
     rasterio.warp.reproject(
