@@ -6,7 +6,7 @@ Datasets are opened once per reader, at the first read, and closed with it. Noth
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from dinodomain_remote_sensing.place import Cut
 from dinodomain_remote_sensing.quality import Flags
 from dinodomain_remote_sensing.resample import resampled, taken_nearest
 from dinodomain_remote_sensing.sensor import Band, Calibration
+from dinodomain_remote_sensing.warp import Warp
 
 BELOW_POWER = -1.0
 """Subtracting noise leaves powers a little below 0, never this far."""
@@ -40,7 +41,7 @@ class Layer:
 
     band: Band
     calibration: Calibration
-    relation: Relation
+    relation: Relation | Warp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class Mask:
     """
 
     flags: Flags
-    relation: Relation
+    relation: Relation | Warp
 
 
 class SceneReader:
@@ -117,7 +118,7 @@ class SceneReader:
         if any(layer.calibration.shared_nodata for layer in self._layers):
             missing |= dark
         if self._alpha is not None:
-            missing |= self._decoded(*self._alpha, rows, columns) == 0
+            missing |= self._alpha_values(rows, columns) == 0
         bits = np.where(missing, np.uint8(NODATA), np.uint8(0)) | np.where(full, np.uint8(SATURATED), np.uint8(0))
         for mask in self._masks:
             bits |= self._flagged(mask, rows, columns)
@@ -148,16 +149,30 @@ class SceneReader:
     def _missing(self, layer: Layer, rows: slice, columns: slice) -> np.ndarray:
         return resampled(lambda y, x: self._block(layer, y, x), layer.relation, rows, columns)[1]
 
+    def _alpha_values(self, rows: slice, columns: slice) -> np.ndarray:
+        assert self._alpha is not None
+        header, index = self._alpha
+        relation = self._layers[0].relation
+        if not isinstance(relation, Warp):
+            return self._decoded(header, index, rows, columns)
+        return taken_nearest(lambda y, x: self._decoded(header, index, y, x), replace(relation, method="nearest"), rows, columns)
+
     def alpha_levels(self) -> int:
         """Number of different alpha values in the middle of the picture."""
         if self._alpha is None:
             return 0
         rows, columns = (slice(max(0, side // 2 - 256), min(side, side // 2 + 256)) for side in self._shape)
-        return len(np.unique(self._decoded(*self._alpha, rows, columns)))
+        return len(np.unique(self._alpha_values(rows, columns)))
 
     def _flagged(self, mask: Mask, rows: slice, columns: slice) -> np.ndarray:
         flags = mask.flags
-        return flags.bits(taken_nearest(lambda y, x: self._decoded(flags.header, flags.index, y, x), mask.relation, rows, columns))
+        return flags.bits(taken_nearest(lambda y, x: self._mask_values(flags, y, x), mask.relation, rows, columns))
+
+    def _mask_values(self, flags: Flags, rows: slice, columns: slice) -> np.ndarray:
+        if flags.outlines is None:
+            return self._decoded(flags.header, flags.index, rows, columns)
+        assert flags.header.transform is not None
+        return flags.outlines.drawn(flags.header.transform, rows, columns)
 
     def _block(self, layer: Layer, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Values, missing and saturated pixels of a band on its own grid; decibels are linear power here where they get mixed."""
@@ -293,7 +308,7 @@ def _is_float(band: Band) -> bool:
 def _can_miss(layer: Layer) -> bool:
     calibration = layer.calibration
     stated = calibration.nodata or calibration.saturated or calibration.decode != "none" or layer.band.header.mask
-    return bool(stated) or _is_float(layer.band)
+    return bool(stated) or _is_float(layer.band) or isinstance(layer.relation, Warp)
 
 
 def _mixes_decibels(layer: Layer) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dinodomain_remote_sensing.geometry import Axis, Relation
+from dinodomain_remote_sensing.warp import Warp, warped, warped_nearest
 
 Block = Callable[[slice, slice], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
 """Reads (values [y, x], missing [y, x] bool, saturated [y, x] bool or None) of a window of a band on its own grid."""
@@ -30,7 +31,7 @@ class Weights:
     matrix: np.ndarray
 
 
-def resampled(block: Block, relation: Relation, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def resampled(block: Block, relation: Relation | Warp, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Values, missing and saturated pixels of a window of the target grid.
 
     Args:
@@ -43,6 +44,8 @@ def resampled(block: Block, relation: Relation, rows: slice, columns: slice) -> 
         Values [y, x] (the band's dtype where the method is lossless, else float64), missing [y, x] bool, and saturated [y, x] bool:
         where any pixel that takes part is; None where none can be.
     """
+    if isinstance(relation, Warp):
+        return warped(block, relation, rows, columns)
     if relation.method == "native":
         return block(rows, columns)
     if relation.method == "replicate":
@@ -60,7 +63,9 @@ def resampled(block: Block, relation: Relation, rows: slice, columns: slice) -> 
     return np.where(gone, 0.0, total / np.where(gone, 1.0, weight)), gone, share
 
 
-def taken_nearest(read: Callable[[slice, slice], np.ndarray], relation: Relation, rows: slice, columns: slice) -> np.ndarray:
+def taken_nearest(
+    read: Callable[[slice, slice], np.ndarray], relation: Relation | Warp, rows: slice, columns: slice, *, outside: int = 0
+) -> np.ndarray:
     """Classes or bits of the band pixel in which each target pixel's centre lies.
 
     Args:
@@ -68,10 +73,13 @@ def taken_nearest(read: Callable[[slice, slice], np.ndarray], relation: Relation
         relation: How the band relates to the target grid.
         rows: Target rows.
         columns: Target columns.
+        outside: Value where no pixel of the band lies, which warping alone can bring about.
 
     Returns:
         Values [y, x].
     """
+    if isinstance(relation, Warp):
+        return warped_nearest(read, relation, rows, columns, outside=outside)
     y, x = _nearest(relation.rows, rows), _nearest(relation.columns, columns)
     block = read(slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1))
     return block[np.ix_(y - y[0], x - x[0])]

@@ -21,6 +21,7 @@ from dinodomain_remote_sensing.place import Cut, cut
 from dinodomain_remote_sensing.quality import Flags
 from dinodomain_remote_sensing.sensor import Band, Calibration, Candidate, Meaning, Scene, Sensor, Value
 from dinodomain_remote_sensing.stated import Stated
+from dinodomain_remote_sensing.warp import Warp, system, system_name, target_grid, warp_of
 
 WHOLE_SIDE = 256
 """A raster whose sides are both at most this long is one tile: read ``whole``."""
@@ -63,6 +64,7 @@ class Described:
         left_out: Described bands of a stack that are no channels.
         masks: Quality rasters on the common grid.
         cut: The part that ``ingest.aoi`` takes, or None for the whole.
+        native: Name of the system and ground sample distance in metres before ``ingest.crs`` warped it, or None.
     """
 
     layers: tuple[Layer, ...]
@@ -78,6 +80,7 @@ class Described:
     left_out: tuple[str, ...]
     masks: tuple[Mask, ...] = ()
     cut: Cut | None = None
+    native: tuple[str, float] | None = None
 
     @property
     def part(self) -> Grid:
@@ -103,11 +106,12 @@ def describe(candidate: Candidate, select: Select, sensor: Sensor) -> Described:
     chosen = _chosen(scene, meaning, select, sensor)
     grids = {band.header.path: _grid(band.header) for band, _ in chosen}
     spacing = {path: ground_spacing(path, crs, grid) for path, grid in grids.items()} if crs else {}
-    target = _target(scene, chosen, select, sensor, grids, spacing)
-    layers = tuple(
-        Layer(band=band, calibration=calibration, relation=relate(band.header.path, grids[band.header.path], target))
-        for band, calibration in chosen
-    )
+    native, place = _target(scene, chosen, select, sensor, grids, spacing), crs
+    relations: dict[str, Relation | Warp] = {path: relate(path, grid, native) for path, grid in grids.items()}
+    target = native
+    if select.crs and (crs is None or not _same_crs(crs, system(scene.uri, select.crs, crs, native))):
+        crs, target, relations = _warps(scene, select, crs, native, grids, spacing)
+    layers = tuple(Layer(band=band, calibration=calibration, relation=relations[band.header.path]) for band, calibration in chosen)
     header = chosen[0][0].header
     part = _cut(scene, crs, target, layers, select)
     return Described(
@@ -122,9 +126,38 @@ def describe(candidate: Candidate, select: Select, sensor: Sensor) -> Described:
         orientation=_orientation(header) if crs is None else 1,
         names_from=names_from,
         left_out=_left_out(scene),
-        masks=tuple(_mask(flags, crs, target) for flags in meaning.flags),
+        masks=tuple(_mask(flags, place, native, crs, target) for flags in meaning.flags),
         cut=part,
+        native=None if place == crs or place is None else (system_name(place), max(ground_spacing(scene.uri, place, native))),
     )
+
+
+def _warps(
+    scene: Scene,
+    select: Select,
+    crs: str | None,
+    native: Grid,
+    grids: Mapping[str, Grid],
+    spacing: Mapping[str, tuple[float, float]],
+) -> tuple[str, Grid, dict[str, Relation | Warp]]:
+    """The system and grid that ``ingest.crs`` asks for, and how each band comes there.
+
+    Raises:
+        BadSource: The scene has no place, or none in that system.
+    """
+    if crs is None:
+        raise BadSource(scene.uri, "a picture without georeference cannot be warped", "leave out ingest.crs, or the picture")
+    wanted = system(scene.uri, select.crs, crs, native)
+    metres = _metres(select.grid) or float(f"{min(ground_spacing(scene.uri, crs, native)):.3g}")
+    target = target_grid(scene.uri, crs, native, wanted, metres)
+    return wanted, target, {path: warp_of(grid, crs, target, wanted, metres / min(spacing[path])) for path, grid in grids.items()}
+
+
+def _metres(grid: str) -> float | None:
+    try:
+        return float(grid)
+    except ValueError:
+        return None
 
 
 def _with_statements(meaning: Meaning, stated: Stated | None) -> Meaning:
@@ -219,7 +252,7 @@ def _without(found: Described, empty: frozenset[int], select: Select, candidate:
     return replace(found, layers=kept, meaning=replace(found.meaning, stages=(*found.meaning.stages, stage)))
 
 
-def _mask(flags: Flags, crs: str | None, target: Grid) -> Mask:
+def _mask(flags: Flags, crs: str | None, native: Grid, target_crs: str | None, target: Grid) -> Mask:
     """A quality raster seen from the scene's grid.
 
     Raises:
@@ -228,7 +261,10 @@ def _mask(flags: Flags, crs: str | None, target: Grid) -> Mask:
     header = flags.header
     if (crs is None) != (header.crs is None) or (crs is not None and crs != header.crs and not _same_crs(crs, header.crs)):
         raise BadSource(header.path, f"{flags.name} is in another CRS than its scene", "warp it to that of the bands, or leave it out")
-    return Mask(flags=flags, relation=nearest(header.path, _grid(header), target))
+    relation: Relation | Warp = nearest(header.path, _grid(header), native)
+    if crs is not None and target_crs is not None and crs != target_crs:
+        relation = replace(warp_of(_grid(header), crs, target, target_crs, 1.0), method="nearest")
+    return Mask(flags=flags, relation=relation)
 
 
 def _alpha_warning(found: Described, reader: SceneReader) -> tuple[str, ...]:
@@ -405,19 +441,25 @@ def fields_of(found: Described) -> dict[str, Value]:
         if channel in found.gsd:
             fields[f"gsd_m.{channel}"] = found.gsd[channel]
             fields[f"resampling.{channel}"] = _method(layer.relation)
+    if found.native is not None:
+        fields |= {"native_crs": found.native[0], "native_gsd_m": round(found.native[1], 6)}
     if found.left_out:
         fields["left_out"] = ",".join(found.left_out)
     return fields
 
 
-def _method(relation: Relation) -> str:
+def _method(relation: Relation | Warp) -> str:
     return relation.method if relation.factor == (1, 1) else f"{relation.method} {relation.factor[0]}x{relation.factor[1]}"
 
 
 def _stages(found: Described) -> tuple[str, ...]:
     done = list(found.meaning.stages)
     methods = sorted({_method(layer.relation) for layer in found.layers} - {"native"})
-    done += [f"bands brought to one grid: {', '.join(methods)}"] if methods else []
+    if found.native is not None and found.crs is not None:
+        step = abs(found.grid.transform[0])
+        done.append(f"warped from {found.native[0]} to {system_name(found.crs)} in pixels of {step:g}: {', '.join(methods)}")
+    elif methods:
+        done.append(f"bands brought to one grid: {', '.join(methods)}")
     names = ", ".join(dict.fromkeys(mask.flags.name for mask in found.masks))
     done += [f"validity from {names}, nearest neighbour"] if names else []
     done += ["turned upright by its EXIF orientation"] if found.orientation != 1 else []
