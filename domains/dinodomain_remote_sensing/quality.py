@@ -13,6 +13,7 @@ import numpy as np
 
 from dinodomain.types import CLOUD, NODATA, SATURATED, SHADOW_SNOW
 from dinodomain_remote_sensing.header import Header
+from dinodomain_remote_sensing.outlines import Outlines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +25,14 @@ class Flags:
         header: The file.
         index: 1-based band number in it.
         table: Bits of a ``valid`` field by stored value; 256 entries or 65536.
+        outlines: Polygons that are drawn, as 1, on the grid of ``header`` instead of reading its pixels; None for a raster.
     """
 
     name: str
     header: Header
     index: int
     table: bytes
+    outlines: Outlines | None = None
 
     def bits(self, values: np.ndarray) -> np.ndarray:
         """uint8 bits of stored values [y, x]."""
@@ -64,6 +67,9 @@ SCL = classes({0: NODATA, 1: SATURATED, 3: SHADOW_SNOW, 8: CLOUD, 9: CLOUD, 10: 
 
 MSK_CLASSI = (classes({1: CLOUD}), classes({1: CLOUD}), classes({1: SHADOW_SNOW}))
 """Sentinel-2 Level-1C ``MSK_CLASSI_B00``, from processing baseline 04.00 on: opaque clouds, cirrus, snow and ice."""
+
+MSK_CLOUDS = classes({1: CLOUD})
+"""Sentinel-2 Level-1C ``MSK_CLOUDS_B00`` before processing baseline 04.00: opaque and cirrus outlines, drawn as 1."""
 
 QA_PIXEL = bit_rules(
     [(1, 1, NODATA), (1 << 1, 1 << 1, CLOUD), (1 << 2, 1 << 2, CLOUD), (1 << 3, 1 << 3, CLOUD), (1 << 4, 1 << 4, SHADOW_SNOW),

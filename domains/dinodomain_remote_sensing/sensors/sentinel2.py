@@ -20,7 +20,8 @@ from dinodomain.domain import Channel, ProbeSpec
 from dinodomain.errors import BadSource
 from dinodomain_remote_sensing.dates import acquired_from
 from dinodomain_remote_sensing.header import Header
-from dinodomain_remote_sensing.quality import MSK_CLASSI, SCL, Flags
+from dinodomain_remote_sensing.outlines import is_epsg, read_outlines
+from dinodomain_remote_sensing.quality import MSK_CLASSI, MSK_CLOUDS, SCL, Flags
 from dinodomain_remote_sensing.safe import Product, read_product
 from dinodomain_remote_sensing.sensor import Calibration, Meaning, Scene, Sensor, Value
 from dinodomain_remote_sensing.sensors.policies import NADIR
@@ -284,11 +285,29 @@ def _flags(scene: Scene) -> tuple[Flags, ...]:
         index = [text.strip().upper() for text in stack.descriptions].index("SCL") + 1
         return (Flags(name="SCL", header=stack, index=index, table=SCL),)
     found = [header for header in scene.quality if _CLASSI.search(header.stem)]
+    if not found:
+        return _drawn(scene)
     return tuple(
         Flags(name="MSK_CLASSI", header=header, index=index, table=table)
         for header in found[:1]
         for index, table in enumerate(MSK_CLASSI[: header.count], start=1)
     )
+
+
+def _drawn(scene: Scene) -> tuple[Flags, ...]:
+    """Cloud outlines of older products, on the grid of the finest band.
+
+    Raises:
+        BadSource: They are damaged, or in another CRS than the scene.
+    """
+    path = next((path for path in scene.candidate.quality if path.lower().endswith(".gml")), None)
+    if path is None:
+        return ()
+    outlines = read_outlines(path)
+    finest = max((band.header for band in scene.bands), key=lambda header: header.width)
+    if outlines.outlines and outlines.epsg is not None and finest.crs is not None and not is_epsg(finest.crs, outlines.epsg):
+        raise BadSource(path, f"its outlines are in EPSG:{outlines.epsg}, another CRS than the scene's", "copy the product again")
+    return (Flags(name="MSK_CLOUDS", header=finest, index=1, table=MSK_CLOUDS, outlines=outlines),) if outlines.outlines else ()
 
 
 def _level(scene: Scene, product: Product | None, tags: Mapping[str, str]) -> str | None:

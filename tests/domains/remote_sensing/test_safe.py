@@ -343,3 +343,52 @@ def test_damaged_metadata_is_refused(lab, scene):
     assert "not a number" in lab.refusal(sentinel2)
     xml.write_text('<!DOCTYPE a [<!ENTITY b "c">]>' + whole.partition("?>")[2])
     assert "entities" in lab.refusal(sentinel2)
+
+
+GML = """<?xml version="1.0" encoding="UTF-8"?><eop:Mask xmlns:eop="http://www.opengis.net/eop/2.0" xmlns:gml="http://www.opengis.net/gml/3.2">
+<gml:boundedBy><gml:Envelope srsName="urn:ogc:def:crs:EPSG:8.7.1:{epsg}">
+<gml:lowerCorner>0 0</gml:lowerCorner></gml:Envelope></gml:boundedBy>
+<eop:maskMembers>{features}</eop:maskMembers></eop:Mask>"""
+FEATURE = """<eop:MaskFeature gml:id="{kind}.{n}"><eop:maskType codeSpace="urn:gs2:S2PDGS:maskType">{kind}</eop:maskType><eop:extentOf>
+<gml:Polygon gml:id="p{n}">{rings}</gml:Polygon></eop:extentOf></eop:MaskFeature>"""
+
+
+def square(left, top, right, bottom, where="exterior"):
+    points = f"{left} {top} {right} {top} {right} {bottom} {left} {bottom} {left} {top}"
+    return f'<gml:{where}><gml:LinearRing><gml:posList srsDimension="2">{points}</gml:posList></gml:LinearRing></gml:{where}>'
+
+
+def write_outlines(lab, product, features, epsg=32632):
+    folder = next((lab.folder / product / "GRANULE").iterdir()) / "QI_DATA"
+    (folder / "MSK_CLOUDS_B00.gml").write_text(GML.format(epsg=epsg, features=features))
+
+
+def test_cloud_outlines_of_older_products_are_drawn_on_every_grid(lab):
+    product = make_safe(lab, {"B02": np.full((24, 24), 3000, "uint16")}, level="1C", baseline="02.09", offset=None)
+    west, north = 600000, 5300040
+    hole = square(west + 40, north - 40, west + 80, north - 80, "interior")
+    clouds = FEATURE.format(kind="OPAQUE", n=0, rings=square(west, north, west + 120, north - 120) + hole)
+    cirrus = FEATURE.format(kind="CIRRUS", n=1, rings=square(west + 180, north - 180, west + 500, north - 500))
+    write_outlines(lab, product, clouds + cirrus)
+    record = lab.only(sentinel2)
+    expected = np.zeros((24, 24), "uint8")
+    expected[:12, :12] = CLOUD
+    expected[4:8, 4:8] = 0
+    expected[18:, 18:] = CLOUD
+    bits = lab.invalid(record)
+    np.testing.assert_array_equal(bits, expected)
+    np.testing.assert_array_equal(record.read_valid((slice(3, 20), slice(5, 19))), expected[3:20, 5:19])
+    np.testing.assert_array_equal(lab.invalid(lab.only(sentinel2, grid="20")), expected[::2, ::2])
+    assert record.fields["masks"] == "MSK_CLOUDS"
+
+
+def test_outlines_that_are_empty_damaged_or_elsewhere(lab):
+    product = make_safe(lab, {"B02": np.full((24, 24), 3000, "uint16")}, level="1C", baseline="02.09", offset=None)
+    write_outlines(lab, product, "")
+    record = lab.only(sentinel2)
+    assert "masks" not in record.fields
+    some = FEATURE.format(kind="OPAQUE", n=0, rings=square(600000, 5300040, 600100, 5299940))
+    write_outlines(lab, product, some, epsg=32633)
+    assert "EPSG:32633, another CRS" in lab.refusal(sentinel2)
+    write_outlines(lab, product, FEATURE.format(kind="OPAQUE", n=0, rings=""))
+    assert "not a readable mask" in lab.refusal(sentinel2)
