@@ -102,8 +102,8 @@ def scenes(data: Path, out: Path, count: int) -> Case:
     )
 
 
-def volumes(paths: list[Path], out: Path, domain: str, name: str) -> Case:
-    """nii.gz of the values that a store keeps, gzip level 6."""
+def volumes(paths: list[Path], out: Path, domain: str, name: str, times: int = 1) -> Case:
+    """nii.gz of the values that a store keeps, gzip level 6; mirrored ``times`` times along every axis where real ones are too small."""
     import nibabel
 
     from dinodomain.domain import find_domain
@@ -115,10 +115,12 @@ def volumes(paths: list[Path], out: Path, domain: str, name: str) -> Case:
         for ref in found.discover(str(path), Select()):
             record = found.read(ref)  # type: ignore[arg-type]
             array = record.read(tuple(slice(0, size) for size in record.shape[1:]))[0]
+            array = np.pad(array, [(0, size * (times - 1)) for size in array.shape], mode="symmetric")
             image = nibabel.Nifti1Image(array.T, np.reshape(record.affine, (4, 4)))
             image.header.set_slope_inter(record.scale[0], record.offset[0])
             with nibabel.openers.ImageOpener(str(out / path.name.replace(".nrrd", ".nii.gz")), "wb", compresslevel=6) as handle:
                 image.to_stream(handle)
+    name += f", mirrored to {times}^3" if times > 1 else ""
     return Case(name=f"{name}, {len(paths)} volumes", domain=domain, folder=out, decode=_niftis, options={})
 
 
@@ -156,9 +158,10 @@ def cases(data: Path, work: Path, quick: bool) -> Iterator[Case]:
     medical = data / "medical_ingest/dev"
     yield scenes(data, work / "scenes", 1 if quick else 4)
     ct = [medical / "ct_nifti" / name for name in ("ts_example_ct.nii.gz", "ts_pulmonary_crop.nii.gz", "lung1_half.nii.gz")]
-    yield volumes(ct, work / "ct", "ct", "CT nii.gz")
-    brains = sorted((data / "ixi_t1_2mm/dev").rglob("*.nii.gz"))
-    yield volumes([path for path in brains if "seg" not in path.name][: 4 if quick else 12], work / "mr", "mri", "MR T1 nii.gz")
+    brains = [path for path in sorted((data / "ixi_t1_2mm/dev").rglob("*.nii.gz")) if "seg" not in path.name][: 4 if quick else 12]
+    for domain, name, paths in (("ct", "CT nii.gz", ct), ("mri", "MR T1 nii.gz, 8 bit", brains)):
+        yield volumes(paths, work / domain, domain, name)
+        yield volumes(paths[:3], work / f"{domain}-large", domain, name, times=2 if quick else 3)
     yield Case(name="CT DICOM JPEG 2000 lossless, 20 slices", domain="ct", folder=medical / "ct_dicom_j2k", decode=_dicoms, options={})
     xray = work / "xray"
     xray.mkdir()
@@ -254,7 +257,7 @@ def main() -> None:
         for case in cases(data, work, arguments.quick):
             rows.append(rate_row(case, work, 1 if arguments.quick else 5))
             print(_line(rows[-1]), flush=True)
-            if case.decode in (_rasters, _niftis):
+            if case.decode in (_rasters, _niftis) and "mirrored" not in case.name:
                 for row in size_rows(case, work):
                     rows.append(row)
                     print(_line(row), flush=True)

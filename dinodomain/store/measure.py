@@ -152,7 +152,7 @@ class ValidShare:
 
     def add(self, first: int, bits: np.ndarray) -> None:
         """Adds slab ``bits`` [n, ...], one row of chunks that begins at line ``first``."""
-        counts = np.count_nonzero(bits == 0, axis=0)
+        counts = np.count_nonzero(bits == 0, axis=0) if bits.any() else np.full(bits.shape[1:], bits.shape[0], dtype=np.int64)
         for axis, side in enumerate(self._chunk[1:]):
             counts = np.add.reduceat(counts, np.arange(0, counts.shape[axis], side), axis=axis)
         self._counts[first // self._chunk[0]] += counts
@@ -197,7 +197,9 @@ def read_slab(record: Record, window: Window) -> Slab:
             raise UserError("record", f"read_valid gave {given.dtype} {given.shape}", allowed=f"uint8 {bits.shape}")
         bits |= given
     pixels, bad = _mend(pixels)
-    bits[_is_nodata(pixels, record.nodata) | bad] |= NODATA
+    bad_or_none = _is_nodata(pixels, record.nodata) | bad
+    if bad_or_none.any():
+        bits[bad_or_none] |= NODATA
     return Slab(first=window[0].start, pixels=pixels, bits=bits, mended=int(np.count_nonzero(bad)))
 
 
