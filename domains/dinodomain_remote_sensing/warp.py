@@ -31,6 +31,9 @@ BLOCK = 512
 LARGEST = 3.0
 """A target grid with more than this many times the pixels that the ground needs is torn: it crosses the edge of its system."""
 
+EDGE = 1e-6
+"""A point this far outside a band, in its pixels, still lies on its edge."""
+
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
@@ -194,16 +197,16 @@ def _piece(block: Callable[[slice, slice], Parts], warp: Warp, rows: slice, colu
     if window is None:
         return total, np.ones(shape, bool), share
     values, missing, full = block(*window)
-    present = np.where(missing, 0.0, 1.0)
     # A missing pixel may hold anything, NaN included, and 0 * NaN is NaN.
-    known = np.where(missing, 0.0, values.astype(np.float64))
+    known = np.where(missing, 0.0, values.astype(np.float64)).ravel()
+    present = None if not missing.any() else np.where(missing, 0.0, 1.0).ravel()
+    bright = None if full is None or not full.any() else (full & ~missing).ravel()
     for y, x in places:
-        for row, column, part in _corners(y, x, warp.source):
-            at = tuple(np.clip(index - part_.start, 0, part_.stop - part_.start - 1) for index, part_ in zip((row, column), window))
-            total += part * known[at]
-            weight += part * present[at]
-            if full is not None:
-                share |= (part > 0) & full[at] & ~missing[at]
+        for at, part in _corners(y, x, window):
+            total += part * known.take(at)
+            weight += part if present is None else part * present.take(at)
+            if bright is not None:
+                share |= (part > 0) & bright.take(at)
     weight /= len(places)
     gone = weight < 0.5
     mean = np.where(gone, 0.0, total / len(places) / np.where(gone, 1.0, weight))
@@ -260,8 +263,7 @@ def _between(nodes: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _inside(y: np.ndarray, x: np.ndarray, grid: Grid) -> np.ndarray:
-    edge = 1e-6
-    return np.asarray((y >= -edge) & (y <= grid.height + edge) & (x >= -edge) & (x <= grid.width + edge))
+    return np.asarray((y >= -EDGE) & (y <= grid.height + EDGE) & (x >= -EDGE) & (x <= grid.width + EDGE))
 
 
 def _window(grid: Grid, places: list[tuple[np.ndarray, np.ndarray]]) -> tuple[slice, slice] | None:
@@ -278,14 +280,24 @@ def _span(values: np.ndarray, size: int) -> slice:
     return slice(max(0, math.floor(values.min() - 0.5)), min(size, math.floor(values.max() + 0.5) + 1))
 
 
-def _corners(y: np.ndarray, x: np.ndarray, grid: Grid) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows, columns and weights of the four band pixels around each point; weight 0 where the point lies outside the band."""
-    inside = _inside(y, x, grid)
-    top, left = np.floor(np.where(inside, y, 0.5) - 0.5), np.floor(np.where(inside, x, 0.5) - 0.5)
-    dy, dx = np.where(inside, y, 0.5) - 0.5 - top, np.where(inside, x, 0.5) - 0.5 - left
-    centre = np.where(inside, 1.0, 0.0)
-    for down, part_y in ((0, 1 - dy), (1, dy)):
-        for right, part_x in ((0, 1 - dx), (1, dx)):
-            row = np.clip(top + down, 0, grid.height - 1).astype(int)
-            column = np.clip(left + right, 0, grid.width - 1).astype(int)
-            yield row, column, part_y * part_x * centre
+def _corners(y: np.ndarray, x: np.ndarray, window: tuple[slice, slice]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Flat indexes into a window, and weights, of the four band pixels around each point; weight 0 where the point lies outside.
+
+    The window ends with the band wherever a point needs a pixel beyond it, so clipping to it repeats the band's edge.
+    """
+    rows, columns = window
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    down, right = y - (0.5 + rows.start), x - (0.5 + columns.start)
+    inside = (down >= -0.5 - EDGE) & (down <= height - 0.5 + EDGE) & (right >= -0.5 - EDGE) & (right <= width - 0.5 + EDGE)
+    down, right = np.where(inside, down, 0.0), np.where(inside, right, 0.0)
+    top, left = np.floor(down), np.floor(right)
+    dy, dx = down - top, right - left
+    first_row, first_column = np.maximum(top, 0).astype(np.intp) * width, np.maximum(left, 0).astype(np.intp)
+    next_row = np.minimum(top + 1, height - 1).astype(np.intp) * width
+    next_column = np.minimum(left + 1, width - 1).astype(np.intp)
+    dx = np.where(inside, dx, 0.0)
+    over, under = np.where(inside, 1 - dy, 0.0), np.where(inside, dy, 0.0)
+    yield first_row + first_column, over * (1 - dx)
+    yield first_row + next_column, over * dx
+    yield next_row + first_column, under * (1 - dx)
+    yield next_row + next_column, under * dx
