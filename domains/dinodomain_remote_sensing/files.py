@@ -62,7 +62,12 @@ def candidates(source: str, select: Select, sensor: Sensor) -> list[Candidate | 
         found = replace(
             found, files={path: uri for path, uri in found.files.items() if path == first or is_text(path) or path in _beside(first)}
         )
-    return [*sorted(_grouped(found, select, sensor), key=lambda item: item.source_id), *found.missing]
+    return [*grouped(found, select, sensor), *found.missing]
+
+
+def grouped(found: Listing, select: Select, sensor: Sensor) -> list[Candidate]:
+    """The candidates that files make by their names, sorted by source id."""
+    return sorted(_grouped(found, select, sensor), key=lambda item: item.source_id)
 
 
 def _taken(paths: Iterable[str], select: Select) -> list[str]:
@@ -100,12 +105,12 @@ def _grouped(found: Listing, select: Select, sensor: Sensor) -> Iterator[Candida
     taken = _taken(found.files, select)
     texts = [path for path in taken if is_text(path.rpartition("/")[2])]
     # Quality rasters belong to their scene even where a glob names only its bands.
-    quality = [path for path in found.files if _is_quality(path, sensor)]
+    quality = [path for path in found.files if is_quality(path, sensor)]
     scenes: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     alone: dict[str, list[str]] = defaultdict(list)
     for path in taken:
         home, stem = _home(found.name, path), vfs.stem_of(path)
-        if home is None or not _is_raster(found, path, sensor) or path in quality:
+        if home is None or not is_raster(found, path, sensor) or path in quality:
             continue
         match = sensor.band_file.match(stem) if sensor.band_file else None
         if (sensor.band_file and QUALITY.search(stem)) or (sensor.quality_file and sensor.quality_file.search(stem)):
@@ -126,13 +131,14 @@ def _grouped(found: Listing, select: Select, sensor: Sensor) -> Iterator[Candida
             yield _candidate(found, path, home, [path], own, masks)
 
 
-def _is_raster(found: Listing, path: str, sensor: Sensor) -> bool:
+def is_raster(found: Listing, path: str, sensor: Sensor) -> bool:
     """A raster by its suffix; of ENVI also a file without one, beside its header."""
     lower = path.lower()
     return lower.endswith(sensor.suffixes) or (".bsq" in sensor.suffixes and "." not in vfs.name_of(path) and f"{path}.hdr" in found.files)
 
 
-def _is_quality(path: str, sensor: Sensor) -> bool:
+def is_quality(path: str, sensor: Sensor) -> bool:
+    """Whether a path is that of a quality raster or outline."""
     return sensor.quality_file is not None and sensor.quality_file.search(vfs.stem_of(path)) is not None and _is_mask_format(path, sensor)
 
 

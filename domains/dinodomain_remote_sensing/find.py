@@ -13,6 +13,7 @@ from dinodomain_remote_sensing.files import candidates
 from dinodomain_remote_sensing.remote import quietly
 from dinodomain_remote_sensing.sensor import Candidate, Sensor
 from dinodomain_remote_sensing.stac_item import candidate_of
+from dinodomain_remote_sensing.torchgeo_source import is_torchgeo, torchgeo_candidates
 
 
 def sources(source: str, select: Select, sensor: Sensor) -> list[Candidate | BadSource]:
@@ -21,6 +22,8 @@ def sources(source: str, select: Select, sensor: Sensor) -> list[Candidate | Bad
     Raises:
         UserError: There is no such source.
     """
+    if is_torchgeo(source):
+        return torchgeo_candidates(source, select, sensor)
     with quietly():
         return _catalogued(source, select, sensor) if stac.is_stac(source) else candidates(source, select, sensor)
 
