@@ -53,12 +53,16 @@ def torchgeo_candidates(source: str, select: Select, sensor: Sensor) -> list[Can
     kind = _class(name)
     dataset = _made(kind, root, parameters)
     files = _files(dataset)
+    lost = [path for path in sorted(files) if not os.path.isfile(path)] if "bands" in parameters else []
     found = listing(root)
-    kept = {
-        path: uri for path, uri in found.files.items() if uri in files or not is_raster(found, path, sensor) or is_quality(path, sensor)
-    }
-    items = grouped(replace(found, files=kept), select, sensor)
-    return [*(_named(item, kind, sensor) for item in items), *found.missing]
+
+    def belongs(path: str) -> bool:
+        return found.files[path] in files or not is_raster(found, path, sensor) or is_quality(path, sensor)
+
+    items = grouped(replace(found, files={path: found.files[path] for path in found.files if belongs(path)}), select, sensor)
+    remedy = "copy it there, or leave the band out of bands="
+    missing = [BadSource(path, f"a band file that torchgeo's {kind.__name__} expects is not there", remedy) for path in lost]
+    return [*(_named(item, kind, sensor) for item in items), *found.missing, *missing]
 
 
 def _class(name: str) -> Any:
@@ -123,7 +127,7 @@ def _files(dataset: Any) -> frozenset[str]:
     found = [str(path) for path in dataset.files if pattern.match(os.path.basename(str(path)))]
     if dataset.separate_files:
         found = [str(dataset._update_filepath(band, path)) for path in found for band in dataset.bands]
-    return frozenset(os.path.abspath(path) for path in found if os.path.isfile(path))
+    return frozenset(os.path.abspath(path) for path in found)
 
 
 def _named(candidate: Candidate, kind: Any, sensor: Sensor) -> Candidate:

@@ -25,13 +25,15 @@ def test_files_and_band_names_of_a_dataset_are_read_by_our_reader(lab):
 
 def test_a_dataset_of_band_files_makes_scenes_in_their_own_resolution(lab):
     for band, gsd, side in (("B02", 10, 60), ("B05", 20, 30), ("B01", 60, 10)):
-        lab.write(f"T32VPH_20200113T103641_{band}_{gsd}m.tif", lab.counts(side, side), gsd=gsd)
+        lab.write(f"T32VPH_20200113T103641_{band}.tif", lab.counts(side, side), gsd=gsd)
     lab.write("readme_B03.tif", lab.counts(60, 60))
     source = f"torchgeo:Sentinel2?root={lab.folder}&bands=B02,B05"
     record = lab.only(sentinel2, source)
     folder = lab.only(sentinel2, include=("T32*B02*", "T32*B05*"))
     assert record.channels == ("B02", "B05") == folder.channels
     np.testing.assert_array_equal(lab.everything(record), lab.everything(folder))
+    *_, lost = lab.found(sentinel2, source.replace("B05", "B05,B06"))
+    assert "a band file that torchgeo's Sentinel2 expects is not there" in str(lost)
 
 
 def test_landsat_of_torchgeo_is_ours_too(lab):
