@@ -1,4 +1,4 @@
-"""The four domains pass the suite that every domain must pass, ingest included."""
+"""The five domains pass the suite that every domain must pass, ingest included."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from dinodomain.testing import DomainTests
 from dinodomain.types import Select
-from dinodomain_remote_sensing import aerial, landsat, sentinel1, sentinel2
+from dinodomain_remote_sensing import aerial, hyperspectral, landsat, sentinel1, sentinel2
 
 
 class _Made(DomainTests):
@@ -76,3 +76,22 @@ class TestAerial(_Made):
     def fill(self, lab):
         lab.write("ortho.tif", lab.counts(4, 40, 30), gsd=0.25)
         lab.write("photo.tif", lab.counts(3, 16, 20, dtype="uint8"), photometric="RGB", crs="EPSG:32119", gsd=0.3)
+
+
+class TestHyperspectral(_Made):
+    __test__ = True
+    domain = hyperspectral
+    expected = 2
+    entry_point = "hyperspectral"
+
+    def fill(self, lab):
+        texts = [f"{400 + 20 * n} nm" for n in range(30)]
+        cube = lab.counts(30, 24, 20, dtype="int16")
+        cube[:, :3] = -32768
+        cube[7] = -32768
+        lab.write("L2A_2022-07-24.tif", cube, nodata=-32768, gsd=30, per_band={"descriptions": texts, "scales": (1e-4,) * 30})
+        path = lab.write("L2A_envi.bsq", lab.counts(3, 16, 16, dtype="uint16"), driver="ENVI", gsd=4)
+        header = path.with_suffix(".hdr")
+        header.write_text(
+            header.read_text() + "wavelength units = Nanometers\nwavelength = {450, 550, 650}\nreflectance scale factor = 10000\n"
+        )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dinodomain.errors import BadSource, UserError
+from dinodomain.errors import BadSource, LeftOut, UserError
 from dinodomain.types import SourceRef
-from dinodomain_remote_sensing import aerial, landsat, sentinel1, sentinel2
+from dinodomain_remote_sensing import aerial, hyperspectral, landsat, sentinel1, sentinel2
 
 B2 = {"descriptions": ("B02",)}
 
@@ -87,7 +87,7 @@ def test_other_files_are_passed_over(lab):
     assert len(lab.found(sentinel2)) == 1
 
 
-@pytest.mark.parametrize("domain", [sentinel2, sentinel1, landsat, aerial], ids=lambda domain: domain.name)
+@pytest.mark.parametrize("domain", [sentinel2, sentinel1, landsat, aerial, hyperspectral], ids=lambda domain: domain.name)
 def test_a_source_that_does_not_exist_is_the_users_error(domain, tmp_path: Path, lab):
     with pytest.raises(UserError, match="does not exist"):
         lab.found(domain, tmp_path / "nowhere")
@@ -108,7 +108,7 @@ def test_a_channel_is_known_and_its_range_sensible():
 
 
 def test_nadir_optics_have_eight_symmetries_and_radar_none():
-    for domain in (sentinel2, landsat, aerial):
+    for domain in (sentinel2, landsat, aerial, hyperspectral):
         policy = domain.view_policy()
         assert policy.axes == ("NS", "EW")
         assert set(policy.flips) == {"NS", "EW"}
@@ -117,3 +117,21 @@ def test_nadir_optics_have_eight_symmetries_and_radar_none():
         assert policy.per_channel == (domain is not aerial)
     assert not sentinel1.view_policy().flips
     assert not sentinel1.view_policy().quarter_turns
+
+
+@pytest.mark.parametrize("domain", [sentinel2, sentinel1, landsat, aerial, hyperspectral], ids=lambda domain: domain.name)
+def test_a_filter_knows_the_fields_of_its_sensor_and_no_others(domain, lab):
+    lab.folder.mkdir()
+    for name in (*domain.sensor.facts, "acquired", "bands", "gsd", "crs", "lon", "quantity"):
+        assert lab.found(domain, where=f"{name} is None") == []
+    with pytest.raises(UserError, match=r"ingest\.select.*did you mean 'num_bands'"):
+        lab.found(domain, where="numbands > 3")
+
+
+def test_a_scene_is_left_out_by_what_it_is(lab):
+    lab.write("a.tif", lab.counts(13, 4, 4))
+    lab.write("b.tif", lab.counts(2, 2), per_band=B2)
+    rows = lab.found(sentinel2, where="num_bands >= 12 and gsd <= 10 and crs == 'EPSG:32632'")
+    assert [getattr(row, "source_id", None) for row in rows] == ["a.tif", None]
+    assert isinstance(rows[1], LeftOut)
+    assert str(rows[1]).startswith(f"{lab.folder / 'b.tif'}: left out by ingest.select=num_bands")
