@@ -6,6 +6,7 @@ Place is the centre of the scene in WGS 84 degrees; sizes are bytes.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,8 +17,12 @@ from dinodomain.types import FactValue
 from dinodomain_remote_sensing import vfs
 from dinodomain_remote_sensing.geometry import lonlat
 from dinodomain_remote_sensing.header import EXTRA, WANTED_BY
+from dinodomain_remote_sensing.remote import is_remote
 from dinodomain_remote_sensing.scene import Described
 from dinodomain_remote_sensing.sensor import Candidate, Sensor
+
+OPENING, CHUNK_BYTES, CHUNK_ROWS = 4, 65536, 256
+"""What GDAL asks for when a file is listed and opened; its smallest range; and the rows of a chunk of a scene."""
 
 STANDARD: Mapping[str, str] = {
     "acquired": "ISO date or date-time",
@@ -35,6 +40,7 @@ STANDARD: Mapping[str, str] = {
     "path": "relative path of the source",
     "bytes_in": "bytes of the files",
     "bytes_out": "bytes of pixels, uncompressed",
+    "requests": "requests to a server, about",
 }
 """Names that every raster has for a header filter; a sensor adds its own (``Sensor.facts``)."""
 
@@ -62,7 +68,20 @@ def facts_of(candidate: Candidate, found: Described, sensor: Sensor) -> dict[str
         "bytes_in": round(sum(_size(candidate, uri) for uri in used) * _share(found)),
         "bytes_out": len(channels) * found.part.height * found.part.width * np.dtype(found.dtype).itemsize,
     }
+    if any(is_remote(uri) for uri in used):
+        known["requests"] = round(_requests(candidate, found) * _share(found))
     return {name: value for name, value in known.items() if value is not None}
+
+
+def _requests(candidate: Candidate, found: Described) -> int:
+    """Requests that reading a scene on a server takes: some to open each file, then one per row of chunks and band, or fewer if small."""
+    headers = [layer.band.header for layer in found.layers] + [mask.flags.header for mask in found.masks]
+    rows, bands = {header.path: header.height for header in headers}, Counter(header.path for header in headers)
+    return sum(
+        OPENING + min(-(-_size(candidate, path) // CHUNK_BYTES), -(-rows[path] // CHUNK_ROWS) * number)
+        for path, number in bands.items()
+        if is_remote(path)
+    )
 
 
 def _share(found: Described) -> float:

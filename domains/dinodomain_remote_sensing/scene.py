@@ -5,6 +5,7 @@ Every refusal that headers allow is made here, so that discovery lists it before
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import numpy as np
 
 from dinodomain.errors import BadSource, LeftOut, require
 from dinodomain.types import CLOUD, NODATA, SATURATED, SHADOW_SNOW, USER_MASK, Layout, Record, Select
+from dinodomain_remote_sensing import remote, vfs
 from dinodomain_remote_sensing.geometry import Grid, Relation, ground_spacing, nearest, nine, relate
 from dinodomain_remote_sensing.header import Header
 from dinodomain_remote_sensing.naming import named_scene
@@ -405,8 +407,9 @@ def _alpha(chosen: Sequence[tuple[Band, Calibration]]) -> tuple[Header, int] | N
 def _orientation(header: Header) -> int:
     """EXIF orientation 1..8; only the header of the file is parsed."""
     image = require("PIL.Image", extra="remote-sensing", wanted_by="domain 'aerial'")
+    local = not remote.is_remote(header.path) and vfs.split(header.path) is None
     try:
-        with image.open(header.path) as picture:
+        with image.open(header.path if local else io.BytesIO(vfs.read_bytes(header.path))) as picture:
             value = picture.getexif().get(0x0112, 1)
     except (OSError, SyntaxError):  # a raster that Pillow does not know (16-bit RGB TIFF layouts, JPEG 2000 variants) has no EXIF for us
         return 1

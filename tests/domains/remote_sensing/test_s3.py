@@ -12,7 +12,7 @@ import pytest
 from dinodomain.errors import BadSource, UserError
 from dinodomain.ingest import IngestPlan, ingest
 from dinodomain.types import SourceRef
-from dinodomain_remote_sensing import remote, sentinel2
+from dinodomain_remote_sensing import aerial, remote, sentinel2
 
 pytest.importorskip("obstore")
 
@@ -89,6 +89,9 @@ def test_a_scene_is_read_about_once(lab, server, bucket, secret, tmp_path):
     requests, sent = server.seen()
     assert sent < 1.15 * size
     assert len(requests) < 80
+    told = sum(ref.facts["requests"] for ref in lab.found(sentinel2, f"s3://{bucket}/a"))
+    assert 0.5 < told / len(requests) < 2
+    assert sum(ref.facts["bytes_in"] for ref in lab.found(sentinel2, f"s3://{bucket}/a")) == size
 
 
 @pytest.mark.parametrize(("code", "words"), [("403", "the server refuses access (403)"), ("404", "not on the server (404)")])
@@ -176,6 +179,19 @@ def test_a_product_name_is_no_list_and_other_schemes_have_a_remedy(lab, tmp_path
     empty = tmp_path / "empty.txt"
     empty.write_text("# nothing\n")
     assert lab.found(sentinel2, empty) == []
+
+
+def test_a_picture_on_a_server_is_turned_upright_too(lab, server, bucket):
+    image = pytest.importorskip("PIL.Image")
+    lab.folder.mkdir(parents=True)
+    picture = image.fromarray(lab.counts(16, 24, 3, dtype="uint8"))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(lab.folder / "p.jpg", exif=exif)
+    server.upload(lab.folder, bucket, "a")
+    near, far = lab.only(aerial), lab.only(aerial, f"s3://{bucket}/a")
+    assert near.shape == far.shape == (3, 24, 16)
+    np.testing.assert_array_equal(lab.everything(near), lab.everything(far))
 
 
 def test_messages_lose_queries_passwords_and_keys(monkeypatch):
