@@ -58,11 +58,25 @@ def candidates(source: str, select: Select, sensor: Sensor) -> list[Candidate | 
     found = listing(source, sensor.suffixes)
     if is_single(source, found):
         # Metadata beside a single file still belongs to it.
-        first = next(iter(found.files))
-        found = replace(
-            found, files={path: uri for path, uri in found.files.items() if path == first or is_text(path) or path in _beside(first)}
-        )
+        kept = _of_single(found, next(iter(found.files)), sensor)
+        found = replace(found, files={path: uri for path, uri in found.files.items() if path in kept})
     return [*grouped(found, select, sensor), *found.missing]
+
+
+def _of_single(found: Listing, first: str, sensor: Sensor) -> set[str]:
+    """A single file, what GDAL reads with it, and of the metadata and masks in its folder those that are its own."""
+    stem = vfs.stem_of(first)
+    match = sensor.band_file.match(stem) if sensor.band_file else None
+    product = _product(match["prefix"] if match else stem)
+    texts = [path for path in found.files if is_text(path)]
+    named = {path for path in texts if _belongs(path, "", stem)}
+    # Metadata without a product's name is that of the folder: of a lone raster, or of the scene that a band belongs to.
+    rasters = [path for path in found.files if "/" not in path and is_raster(found, path, sensor) and not is_quality(path, sensor)]
+    shared = {path for path in texts if not _MTL.search(path) and not _ENMAP.search(path)} if match or len(rasters) == 1 else set()
+    lone = set(texts) if not named and (match or len(rasters) == 1) else set()
+    masks = {path for path in found.files if is_quality(path, sensor) and "/" not in path and _prefix_of(path, sensor) == product}
+    sides = {name for path in (first, *masks) for name in _beside(path)}
+    return {first} | named | shared | lone | masks | sides
 
 
 def grouped(found: Listing, select: Select, sensor: Sensor) -> list[Candidate]:

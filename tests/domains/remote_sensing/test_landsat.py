@@ -204,3 +204,14 @@ def test_a_mask_in_another_system_is_refused(lab):
     make_level_2(lab)
     lab.write(f"{L2}_QA_PIXEL.TIF", np.full((4, 4), 64, "uint16"), gsd=30, crs="EPSG:32633")
     assert "another CRS than its scene" in lab.refusal(landsat)
+
+
+def test_one_file_named_as_the_source_takes_along_what_is_its_own(lab):
+    make_level_2(lab, qa=np.full((4, 4), 21824, "uint16"))
+    other = L2.replace("20220131_", "20220216_")
+    lab.write(f"{other}_SR_B4.TIF", np.full((4, 4), 15000, "uint16"), gsd=30)
+    (lab.folder / f"{other}_MTL.txt").write_text(as_text(GROUPS).replace("2022-01-31", "2022-02-16"))
+    record = lab.only(landsat, lab.folder / f"{L2}_SR_B4.TIF")
+    assert record.channels == ("OLI_B4",)
+    assert record.acquired == "2022-01-31T15:40:10"
+    assert record.fields["masks"] == "QA_PIXEL"

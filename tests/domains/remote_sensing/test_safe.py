@@ -392,3 +392,15 @@ def test_outlines_that_are_empty_damaged_or_elsewhere(lab):
     assert "EPSG:32633, another CRS" in lab.refusal(sentinel2)
     write_outlines(lab, product, FEATURE.format(kind="OPAQUE", n=0, rings=""))
     assert "not a readable mask" in lab.refusal(sentinel2)
+
+
+def test_product_metadata_counts_for_a_lone_stack_but_for_none_of_several(lab):
+    names = {"descriptions": ("B02",)}
+    for folder in ("one", "two"):
+        lab.write(f"{folder}/a.tif", np.full((4, 4), 3500, "uint16"), per_band=names)
+        (lab.folder / folder / "MTD_MSIL2A.xml").write_text(product_xml("2A", "04.00", {1: -1000}))
+    lab.write("two/b.tif", np.full((4, 4), 3500, "uint16"), per_band=names)
+    for source in ("one", "one/a.tif"):
+        assert lab.only(sentinel2, lab.folder / source).offset == (-0.1,)
+    assert [ref.facts["offset_from"] for ref in lab.found(sentinel2, lab.folder / "two")] == ["not stated"] * 2
+    assert lab.only(sentinel2, lab.folder / "two" / "a.tif").fields["offset_from"] == "not stated"
