@@ -28,8 +28,13 @@ _AROUND = re.compile(r"^[\s\0\ufeff]+|[\s\0\ufeff]+$")
 """What pads identifiers: blanks of any script, NULs, byte order marks."""
 
 
+_PLAIN = frozenset((str, int, bool, type(None)))
+
+
 def to_json(value: Any) -> Json:
     """Dataclasses, tuples, paths and numpy scalars as plain JSON values; NaN becomes None, so that the text stays valid JSON."""
+    if type(value) in _PLAIN:  # most values by far: an ingest writes millions of them
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, Mapping):

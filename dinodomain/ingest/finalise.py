@@ -6,6 +6,7 @@ interruptions, give the same bytes. Runs in the parent.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from dinodomain.ingest.withdraw import memory_of
 from dinodomain.lineage import Json, Lineage, canonical, content_hash, digest_file, fingerprint
 from dinodomain.store.format import CHUNKS, INDEX, array_name, bucket_of, source_folder, stack_folder
 from dinodomain.store.read import Store
-from dinodomain.store.tables import chunk_table, write_chunks, write_index, write_manifest
+from dinodomain.store.tables import chunk_table, whole_table, write_chunks, write_index, write_manifest
 from dinodomain.store.write import write_stack
 
 
@@ -193,16 +194,18 @@ class Finaliser:
         return np.array([any(held[unit] for unit in units) for units in source.touched], bool)
 
     def _chunks(self, rows: Mapping[str, Mapping[str, Json]], added: Mapping[str, Added], rule: Holdout) -> Iterator[pa.Table]:
-        old = _OldChunks(self.old)
-        for number, (source_id, row) in enumerate(rows.items()):
-            source = added.get(source_id)
-            if source is None:
-                yield old.moved(source_id, number)
-            else:
-                flags = self._flags(source, rule)
-                yield chunk_table(
-                    number, source.valid_fraction, unit=source.units, holdout=flags, acquired=row["acquired"], item=row["item"]
-                )
+        old, numbered = _OldChunks(self.old), enumerate(rows)
+        for whole, run in itertools.groupby(numbered, key=lambda one: one[1] in added and rows[one[1]]["item"] >= 0):
+            if whole:
+                yield _whole_chunks(list(run), rows, added)
+                continue
+            for number, source_id in run:
+                source = added.get(source_id)
+                if source is None:
+                    yield old.moved(source_id, number)
+                else:
+                    flags, acquired = self._flags(source, rule), rows[source_id]["acquired"]
+                    yield chunk_table(number, source.valid_fraction, unit=source.units, holdout=flags, acquired=acquired)
 
     def _manifest(self, rows: Mapping[str, Mapping[str, Json]], added: Mapping[str, Added], rule: Holdout, arrays: Mapping[str, str],
                   skipped: Sequence[Mapping[str, str]], warnings: Sequence[Mapping[str, str]]) -> dict[str, Json]:  # fmt: skip
@@ -254,6 +257,19 @@ class Finaliser:
         if self.plan.select is None and self.domain.default_select:
             plan["select"] = self.domain.default_select
         return Lineage(kind="store", parents=csv, plan=plan, counts=counts, versions=versions, history=history)
+
+
+def _whole_chunks(run: Sequence[tuple[int, str]], rows: Mapping[str, Mapping[str, Json]], added: Mapping[str, Added]) -> pa.Table:
+    """A whole image has one chunk, whose flag is that of its row."""
+    names = [source_id for _, source_id in run]
+    return whole_table(
+        run[0][0],
+        [rows[name]["item"] for name in names],
+        units=[added[name].units[0] for name in names],
+        holdout=[rows[name]["holdout"] for name in names],
+        valid_fraction=[float(added[name].valid_fraction[0]) for name in names],
+        acquired=[rows[name]["acquired"] for name in names],
+    )
 
 
 class _OldChunks:

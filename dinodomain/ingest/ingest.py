@@ -242,9 +242,9 @@ class _Run:
 
     def _warnings(self, store: Store, staged: Iterable[Task]) -> tuple[Warned, ...]:
         """What the readers of the new sources warned of, by clear name."""
-        clear = {task.source_id: relative_to(self._plan.source, task.ref.uris[0]) for task in staged}
-        rows = store.manifest.get("warnings", [])
-        return tuple(Warned(uri=clear[row["uri"]], warning=row["warning"]) for row in rows if row["uri"] in clear)
+        rows, clear = store.manifest.get("warnings", []), {task.source_id: task.ref.uris[0] for task in staged}
+        mine = [row for row in rows if row["uri"] in clear]
+        return tuple(Warned(uri=relative_to(self._plan.source, clear[row["uri"]]), warning=row["warning"]) for row in mine)
 
     def _stage(self, tasks: Sequence[Task], progress: Progress | None) -> tuple[list[Task], list[Skipped]]:
         staged: list[Task] = []
@@ -279,9 +279,11 @@ class _Run:
     def _skipped_rows(self, skipped: Sequence[Skipped], staged: Sequence[Task]) -> list[dict[str, str]]:
         """The manifest's list: what was skipped now or before, but for what is in the store by now."""
         now = {(row["uri"], row["reason"]): row for row in map(self._names.row, skipped)}
-        done = {self._names.stored(relative_to(self._plan.source, uri)) for task in staged for uri in task.ref.uris}
-        done |= {uri for uri, _ in now}  # what is said of a file now replaces what was said of it then
-        before = [] if self._old is None else [row for row in self._old.manifest["skipped"] if row["uri"] not in done]
+        before = [] if self._old is None else self._old.manifest["skipped"]
+        if before:
+            done = {self._names.stored(relative_to(self._plan.source, uri)) for task in staged for uri in task.ref.uris}
+            done |= {uri for uri, _ in now}  # what is said of a file now replaces what was said of it then
+            before = [row for row in before if row["uri"] not in done]
         return sorted((*before, *now.values()), key=lambda row: (row["uri"], row["reason"]))
 
     def _write_private(self, skipped: Sequence[Skipped], rows: Sequence[Mapping[str, str]]) -> None:

@@ -89,6 +89,30 @@ def chunk_table(
     return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
 
 
+def whole_table(first_row: int, items: Sequence[int], *, units: Sequence[str], holdout: Sequence[bool], valid_fraction: Sequence[float],
+                acquired: Sequence[str | None]) -> pa.Table:  # fmt: skip
+    """Rows of the chunk table for whole images in consecutive rows of the index, all values one per image: ``chunk_table`` in one go.
+
+    Args:
+        first_row: Row of the first one.
+        items: Position in its stack.
+        units: Unit.
+        holdout: Holdout flag.
+        valid_fraction: Share of valid pixels.
+        acquired: ISO date, or None.
+    """
+    count = len(items)
+    columns = [
+        pa.array(np.arange(first_row, first_row + count, dtype=np.int32)),
+        pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32)), pa.array(items, pa.int32())),
+        pa.array(units, pa.string()),
+        pa.array(holdout, pa.bool_()),
+        pa.array(valid_fraction, pa.float32()),
+        pa.array(acquired, pa.string()),
+    ]
+    return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
+
+
 def write_index(path: Path, rows: Iterable[Mapping[str, Json]]) -> None:
     """Writes ``index.parquet``, sorted by ``source_id``; columns named ``key_<Field>`` beyond the schema are added as strings."""
     ordered = sorted(rows, key=lambda row: str(row["source_id"]))
