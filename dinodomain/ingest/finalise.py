@@ -22,6 +22,7 @@ from dinodomain.domain import Domain
 from dinodomain.errors import UserError
 from dinodomain.ingest.cells import BUFFER, CellGrid
 from dinodomain.ingest.holdout import Holdout, decide, kept
+from dinodomain.ingest.index_rows import IndexRows, merged
 from dinodomain.ingest.join import INSTANCE
 from dinodomain.ingest.partial import Partial
 from dinodomain.ingest.plan import IngestPlan
@@ -33,25 +34,50 @@ from dinodomain.ingest.withdraw import memory_of
 from dinodomain.lineage import Json, Lineage, canonical, content_hash, digest_file, fingerprint
 from dinodomain.store.format import CHUNKS, INDEX, array_name, bucket_of, source_folder, stack_folder
 from dinodomain.store.read import Store
-from dinodomain.store.tables import chunk_table, whole_table, write_chunks, write_index, write_manifest
+from dinodomain.store.tables import chunk_table, whole_table, write_chunks, write_index_table, write_manifest
 from dinodomain.store.write import write_stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Added:
-    """One new source, ready for the tables.
+    """What the tables need to know of one new source beyond its index row.
 
     Attributes:
-        row: Its index row, but for ``holdout``.
+        task: The source.
         units: Unit of each of its chunks.
-        touched: Units that each chunk touches, itself included.
+        touched: Units that each chunk touches, itself included; None where that is its own unit alone.
         valid_fraction: Over its chunk grid; [1] for whole images.
+        bucket: Bucket of a whole image; empty for a window array.
+        kind: Channels, extent and dtype of a whole image; shared by all of its bucket.
+        content_hash: Of its pixels.
     """
 
-    row: dict[str, Json]
+    task: Task
     units: list[str]
-    touched: list[list[str]]
+    touched: list[list[str]] | None
     valid_fraction: np.ndarray
+    bucket: str
+    kind: tuple[tuple[str, ...], tuple[int, ...], str]
+    content_hash: str
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """One pass over the done records.
+
+    Attributes:
+        rows: Index rows of the new sources, but for ``array`` and ``item`` of whole images, and ``holdout``.
+        added: The new sources by stored id, sorted.
+        arrays: Digest of each window array by folder.
+        paths: Path of each source's array, in order; of whole images once they are packed.
+        warnings: What readers warned of.
+    """
+
+    rows: IndexRows = field(default_factory=IndexRows)
+    added: dict[str, Added] = field(default_factory=dict)
+    arrays: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, tuple[str, int]] = field(default_factory=dict)
+    warnings: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,41 +103,51 @@ class Finaliser:
     def run(self, tasks: Sequence[Task], skipped: Sequence[Mapping[str, str]]) -> dict[str, Json]:
         """Completes the tree and moves it into place; gives back the counts of the store."""
         self.partial.clear_tree({source_folder(task.source_id, self.domain.ndim) for task in tasks})
-        records = {task.source_id: self._record(task) for task in sorted(tasks, key=lambda task: task.source_id)}
-        arrays = self._pack(records)
-        added = {source_id: self._added(task.ref.source_id, task, records[source_id]) for source_id, task in _by_id(tasks)}
-        rule = self._holdout(added)
-        rows = self._rows(added, rule)
-        write_index(self.partial.tree / INDEX, rows.values())
-        write_chunks(self.partial.tree / CHUNKS, self._chunks(rows, added, rule))
-        counts = self._manifest(rows, added, rule, arrays, skipped, self._warnings(records))
+        new = self._gather(tasks)
+        arrays = {**new.arrays, **self._pack(new)}
+        rule = self._holdout(new.added)
+        flags = {source_id: self._flags(source, rule) for source_id, source in new.added.items()}
+        places = [new.paths[source_id] for source_id in new.added]
+        known: dict[str, list[Json]] = {
+            "array": [path for path, _ in places],
+            "item": [item for _, item in places],
+            "holdout": [bool(flag.all()) for flag in flags.values()],
+        }
+        index = merged(new.rows.finish(known), None if self.old is None else self.old.index)
+        write_index_table(self.partial.tree / INDEX, index)
+        write_chunks(self.partial.tree / CHUNKS, self._chunks(index, new, flags))
+        counts = self._manifest(index, new, rule, arrays, skipped)
         self.partial.commit()
         return counts
 
-    def _record(self, task: Task) -> dict[str, Any]:
-        done = self.partial.read_done(task.stored)
-        assert done is not None, "a source is finalised only once it is staged"
-        return {**done, "stored": task.stored, "columns": source_columns(done)}
+    def _gather(self, tasks: Sequence[Task]) -> _Gathered:
+        new = _Gathered()
+        kinds: dict[str, tuple[tuple[str, ...], tuple[int, ...], str]] = {}
+        for source_id, task in _by_id(tasks):
+            done = self.partial.read_done(task.stored)
+            assert done is not None, "a source is finalised only once it is staged"
+            columns, whole = source_columns(done), done["columns"]["layout"] == "whole"
+            bucket = bucket_of(columns["dtype"], columns["channels"], columns["extent"]) if whole else ""
+            kind = kinds.setdefault(bucket, (tuple(columns["channels"]), tuple(columns["extent"]), columns["dtype"]))
+            if not whole:
+                new.arrays[str(Path(columns["array"]).parent)] = done["files"]
+                new.paths[source_id] = (columns["array"], -1)
+            new.warnings += [{"uri": source_id, "warning": text} for text in done.get("warnings", ())]
+            self._add(new, task, {**done, "columns": columns}, bucket, kind)
+        return new
 
-    def _warnings(self, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-        """What readers warned of, then and now, by stored id."""
-        new = [{"uri": source_id, "warning": text} for source_id, record in records.items() for text in record.get("warnings", ())]
-        old = [] if self.old is None else self.old.manifest.get("warnings", [])
-        return sorted((*old, *new), key=lambda row: (row["uri"], row["warning"]))
-
-    def _pack(self, records: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-        """Packs whole images bucket by bucket, notes where each went, and gives the digest of every new array by folder."""
-        buckets: dict[str, list[dict[str, Any]]] = {}
+    def _pack(self, new: _Gathered) -> dict[str, str]:
+        """Packs whole images bucket by bucket, notes where each went, and gives the digest of every new stack by folder."""
+        buckets: dict[str, list[Added]] = {}
+        for source in new.added.values():
+            if source.bucket:
+                buckets.setdefault(source.bucket, []).append(source)
         arrays = {}
-        for record in records.values():
-            columns = record["columns"]
-            if columns["layout"] == "window":
-                arrays[str(Path(columns["array"]).parent)] = record["files"]
-            else:
-                buckets.setdefault(bucket_of(columns["dtype"], columns["channels"], columns["extent"]), []).append(record)
         for bucket, members in sorted(buckets.items()):
             folder = stack_folder(bucket, self._next_number(bucket))
             arrays[folder] = self._stack(folder, members)
+            name = f"{folder}/{array_name('whole', len(members[0].kind[1]))}"
+            new.paths.update((member.task.source_id, (name, item)) for item, member in enumerate(members))
         return arrays
 
     def _next_number(self, bucket: str) -> int:
@@ -119,36 +155,31 @@ class Finaliser:
         arrays = () if self.old is None else self.old.manifest["arrays"]
         return sum(1 for folder in arrays if folder.startswith(f"stacks/{bucket}/"))
 
-    def _stack(self, folder: str, members: Sequence[dict[str, Any]]) -> str:
-        columns = members[0]["columns"]
-        digest = write_stack(
+    def _stack(self, folder: str, members: Sequence[Added]) -> str:
+        channels, extent, dtype = members[0].kind
+        return write_stack(
             self.partial.tree / folder,
             (self._image(member) for member in members),
             count=len(members),
-            channels=columns["channels"],
-            extent=columns["extent"],
-            dtype=columns["dtype"],
+            channels=channels,
+            extent=extent,
+            dtype=dtype,
             codec=self.plan.storage.codec,
         )
-        name = array_name("whole", len(columns["extent"]))
-        for item, member in enumerate(members):
-            member["columns"] |= {"array": f"{folder}/{name}", "item": item}
-        return digest
 
-    def _image(self, member: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
-        stored, columns = member["stored"], member["columns"]
+    def _image(self, member: Added) -> tuple[np.ndarray, np.ndarray | None]:
         try:
-            pixels, bits = self.partial.load_image(stored)
-            whole = content_hash(pixels, tuple(columns["channels"])) == columns["content_hash"]
+            pixels, bits = self.partial.load_image(member.task.stored)
+            whole = content_hash(pixels, member.kind[0]) == member.content_hash
         except (ValueError, EOFError):
             whole = False
         if not whole:
-            self.partial.forget(stored)
+            self.partial.forget(member.task.stored)
             raise UserError("store", f"a staged image in {str(self.partial.root)!r} is damaged", remedy="run again: it is staged anew")
         return pixels, bits
 
-    def _added(self, clear_id: str, task: Task, record: Mapping[str, Any]) -> Added:
-        csv_row = self.metadata.rows.get(clear_id, {})
+    def _add(self, new: _Gathered, task: Task, record: Mapping[str, Any], bucket: str, kind: tuple[Any, ...]) -> None:
+        csv_row = self.metadata.rows.get(task.ref.source_id, {})
         quantity = {FIELD: task.ref.quantity} if task.ref.quantity else {}
         own = {**quantity, **json.loads(record["columns"]["fields"]), **self.names.places(task.ref)}
         fields = {**own, **{name: csv_row[name] for name in self.plan.fields if name in csv_row}}
@@ -156,7 +187,6 @@ class Finaliser:
         place = None if group else record["place"]
         unit = "" if place else self._unit(group or task.ref.unit, task)
         valid = np.asarray(record["valid_fraction"], np.float32)
-        units = place["units"] if place else [unit] * valid.size
         columns = {
             **record["columns"],
             "source_id": task.source_id,
@@ -170,7 +200,16 @@ class Finaliser:
             **({INSTANCE: task.instance} if task.instance else {}),
             **{f"key_{kind}": self.names.stored(value) for kind, value in sorted(task.ref.keys.items()) if value},
         }
-        return Added(row=columns, units=units, touched=place["touched"] if place else [[unit]] * valid.size, valid_fraction=valid)
+        new.rows.add(columns)
+        new.added[task.source_id] = Added(
+            task=task,
+            units=place["units"] if place else [unit] * valid.size,
+            touched=place["touched"] if place else None,
+            valid_fraction=valid,
+            bucket=bucket,
+            kind=kind,
+            content_hash=record["columns"]["content_hash"],
+        )
 
     def _unit(self, clear: str | None, task: Task) -> str:
         """A source that belongs to nobody known is its own unit."""
@@ -181,40 +220,39 @@ class Finaliser:
             return kept(self.old.manifest)
         return decide(len({unit for source in added.values() for unit in source.units}), self.plan.audit_holdout)
 
-    def _rows(self, added: Mapping[str, Added], rule: Holdout) -> dict[str, dict[str, Json]]:
-        """All index rows by source id, in order; rows of an existing store pass unchanged."""
-        rows = {} if self.old is None else {row["source_id"]: row for row in self.old.index.to_pylist()}
-        for source_id, source in added.items():
-            rows[source_id] = {**source.row, "holdout": bool(self._flags(source, rule).all())}
-        return dict(sorted(rows.items()))
-
     def _flags(self, source: Added, rule: Holdout) -> np.ndarray:
         """Per chunk: touches a held-out unit or its buffer."""
+        if source.touched is None:
+            return np.full(source.valid_fraction.size, rule.holds(self.names.secret, source.units[0]))
         held = {unit: rule.holds(self.names.secret, unit) for unit in {unit for units in source.touched for unit in units}}
         return np.array([any(held[unit] for unit in units) for units in source.touched], bool)
 
-    def _chunks(self, rows: Mapping[str, Mapping[str, Json]], added: Mapping[str, Added], rule: Holdout) -> Iterator[pa.Table]:
-        old, numbered = _OldChunks(self.old), enumerate(rows)
-        for whole, run in itertools.groupby(numbered, key=lambda one: one[1] in added and rows[one[1]]["item"] >= 0):
+    def _chunks(self, index: pa.Table, new: _Gathered, flags: Mapping[str, np.ndarray]) -> Iterator[pa.Table]:
+        """Chunk rows in the order of the index; runs of whole images in one go."""
+        old, acquired = _OldChunks(self.old), index["acquired"].to_pylist()
+        numbered = enumerate(index["source_id"].to_pylist())
+        for whole, run in itertools.groupby(numbered, key=lambda one: one[1] in new.added and new.added[one[1]].bucket != ""):
             if whole:
-                yield _whole_chunks(list(run), rows, added)
+                yield _whole_chunks(list(run), new, flags, acquired)
                 continue
             for number, source_id in run:
-                source = added.get(source_id)
+                source = new.added.get(source_id)
                 if source is None:
                     yield old.moved(source_id, number)
                 else:
-                    flags, acquired = self._flags(source, rule), rows[source_id]["acquired"]
-                    yield chunk_table(number, source.valid_fraction, unit=source.units, holdout=flags, acquired=acquired)
+                    dates = acquired[number]
+                    yield chunk_table(number, source.valid_fraction, unit=source.units, holdout=flags[source_id], acquired=dates)
 
-    def _manifest(self, rows: Mapping[str, Mapping[str, Json]], added: Mapping[str, Added], rule: Holdout, arrays: Mapping[str, str],
-                  skipped: Sequence[Mapping[str, str]], warnings: Sequence[Mapping[str, str]]) -> dict[str, Json]:  # fmt: skip
-        units = {unit for source in added.values() for unit in source.units}
+    def _manifest(self, index: pa.Table, new: _Gathered, rule: Holdout, arrays: Mapping[str, str],
+                  skipped: Sequence[Mapping[str, str]]) -> dict[str, Json]:  # fmt: skip
+        units = {unit for source in new.added.values() for unit in source.units}
         units |= set() if self.old is None else set(self.old.chunks["unit"].unique().to_pylist())
         held = rule.held(self.names.secret, units)
+        before = [] if self.old is None else self.old.manifest.get("warnings", [])
+        warnings = sorted((*before, *new.warnings), key=lambda row: (row["uri"], row["warning"]))
         left_out = sum(row.get("kind") == LEFT_OUT for row in skipped)
         counts = {
-            "sources": len(rows),
+            "sources": index.num_rows,
             "units": len(units),
             "held_out_units": len(held),
             "skipped": len(skipped),
@@ -241,8 +279,8 @@ class Finaliser:
                     "buffer_m": BUFFER * self.plan.cell,
                 },
                 "settings": self.plan.signature(),
-                "quantities": quantities_of(row["fields"] for row in rows.values()),
-                "warnings": list(warnings),
+                "quantities": quantities_of(index["fields"].to_pylist()),
+                "warnings": warnings,
                 "counts": counts,
                 **memory_of(self.old),
             },
@@ -259,16 +297,18 @@ class Finaliser:
         return Lineage(kind="store", parents=csv, plan=plan, counts=counts, versions=versions, history=history)
 
 
-def _whole_chunks(run: Sequence[tuple[int, str]], rows: Mapping[str, Mapping[str, Json]], added: Mapping[str, Added]) -> pa.Table:
-    """A whole image has one chunk, whose flag is that of its row."""
+def _whole_chunks(
+    run: Sequence[tuple[int, str]], new: _Gathered, flags: Mapping[str, np.ndarray], acquired: Sequence[str | None]
+) -> pa.Table:
+    """A whole image has one chunk."""
     names = [source_id for _, source_id in run]
     return whole_table(
         run[0][0],
-        [rows[name]["item"] for name in names],
-        units=[added[name].units[0] for name in names],
-        holdout=[rows[name]["holdout"] for name in names],
-        valid_fraction=[float(added[name].valid_fraction[0]) for name in names],
-        acquired=[rows[name]["acquired"] for name in names],
+        [new.paths[name][1] for name in names],
+        units=[new.added[name].units[0] for name in names],
+        holdout=[bool(flags[name][0]) for name in names],
+        valid_fraction=[float(new.added[name].valid_fraction[0]) for name in names],
+        acquired=acquired[run[0][0] : run[0][0] + len(run)],
     )
 
 

@@ -113,13 +113,23 @@ def whole_table(first_row: int, items: Sequence[int], *, units: Sequence[str], h
     return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
 
 
+def index_schema(names: Iterable[str]) -> pa.Schema:
+    """Schema of an index with these columns; ``key_<Field>`` columns beyond the fixed ones follow by name, as strings."""
+    extra = sorted(set(names) - set(INDEX_SCHEMA.names))
+    assert all(name.startswith("key_") for name in extra), f"unknown index columns {extra}"
+    return pa.schema([*INDEX_SCHEMA, *(pa.field(name, pa.string()) for name in extra)])
+
+
 def write_index(path: Path, rows: Iterable[Mapping[str, Json]]) -> None:
     """Writes ``index.parquet``, sorted by ``source_id``; columns named ``key_<Field>`` beyond the schema are added as strings."""
     ordered = sorted(rows, key=lambda row: str(row["source_id"]))
-    extra = sorted({name for row in ordered for name in row} - set(INDEX_SCHEMA.names))
-    assert all(name.startswith("key_") for name in extra), f"unknown index columns {extra}"
-    schema = pa.schema([*INDEX_SCHEMA, *(pa.field(name, pa.string()) for name in extra)])
-    _write_table(path, [pa.Table.from_pylist([dict(row) for row in ordered], schema=schema)], schema)
+    schema = index_schema(name for row in ordered for name in row)
+    write_index_table(path, pa.Table.from_pylist([dict(row) for row in ordered], schema=schema))
+
+
+def write_index_table(path: Path, table: pa.Table) -> None:
+    """Writes ``index.parquet`` from a table that is sorted by ``source_id`` and has an ``index_schema``."""
+    _write_table(path, [table.combine_chunks()], table.schema)
 
 
 def write_chunks(path: Path, tables: Iterable[pa.Table]) -> None:

@@ -242,7 +242,7 @@ def test_work_staged_under_other_settings_is_done_again(tmp_path, run, snapshot,
     domain = SyntheticImages(size=(100, 120))
     run("generate:3", tmp_path / "whole", domain, max_side=64)
     with monkeypatch.context() as patch:
-        patch.setattr("dinodomain.ingest.finalise.write_index", lambda *args: (_ for _ in ()).throw(Crash()))
+        patch.setattr("dinodomain.ingest.finalise.write_index_table", lambda *args: (_ for _ in ()).throw(Crash()))
         with pytest.raises(Crash):
             run("generate:5", tmp_path / "store", domain)
     run("generate:3", tmp_path / "store", domain, max_side=64)
@@ -252,7 +252,7 @@ def test_work_staged_under_other_settings_is_done_again(tmp_path, run, snapshot,
 def test_staged_images_that_are_damaged_are_found_and_staged_anew(tmp_path, run, snapshot, monkeypatch):
     run("generate:3", tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("dinodomain.ingest.finalise.write_index", lambda *args: (_ for _ in ()).throw(Crash()))
+        patch.setattr("dinodomain.ingest.finalise.write_index_table", lambda *args: (_ for _ in ()).throw(Crash()))
         with pytest.raises(Crash):
             run("generate:3", tmp_path / "store")
     staged = sorted((tmp_path / "store.partial" / "staged").iterdir())
