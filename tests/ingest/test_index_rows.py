@@ -16,7 +16,8 @@ def row(number, **keys):
     return {
         "source_id": f"s{number:03d}", "layout": "whole",
         "channels": ["c0"], "dtype": "uint8", "shape": [1, 5, 7], "extent": [32, 32],
-        "chunk": [32, 32], "spacing": [math.nan, 1.0], "affine": None, "scale": [1.0], "offset": [0.0], "fields": "{}", "stages": [], **keys,
+        "chunk": [32, 32], "spacing": [math.nan, 1.0], "affine": None,
+        "scale": [1.0], "offset": [0.0], "fields": "{}", "stages": [], **keys,
     }  # fmt: skip
 
 
