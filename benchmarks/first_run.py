@@ -33,7 +33,7 @@ def clinic(folder: Path, seed: int, steps: int) -> Iterator[dict[str, Any]]:
     """One seed of the demo's archive, probed on the finding with few labels."""
     archive = write_clinic(folder / "archive", patients=PATIENTS, seed=seed)
     store, run = str(folder / "store"), str(folder / "run")
-    api.ingest(domain="xray", source=str(archive.images), store=store)
+    api.ingest(domain="xray", source=str(archive.images), store=store, select="all")
     api.pretrain(domain="xray", store=store, out=run, recipe="tiny", seed=seed, engine={"steps": steps}, **PRETRAIN)
     report = api.probe(
         checkpoint=run, store=store, labels=str(archive.labels), target="finding", labels_per_class=LABELS_PER_CLASS, seeds=(0, 1, 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 from dinodomain import api
 from dinodomain.demo.phantoms import NOTICE, write_clinic
 from dinodomain.demo.plan import DemoPlan, Story
+from dinodomain.ingest import inspect
 from dinodomain.probes import ProbeReport
 
 STEPS = 350
@@ -30,8 +31,9 @@ def run_clinic(plan: DemoPlan, out: Path) -> Story:
     began = time.monotonic()
     archive = write_clinic(out / "archive", patients=plan.patients, seed=plan.seed)
     store = str(out / "store")
-    summary = api.ingest(domain="xray", source=str(archive.images), store=store)
-    sheet = api.inspect(store=store, out=str(out / "inspect"), notice=NOTICE)
+    # Made-up phantoms say that they are, and the default filter leaves phantoms out.
+    summary = api.ingest(domain="xray", source=str(archive.images), store=store, select="all")
+    sheet = inspect(store, out / "inspect", notice=NOTICE)
     run = api.pretrain(
         domain="xray", store=store, out=str(out / "run"), recipe="tiny", seed=plan.seed, engine={"steps": plan.steps or STEPS}, **PRETRAIN
     )

@@ -316,7 +316,7 @@ def _header(person: Patient, number: int, seed: int, meta: Any) -> Any:
         "ManufacturerModelName": "Phantom",
         "InstitutionName": f"Made-up hospital {person.site}", "ReferringPhysicianName": "", "PatientName": "Made-up^Phantom",
         "PatientID": person.name, "PatientBirthDate": "", "PatientSex": person.sex, "PatientAge": f"{person.age:03d}Y",
-        "PatientComments": NOTICE, "ImageComments": NOTICE, "ImageType": ["DERIVED", "PRIMARY"], "DerivationDescription": NOTICE,
+        "PatientComments": NOTICE, "ImageComments": NOTICE, "ImageType": ["DERIVED", "SECONDARY"], "DerivationDescription": NOTICE,
         "BodyPartExamined": "CHEST", "ViewPosition": "PA", "ImagerPixelSpacing": [PIXEL_MM, PIXEL_MM], "KVP": 120,
         "Rows": SIZE, "Columns": SIZE, "SamplesPerPixel": 1, "BitsAllocated": 16, "BitsStored": BITS,
         "HighBit": BITS - 1, "PixelRepresentation": 0,

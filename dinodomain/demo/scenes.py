@@ -20,6 +20,7 @@ from dinodomain.demo.plan import DemoPlan, Story
 from dinodomain.demo.tiles import NOTICE, write_tiles_source
 from dinodomain.domain import find_domain
 from dinodomain.embed import load_features
+from dinodomain.ingest import inspect
 from dinodomain.lineage import write_bytes
 from dinodomain.loader import LoaderPlan, sweep
 from dinodomain.model.attention import class_attention
@@ -46,7 +47,7 @@ def run_tiles(plan: DemoPlan, out: Path) -> Story:
     source = write_tiles_source(out / "source")
     store = str(out / "store")
     summary = api.ingest(domain="sentinel2", source=str(source), store=store, cell=CELL_M, storage={"chunk": CHUNK})
-    sheet = api.inspect(store=store, out=str(out / "inspect"), notice="place and reference system are made up")
+    sheet = inspect(store, out / "inspect", notice="place and reference system are made up")
     crops = {"global_size": 32, "local_size": 16, "num_local": 4}
     views = api.views(store=store, out=str(out / "views"), views=crops, seed=plan.seed, patch=4)
     run = api.pretrain(
