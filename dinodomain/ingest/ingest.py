@@ -253,14 +253,14 @@ class _Run:
             (staged if self._stager.is_done(task) else waiting).append(task)
         if staged:
             _log.info("ingest: %d of %d sources were staged by an earlier run", len(staged), len(tasks))
-        sizes = bytes_of(tasks)
+        sizes, mine = bytes_of(tasks), {task.source_id: task for task in tasks}  # those that come back from workers are copies
         bad, read = list[Skipped](), sum(sizes.get(task.source_id, 0) for task in staged)
         with reporting(len(tasks), progress, sum(sizes.values())) as report:
             report(len(staged), read)
             for result in self._results(waiting):
                 outcome = _as_outcome(result)
                 if outcome.bad is None:
-                    staged.append(outcome.task)
+                    staged.append(mine[outcome.task.source_id])
                 elif self._plan.strict and not isinstance(outcome.bad, LeftOut):
                     raise outcome.bad
                 else:
