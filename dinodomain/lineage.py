@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,11 +171,12 @@ class Lineage:
         return {**body, "digest": digest(body)}
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a whole file or none: temporary name, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Writes a whole file or none: temporary name, fsync, rename, fsync of the folder; ``mode`` is cut by the process's umask."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as handle:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dinodomain.ingest.secret import private_folder
-from dinodomain.lineage import sync_folder
+from dinodomain.lineage import write_bytes
 
 SKIPPED_COLUMNS = ("uri", "stored", "kind", "reason", "remedy")
 """Columns of the clear list of skipped sources."""
@@ -27,17 +25,7 @@ def skipped_file(store: Path) -> Path:
 def write_private(path: Path, data: bytes) -> None:
     """Writes a file of mode 600 in a folder that, where it is made here, has mode 700."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    write_bytes(path, data, mode=0o600)
 
 
 def write_private_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
