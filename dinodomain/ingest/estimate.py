@@ -1,7 +1,7 @@
 """What an ingest would take, from headers alone: bytes, requests, hours. Says what each number is founded on, and None where on nothing.
 
 Hours are a range, since no header says how fast its pixels decode: the two rates are those of the slowest and the fastest common kind of
-source, measured from file to staged array on one core (``benchmarks/many_images.py --rates``). They leave out waiting for a network.
+source, from file to finished store per core (``benchmarks/ingest.py``, MB of pixels a CPU second). They leave out waiting for a network.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dinodomain.ingest.sizes import hours_text, size_text
 from dinodomain.store.read import Store
 from dinodomain.types import SourceRef
 
-SLOW_BYTES_PER_S = 20e6
-"""Uncompressed bytes a worker stages per second where JPEG 2000 must be decoded."""
+SLOW_BYTES_PER_S = 8e6
+"""Uncompressed bytes a worker takes in per second where JPEG 2000 must be decoded."""
 
-FAST_BYTES_PER_S = 120e6
-"""The same where pixels lie uncompressed."""
+FAST_BYTES_PER_S = 60e6
+"""The same for deflated GeoTIFF."""
 
 _REQUEST_SECONDS = 0.05
 
@@ -104,8 +104,8 @@ def estimate(refs: Sequence[SourceRef], *, workers: int | None, cell_m: float, g
         waiting = (asked or 0) * _REQUEST_SECONDS
         seconds = tuple((out[0] / rate + waiting) / num_workers for rate in (FAST_BYTES_PER_S, SLOW_BYTES_PER_S))
     basis = (
-        f"{size_text(SLOW_BYTES_PER_S)}/s of pixels a worker for JPEG 2000, {size_text(FAST_BYTES_PER_S)}/s where nothing is compressed"
-        + (f", {_REQUEST_SECONDS * 1000:g} ms a request; a slow network takes longer" if asked else "")
+        f"{size_text(SLOW_BYTES_PER_S)}/s of pixels a worker for JPEG 2000, {size_text(FAST_BYTES_PER_S)}/s for deflated GeoTIFF, measured"
+        " by benchmarks/ingest.py" + (f", {_REQUEST_SECONDS * 1000:g} ms a request; a slow network takes longer" if asked else "")
     )
     return Estimate(
         sources=len(refs),
