@@ -2,7 +2,7 @@
 
 Real images of ``DINODOMAIN_TEST_DATA``: a 512 x 1792 mosaic of 44 different Sentinel-2 patches (12 bands, uint16) in four orientations as
 COGs (deflate, predictor 2), CT and MR volumes as nii.gz (gzip level 6)
-in their stored type, one JPEG 2000 DICOM series, chest X-rays as PNG.
+in their stored type, the mosaic as JPEG 2000 band files, one JPEG 2000 DICOM series, chest X-rays as PNG.
 One process, CPU-seconds of that process (all threads, system time included); the two sides take turns within a round; medians over rounds;
 page cache warm. Decoding alone hands out every stored value once: rasterio's ``read`` by blocks of 2048 rows, nibabel's unscaled voxels,
 pydicom's ``pixel_array``, Pillow's array. Ingest writes a whole store from the same files, with ids, hashes, statistics and fsync.
@@ -102,6 +102,27 @@ def scenes(data: Path, out: Path, count: int) -> Case:
     )
 
 
+def band_files(data: Path, out: Path) -> Case:
+    """The mosaic as ESA packs its products: one lossless JPEG 2000 file per band."""
+    import rasterio
+    from rasterio.transform import from_origin
+
+    out.mkdir()
+    profile = {
+        "driver": "JP2OpenJPEG",
+        "count": 1,
+        "dtype": "uint16",
+        "crs": "EPSG:32631",
+        "transform": from_origin(500000, 4700000, 10, 10),
+    }
+    names = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
+    for name, band in zip(names, mosaic(data)):
+        path = out / f"T31TDG_20200113T105331_{name}.jp2"
+        with rasterio.open(path, "w", height=band.shape[0], width=band.shape[1], REVERSIBLE="YES", QUALITY="100", **profile) as dataset:
+            dataset.write(band, 1)
+    return Case(name="Sentinel-2 JPEG 2000 band files, 12 x 512 x 1792 uint16", domain="sentinel2", folder=out, decode=_rasters, options={})
+
+
 def volumes(paths: list[Path], out: Path, domain: str, name: str, times: int = 1) -> Case:
     """nii.gz of the values that a store keeps, gzip level 6; mirrored ``times`` times along every axis where real ones are too small."""
     import nibabel
@@ -128,7 +149,7 @@ def _rasters(folder: Path) -> int:
     import rasterio
 
     total = 0
-    for path in sorted(folder.glob("*.tif")):
+    for path in sorted(folder.iterdir()):
         with rasterio.open(path) as dataset:
             for row in range(0, dataset.height, 2048):
                 total += dataset.read(window=((row, min(row + 2048, dataset.height)), (0, dataset.width))).nbytes
@@ -157,6 +178,7 @@ def cases(data: Path, work: Path, quick: bool) -> Iterator[Case]:
     """All inputs; what the data folder lacks is an error, not a shorter table."""
     medical = data / "medical_ingest/dev"
     yield scenes(data, work / "scenes", 1 if quick else 4)
+    yield band_files(data, work / "bands")
     ct = [medical / "ct_nifti" / name for name in ("ts_example_ct.nii.gz", "ts_pulmonary_crop.nii.gz", "lung1_half.nii.gz")]
     brains = [path for path in sorted((data / "ixi_t1_2mm/dev").rglob("*.nii.gz")) if "seg" not in path.name][: 4 if quick else 12]
     for domain, name, paths in (("ct", "CT nii.gz", ct), ("mri", "MR T1 nii.gz, 8 bit", brains)):
@@ -257,7 +279,7 @@ def main() -> None:
         for case in cases(data, work, arguments.quick):
             rows.append(rate_row(case, work, 1 if arguments.quick else 5))
             print(_line(rows[-1]), flush=True)
-            if case.decode in (_rasters, _niftis) and "mirrored" not in case.name:
+            if "COG" in case.name or (case.decode is _niftis and "mirrored" not in case.name):
                 for row in size_rows(case, work):
                     rows.append(row)
                     print(_line(row), flush=True)

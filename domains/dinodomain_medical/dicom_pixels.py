@@ -60,8 +60,12 @@ class Frame:
     raw: np.ndarray | None = None
 
 
-def decode(path: Path) -> Frame:
+def decode(path: Path, header: Header | None = None) -> Frame:
     """Reads and decodes a single-frame file.
+
+    Args:
+        path: The file.
+        header: Its header, where it was read already.
 
     Raises:
         BadSource: Truncated, undecodable, several frames, or colour; its ``uri`` is this file.
@@ -69,7 +73,8 @@ def decode(path: Path) -> Frame:
     uri = str(path)
     with quiet_pydicom():
         dataset = load(path)
-        header = header_of(dataset, path, syntax=str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID") or ""))
+        if header is None:
+            header = header_of(dataset, path, syntax=str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID") or ""))
         check_single_grey(header)
     stored, low, high = _meaningful_bits(_pixels(dataset, uri), dataset)
     _forget_pixels(dataset)

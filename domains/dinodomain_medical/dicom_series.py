@@ -166,7 +166,7 @@ def _decoded(planes: Sequence[Sequence[Header]]) -> _Decoded:
 
 def _frames_of(path: Path, headers: Sequence[Header]) -> Iterator[Frame]:
     if headers[0].frame is None:
-        yield decode(path)
+        yield decode(path, headers[0])
     else:
         yield from decode_frames(path, headers)
 
