@@ -26,7 +26,12 @@ def scrubbed(text: str, names: Iterable[str]) -> str:
     text = re.sub(r"\d{5,}", "…", text)
     parts = {part for value in names for part in (value, *re.split(r"[\W_]+", value)) if len(part) > 2}
     for name in sorted(parts, key=lambda name: (-len(name), name)):
-        if name.lower() in _NO_NAMES:
+        if name.lower() in _NO_NAMES or _surely_without(text, name):
             continue
         text = re.sub(re.escape(name), "…", text, flags=re.IGNORECASE)
     return text
+
+
+def _surely_without(text: str, name: str) -> bool:
+    """Spares most patterns, whose making takes longest by far; letters beyond ASCII have other cases than ``lower`` knows."""
+    return text.replace("…", "").isascii() and name.isascii() and name.lower() not in text.lower()
