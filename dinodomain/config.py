@@ -148,7 +148,7 @@ def _convert(kind: Any, value: Any, place: str, problems: list[UserError], keys:
             return _build(kind, value, f"{place}.", problems, keys)
         return _wrong(place, value, "a section of keys", problems, keys)
     if origin is Literal:
-        return value if value in args else _wrong(place, value, ", ".join(map(str, args)), problems, keys)
+        return value if value in args else _wrong(place, value, ", ".join(str(arg) or "'' (empty)" for arg in args), problems, keys)
     if origin is tuple:
         return _convert_tuple(args, value, place, problems, keys)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
@@ -176,7 +176,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, place: str, problems: list
 def _convert_tuple(args: tuple[Any, ...], value: Any, place: str, problems: list[UserError], keys: KeyMap) -> Any:
     if not isinstance(value, (list, tuple)):
         # One name where a list is expected is what people type; a list of one is what they mean.
-        if isinstance(value, str) and len(args) == 2 and args[1] is Ellipsis:
+        if isinstance(value, (str, int, float)) and len(args) == 2 and args[1] is Ellipsis:
             value = [value]
         else:
             return _wrong(place, value, "a list such as [1,2]", problems, keys)
@@ -194,7 +194,8 @@ def _convert_scalar(kind: Any, value: Any, place: str, problems: list[UserError]
         return float(value)
     if kind is Path and isinstance(value, (str, Path)):
         return Path(value)
-    if kind is str and isinstance(value, Path):
+    # Words such as ``ingest.grid=1`` and ``ingest.dates=2020`` reach us as the numbers that they look like.
+    if kind is str and isinstance(value, (Path, int, float)) and not isinstance(value, bool):
         return str(value)
     # bool is an int to Python, never to a user.
     if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
@@ -237,7 +238,7 @@ def plan_keys(plan_class: type[Any], path: str = "") -> Iterator[tuple[str, Plan
 
 def _kind_name(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
-        return "|".join(map(str, typing.get_args(kind)))
+        return "|".join(str(arg) or "''" for arg in typing.get_args(kind))
     if isinstance(kind, type) and not typing.get_args(kind):
         return kind.__name__
     return str(kind).replace("typing.", "").replace("collections.abc.", "").replace(" | None", "").replace("Literal", "")

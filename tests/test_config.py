@@ -69,11 +69,17 @@ def test_all_problems_are_reported_at_once_with_did_you_mean():
     assert len(caught.value.problems) == 7
 
 
-def test_a_bool_is_no_number_and_a_number_no_text():
+def test_a_bool_is_neither_number_nor_text():
     with pytest.raises(Problems, match="threads: True is not valid"):
         build(Outer, {"store": "s", "threads": True})
-    with pytest.raises(Problems, match="store: 3 is not valid; allowed: text"):
-        build(Outer, {"store": 3})
+    with pytest.raises(Problems, match="store: True is not valid; allowed: text"):
+        build(Outer, {"store": True})
+
+
+def test_a_number_where_text_is_wanted_is_that_text():
+    plan = build(Outer, {"store": 2020, "names": [4, 1.5]})
+    assert (plan.store, plan.names) == ("2020", ("4", "1.5"))
+    assert build(Outer, {"store": "s", "names": 4}).names == ("4",)
 
 
 def test_a_rule_across_keys_is_a_problem_like_any_other():
