@@ -63,9 +63,9 @@ def test_a_misspelt_key_is_refused_with_a_hint():
         plan_of("ingest", "domain=ct", "source=a", "store=b", "ingest.inclde=[x]")
 
 
-def test_a_grid_of_metres_and_a_year_may_look_like_numbers():
-    plan = plan_of("ingest", "domain=mri", "source=a", "store=b", "ingest.grid=1", "ingest.dates=2020", "ingest.stack=[T1,FLAIR]")
-    assert (plan.grid, plan.dates, plan.stack) == ("1", "2020", ("T1", "FLAIR"))
+def test_a_grid_of_metres_and_the_name_of_a_band_may_look_like_numbers():
+    plan = plan_of("ingest", "domain=mri", "source=a", "store=b", "ingest.grid=1", "ingest.bands=4", "ingest.stack=[T1,FLAIR]")
+    assert (plan.grid, plan.bands, plan.stack) == ("1", ("4",), ("T1", "FLAIR"))
     assert plan_of("ingest", "domain=mri", "source=a", "store=b", "ingest.grid=1.5").grid == "1.5"
 
 
