@@ -44,7 +44,7 @@ class IngestPlan:
         stack: Channels of one frame of reference to be stacked into one record, for example ``[T1,FLAIR]``; empty stacks nothing.
         voi: Apply a radiograph's VOI LUT or window, as its maker meant it to be shown; False keeps the measured values.
         aoi: Area of interest, ``WEST,SOUTH,EAST,NORTH`` in degrees or a GeoJSON file; scenes are cut to its bounding box.
-        dates: Acquisition dates taken, ``FIRST/LAST`` as YYYY, YYYY-MM or YYYY-MM-DD, both included, either may be ``..``.
+        dates: Acquisition dates taken, ``FIRST/LAST`` as YYYY, YYYY-MM or YYYY-MM-DD, both included, either may be ``..``; one alone is both.
         max_cloud: Largest cloud cover in percent that a scene's metadata may state.
         budget: Most bytes of sources to read, for example ``2TB``; chosen evenly over ground cells, seasons and sensors.
         seed: Seed of that choice.
@@ -201,13 +201,14 @@ class IngestPlan:
 
 
 def parse_dates(text: str) -> tuple[datetime.date | None, datetime.date | None]:
-    """First and last day, both included, of ``2019-03-01/2020-02-29``, ``2019/..`` or ``../2020-06``; None where open.
+    """First and last day, both included, of ``2019-03-01/2020-02-29``, ``2019/..``, ``../2020-06`` or ``2020``; None where open.
 
     Raises:
         UserError: It is no such range, or ends before it begins.
     """
-    place, allowed = "ingest.dates", "FIRST/LAST as YYYY, YYYY-MM or YYYY-MM-DD, either may be .."
+    place, allowed = "ingest.dates", "FIRST/LAST as YYYY, YYYY-MM or YYYY-MM-DD, either may be ..; one alone is both"
     parts = [part.strip() for part in text.split("/")]
+    parts = parts * 2 if len(parts) == 1 else parts
     if len(parts) != 2 or parts == ["..", ".."]:
         raise UserError(place, f"{text!r} is no range of dates", allowed=allowed)
     try:

@@ -23,6 +23,8 @@ def plan(**keys):
         ("../2020-02", None, (2020, 2, 29)),
         ("2019-12/2019-12", (2019, 12, 1), (2019, 12, 31)),
         ("2021/2021", (2021, 1, 1), (2021, 12, 31)),
+        ("2021", (2021, 1, 1), (2021, 12, 31)),
+        ("2021-02-03", (2021, 2, 3), (2021, 2, 3)),
     ],
 )
 def test_dates_include_both_ends_of_the_year_month_or_day_that_is_named(text, first, last):
@@ -69,7 +71,8 @@ def test_a_share_counts_from_one(text, share):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"dates": "2019"}, "ingest.dates: '2019' is no range"),
+        ({"dates": "2019/2020/2021"}, "ingest.dates: '2019/2020/2021' is no range"),
+        ({"dates": ".."}, "is no range"),
         ({"dates": "../.."}, "is no range"),
         ({"dates": "2019-02-30/.."}, "day is out of range"),
         ({"dates": "2020/2019"}, "ends before it begins"),
