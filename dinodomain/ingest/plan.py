@@ -44,7 +44,8 @@ class IngestPlan:
         stack: Channels of one frame of reference to be stacked into one record, for example ``[T1,FLAIR]``; empty stacks nothing.
         voi: Apply a radiograph's VOI LUT or window, as its maker meant it to be shown; False keeps the measured values.
         aoi: Area of interest, ``WEST,SOUTH,EAST,NORTH`` in degrees or a GeoJSON file; scenes are cut to its bounding box.
-        dates: Acquisition dates taken, ``FIRST/LAST`` as YYYY, YYYY-MM or YYYY-MM-DD, both included, either may be ``..``; one alone is both.
+        dates: Acquisition dates taken, ``FIRST/LAST`` as YYYY, YYYY-MM or YYYY-MM-DD, both included; either may be ``..``, one alone is
+            both.
         max_cloud: Largest cloud cover in percent that a scene's metadata may state.
         budget: Most bytes of sources to read, for example ``2TB``; chosen evenly over ground cells, seasons and sensors.
         seed: Seed of that choice.
