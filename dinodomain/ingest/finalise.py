@@ -31,7 +31,7 @@ from dinodomain.ingest.sources import LEFT_OUT, Metadata, Names
 from dinodomain.ingest.stage import Task, source_columns
 from dinodomain.ingest.summary import counts_by_reason
 from dinodomain.ingest.withdraw import memory_of
-from dinodomain.lineage import Json, Lineage, canonical, content_hash, digest_file, fingerprint
+from dinodomain.lineage import Json, Lineage, canonical, digest_file, fingerprint
 from dinodomain.store.format import CHUNKS, INDEX, array_name, bucket_of, source_folder, stack_folder
 from dinodomain.store.read import Store
 from dinodomain.store.tables import chunk_table, whole_table, write_chunks, write_index_table, write_manifest
@@ -49,7 +49,6 @@ class Added:
         valid_fraction: Over its chunk grid; [1] for whole images.
         bucket: Bucket of a whole image; empty for a window array.
         kind: Channels, extent and dtype of a whole image; shared by all of its bucket.
-        content_hash: Of its pixels.
     """
 
     task: Task
@@ -58,7 +57,6 @@ class Added:
     valid_fraction: np.ndarray
     bucket: str
     kind: tuple[tuple[str, ...], tuple[int, ...], str]
-    content_hash: str
 
 
 @dataclass(slots=True)
@@ -169,14 +167,11 @@ class Finaliser:
 
     def _image(self, member: Added) -> tuple[np.ndarray, np.ndarray | None]:
         try:
-            pixels, bits = self.partial.load_image(member.task.stored)
-            whole = content_hash(pixels, member.kind[0]) == member.content_hash
+            return self.partial.load_image(member.task.stored)
         except (ValueError, EOFError):
-            whole = False
-        if not whole:
             self.partial.forget(member.task.stored)
-            raise UserError("store", f"a staged image in {str(self.partial.root)!r} is damaged", remedy="run again: it is staged anew")
-        return pixels, bits
+            problem = f"a staged image in {str(self.partial.root)!r} is damaged"
+            raise UserError("store", problem, remedy="run again: it is staged anew") from None
 
     def _add(self, new: _Gathered, task: Task, record: Mapping[str, Any], bucket: str, kind: tuple[Any, ...]) -> None:
         csv_row = self.metadata.rows.get(task.ref.source_id, {})
@@ -208,7 +203,6 @@ class Finaliser:
             valid_fraction=valid,
             bucket=bucket,
             kind=kind,
-            content_hash=record["columns"]["content_hash"],
         )
 
     def _unit(self, clear: str | None, task: Task) -> str:

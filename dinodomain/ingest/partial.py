@@ -33,6 +33,7 @@ import numpy as np
 
 from dinodomain.errors import UserError
 from dinodomain.lineage import Json, canonical, sync_folder, to_json, write_json
+from dinodomain.store.codec import crc32c
 from dinodomain.store.format import CHUNKS, INDEX, LINEAGE, MANIFEST, PENDING
 
 _REMEDIES = {
@@ -191,20 +192,24 @@ class Partial:
         return self._fresh(stored)
 
     def keep_image(self, stored: str, record: Mapping[str, Json], pixels: np.ndarray, bits: np.ndarray | None) -> None:
-        """Stages a whole image and its done record in one file. Not synced: its content hash is checked when it is packed."""
+        """Stages a whole image and its done record in one file. Not synced: its checksum is looked at when it is packed."""
         self._done(stored).unlink(missing_ok=True)
         temporary = self._fresh(stored)
         with open(temporary, "wb") as handle:
             handle.write(_line(record))
             np.save(_Plain(handle), pixels, allow_pickle=False)
-            np.save(_Plain(handle), np.zeros(0, np.uint8) if bits is None else bits, allow_pickle=False)
+            bits = np.zeros(0, np.uint8) if bits is None else bits
+            np.save(_Plain(handle), bits, allow_pickle=False)
+            handle.write(_checksum(pixels, bits))
         temporary.rename(self.staged(stored))
 
     def load_image(self, stored: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pixels and bit field of a staged image; ValueError or EOFError where the file lost its end."""
+        """Pixels and bit field of a staged image; ValueError or EOFError where the file is not what was written."""
         with open(self.staged(stored), "rb") as handle:
             handle.readline()
             pixels, bits = np.load(handle, allow_pickle=False), np.load(handle, allow_pickle=False)
+            if handle.read() != _checksum(pixels, bits):
+                raise ValueError("the checksum differs")
         return pixels, (bits if bits.size else None)
 
     def keep_folder(self, place: Path, folder: str, stored: str, record: Mapping[str, Json]) -> None:
@@ -297,6 +302,11 @@ def _is_at(handle: IO[bytes], path: Path) -> bool:
         return os.path.samestat(os.fstat(handle.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _checksum(pixels: np.ndarray, bits: np.ndarray) -> bytes:
+    """crc32c of both, 16 hex digits."""
+    return b"".join(f"{crc32c(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data):08x}".encode() for part in (pixels, bits))
 
 
 def _line(record: Mapping[str, Json]) -> bytes:

@@ -186,10 +186,11 @@ def prepare_whole(record: Record) -> Whole:
     """
     _check_shape(record, len(record.shape) - 1)
     slab = read_slab(record, tuple(slice(0, size) for size in record.shape[1:]))
-    sample, share = PixelSample(record.shape, record.dtype), float(np.mean(slab.bits == 0))
+    sample, has_valid = PixelSample(record.shape, record.dtype), bool(slab.bits.any())
+    share = float(np.mean(slab.bits == 0)) if has_valid else 1.0
     sample.add(0, slab.pixels, slab.bits)
     hasher = ContentHash(np.dtype(record.dtype).str[1:], record.shape, record.channels)
-    extent, has_valid = extent_of(record.shape[1:]), bool(slab.bits.any())
+    extent = extent_of(record.shape[1:])
     written = Written(
         array=array_name("whole", len(extent)),
         extent=extent,
