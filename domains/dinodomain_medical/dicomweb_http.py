@@ -242,6 +242,7 @@ class _Signer:
         if self._authorization is not None:
             request.headers["Authorization"] = self._authorization
         request.headers.pop("Host", None)  # dicomweb-client's lacks the port
+        request.url = request.url.replace("%2A", "*")  # some servers (Orthanc) know a wildcard only as itself
         self._rate.wait()
         return request
 

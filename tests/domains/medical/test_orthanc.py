@@ -196,6 +196,7 @@ def test_an_ingest_from_orthanc_gives_the_pixels_of_an_ingest_from_files(address
 
 def test_orthanc_pages_filters_and_refuses_strangers(address, monkeypatch):
     assert _sources(ct, f"{address}?PatientID=B2") == []
+    assert len(_sources(mri, f"{address}?PatientID=B*")) == 2
     assert [one.source_id for one in _sources(ct, f"{address}?SeriesDescription=Thorax")] == ["1.2.826.0.1.1/1.2.826.0.1.1.1"]
     monkeypatch.setenv("DINODOMAIN_DICOMWEB_PASSWORD", "wrong")
     with pytest.raises(UserError, match="wants other credentials"):
