@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from dinodomain.domain import Domain
 from dinodomain.errors import BadSource, LeftOut, UserError
-from dinodomain.ingest.join import DICOM_FIELDS, KINDS, Match, Table, match, read_table
+from dinodomain.ingest.join import DICOM_FIELDS, FRAMES_OF, KINDS, Match, Table, match, read_table
 from dinodomain.ingest.patients import alias_of, apply, read_patient_map, unit_of
 from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.progress import counted
@@ -229,11 +229,9 @@ def read_metadata(plan: IngestPlan, found: Found, *, personal: bool) -> Metadata
 
 
 def owned(plan: IngestPlan, found: Found, metadata: Metadata) -> Found:
-    """Sources whose headers name nobody belong to the group that the CSV gives them."""
-    if plan.group is None:
-        return found
-    groups = {source_id: row[plan.group] for source_id, row in metadata.rows.items()}
-    refs = (replace(ref, unit=ref.unit or groups.get(ref.source_id) or None) for ref in found.refs)
+    """Sources whose headers name nobody belong to the group that the CSV gives them; frames of one file belong together in any case."""
+    groups = {} if plan.group is None else {source_id: row[plan.group] for source_id, row in metadata.rows.items()}
+    refs = (replace(ref, unit=ref.unit or groups.get(ref.source_id) or ref.keys.get(FRAMES_OF)) for ref in found.refs)
     return replace(found, refs=tuple(refs))
 
 

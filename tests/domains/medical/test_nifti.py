@@ -388,4 +388,6 @@ def test_a_csv_row_that_names_a_file_speaks_of_all_its_frames(tmp_path, write_ni
     rows = [store.row(number) for number in range(store.index.num_rows)]
     assert len(rows) == 2
     assert len({row["unit"] for row in rows}) == 1
+    unnamed = ingest(IngestPlan(domain="mri", source=plan.source, store=str(tmp_path / "unnamed"), frames="split", workers=0), domain=mri)
+    assert unnamed.counts["units"] == 1  # also where nobody says whose they are: frames of one person on both sides of a split leak
     assert {json.loads(row["fields"])["arm"] for row in rows} == {"left"}
