@@ -76,7 +76,7 @@ def straighten(
     depth = steps @ normal
     gaps = np.diff(depth)
     usual = float(np.median(gaps))
-    _check_gaps(gaps, usual, headers, uri)
+    refuse_holes(places, normal, headers, uri)
     shift = np.stack([steps @ across / spacing[1], steps @ down / spacing[0]], axis=1)
     shift = np.where(np.abs(shift - np.rint(shift)) < _WHOLE_PIXEL, np.rint(shift), shift)
     low, high = np.floor(shift.min(axis=0)), np.ceil(shift.max(axis=0))
@@ -95,8 +95,16 @@ def straighten(
     )
 
 
-def _check_gaps(gaps: np.ndarray, usual: float, headers: Sequence[Header], uri: str) -> None:
-    """Thick slices may lie far apart; what is wider than both the usual gap and the slices there is a hole."""
+def refuse_holes(places: np.ndarray, normal: np.ndarray, headers: Sequence[Header], uri: str) -> None:
+    """Refuses series that no grid is laid through; arguments as in ``straighten``.
+
+    Thick slices may lie far apart; what is wider than both the usual gap and the slices there is a hole.
+
+    Raises:
+        BadSource: More than ``MAX_MISSING`` slices are missing at one place.
+    """
+    gaps = np.diff(places @ normal)
+    usual = float(np.median(gaps))
     for at, gap in enumerate(gaps):
         thick = max(headers[at].thickness or 0.0, headers[at + 1].thickness or 0.0)
         if gap > (MAX_MISSING + 1) * _SLACK * max(usual, thick):

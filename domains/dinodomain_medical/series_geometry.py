@@ -15,7 +15,7 @@ import numpy as np
 from dinodomain.errors import BadSource
 from dinodomain_medical.dicom_header import Header
 from dinodomain_medical.geometry import LPS_TO_RAS
-from dinodomain_medical.resample_series import MAX_MISSING, StraightGrid, straighten
+from dinodomain_medical.resample_series import MAX_MISSING, StraightGrid, refuse_holes, straighten
 
 SAME_PLANE_MM = 0.01
 """Slices closer than this along the normal lie at one position."""
@@ -72,6 +72,7 @@ def arrange(headers: Sequence[Header], uri: str, irregular: Irregular = "refuse"
     planes, places = _planes(headers, normal, uri)
     fault = _fault(places, normal, first.tilt)
     if fault and irregular == "refuse":
+        refuse_holes(places, normal, [plane[0] for plane in planes], uri)  # a key that would not help is not named
         raise BadSource(uri, fault, _RESAMPLE + ("; or bring the missing slices" if "missing" in fault else "; or exclude it"))
     if fault:
         grid = straighten(places, across, down, first.spacing, [plane[0] for plane in planes], fault, uri)

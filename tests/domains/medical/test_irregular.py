@@ -180,6 +180,12 @@ def test_more_missing_slices_are_refused_even_then(series, found):
     sources, refused = found(ct, series(linear, along_z(0, 2, 4, 10, 12)), irregular="resample")
     assert not sources
     assert refused[0].reason == "2 missing between slices 3 and 4 (gap 6.00 mm, usually 2.00 mm)"
+
+
+def test_the_key_is_not_recommended_where_it_would_not_help(series, found):
+    _, refused = found(ct, series(linear, along_z(0, 2, 4, 10, 12, 14)))
+    assert "irregular" not in refused[0].remedy
+    assert refused[0].remedy.startswith("bring the missing slices")
     assert "no more than 1 is interpolated" in str(refused[0])
 
 
