@@ -57,20 +57,14 @@ class SeriesVolume:
     warnings: tuple[str, ...]
 
 
-def check(series: Series, *, modalities: Sequence[str], domain: str, uri: str, hounsfield: bool, irregular: Irregular = "refuse") -> None:
+def check(series: Series, *, uri: str, hounsfield: bool, irregular: Irregular = "refuse") -> None:
     """Refuses by headers alone what is no volume of this domain.
 
     Raises:
-        BadSource: Wrong modality, localizer, frames without geometry, colour, mosaics, values that are not Hounsfield units though they
+        BadSource: Localizer, frames without geometry, colour, mosaics, values that are not Hounsfield units though they
             should be, one slice, or anything ``arrange`` refuses.
     """
     first = series.headers[0]
-    if first.modality not in modalities:
-        raise BadSource(
-            uri,
-            f"modality {first.modality or 'not stated'} is not read by domain {domain!r} ({', '.join(modalities)})",
-            "exclude it, or ingest it with its own domain",
-        )
     for header in series.headers:
         check_single_grey(header)
         if hounsfield and header.rescale_type not in _HOUNSFIELD:

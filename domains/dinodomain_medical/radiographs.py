@@ -22,7 +22,7 @@ from dinodomain_medical.dicom_pixels import check_single_grey
 from dinodomain_medical.discovery import at_hand, discover
 from dinodomain_medical.modalities import Modality
 from dinodomain_medical.projection import NAN, picture_record, quantity_of, read_projection
-from dinodomain_medical.selection import HeaderFilter
+from dinodomain_medical.selection import HeaderFilter, check_modality
 from dinodomain_medical.series_source import digest_of_images, facts_of, instance_of, refused, unit_of
 from dinodomain_medical.sources import Gathered, Handlers, Item, digest_of, keys_of, label_refusal, looks_like_label
 
@@ -117,9 +117,9 @@ class RadiographDomain:
         header, path = gathered.headers[0], gathered.headers[0].path
         taken, left = header_filter.sort_out([header], str(path))
         try:
-            self._check_modality(header)
             if not taken:
                 return left[0]
+            check_modality(header, str(path), self.name, self.modality.dicom)
             check_single_grey(header)
         except BadSource as refusal:
             return refused(refusal, header)
@@ -136,14 +136,6 @@ class RadiographDomain:
             quantity=quantity_of(intent, sop_class, header.modality),
             facts={**facts_of([header]), **facts},
         )
-
-    def _check_modality(self, header: Header) -> None:
-        if header.modality not in self.modality.dicom:
-            raise BadSource(
-                str(header.path),
-                f"modality {header.modality or 'not stated'} is not read by domain {self.name!r} ({', '.join(self.modality.dicom)})",
-                "exclude it, or ingest it with its own domain",
-            )
 
 
 def _digest(header: Header) -> str:

@@ -18,7 +18,7 @@ from typing import Literal, final
 import numpy as np
 
 from dinodomain.domain import Filter
-from dinodomain.errors import LeftOut, UserError, require
+from dinodomain.errors import BadSource, LeftOut, UserError, require
 from dinodomain.types import FactValue, SourceRef
 from dinodomain_medical.dicom_header import Header
 from dinodomain_medical.dicom_values import kind_of
@@ -78,6 +78,20 @@ class HeaderFilter:
             verdict = self(header.values)
             (left[verdict] if verdict else taken).append(header)
         return taken, [LeftOut(uri, f"{why} ({_count(some)})", keys=some[0].keys) for why, some in sorted(left.items())]
+
+
+def check_modality(header: Header, uri: str, domain: str, modalities: Sequence[str]) -> None:
+    """Sees that a header is of a domain's modality; archives hold many, so that another one is no fault.
+
+    Raises:
+        LeftOut: It is of another modality.
+        BadSource: It states none.
+    """
+    if header.modality in modalities:
+        return
+    if not header.modality:
+        raise BadSource(uri, "no Modality is stated", "repair the header, or exclude it", keys=header.keys)
+    raise LeftOut(uri, f"domain={domain} (modality {header.modality})", "ingest it with its own domain", keys=header.keys)
 
 
 def _check_name(name: str) -> None:

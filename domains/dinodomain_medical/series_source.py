@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dinodomain.errors import BadSource
+from dinodomain.errors import BadSource, LeftOut
 from dinodomain.types import FactValue, Select, SourceRef
 from dinodomain_medical.dicom_header import KEY_FIELDS, Header
 from dinodomain_medical.series_split import Series
@@ -54,7 +54,9 @@ def unit_of(keys: Mapping[str, str]) -> str | None:
 
 def refused(refusal: BadSource, header: Header) -> BadSource:
     """The refusal, with what a CSV may call the source."""
-    return refusal if refusal.keys else BadSource(refusal.uri, refusal.reason, refusal.remedy or "", keys=_keys(header, alone=False))
+    if refusal.keys or isinstance(refusal, LeftOut):
+        return refusal
+    return BadSource(refusal.uri, refusal.reason, refusal.remedy or "", keys=_keys(header, alone=False))
 
 
 def digest_of_images(headers: Sequence[Header], channel: str) -> str:

@@ -23,7 +23,7 @@ from dinodomain_medical.geometry import to_canonical
 from dinodomain_medical.modalities import Modality
 from dinodomain_medical.mr_names import dicom_channel
 from dinodomain_medical.opened import VolumeFile, volume_record
-from dinodomain_medical.selection import HeaderFilter, Reconstruction, kept, left_out_row, reconstruction_of
+from dinodomain_medical.selection import HeaderFilter, Reconstruction, check_modality, kept, left_out_row, reconstruction_of
 from dinodomain_medical.series_source import frames_to_read, refused, series_ref
 from dinodomain_medical.sources import (
     Gathered,
@@ -151,10 +151,8 @@ class VolumeDomain:
         return refused(BadSource(uri, reason, "set ingest.frames=split to take each as a source, or leave it out"), series.headers[0])
 
     def _check(self, series: dicom_series.Series, uri: str, select: Select) -> None:
-        modality = self.modality
-        dicom_series.check(
-            series, modalities=modality.dicom, domain=self.name, uri=uri, hounsfield=modality.hounsfield, irregular=select.irregular
-        )
+        check_modality(series.headers[0], uri, self.name, self.modality.dicom)
+        dicom_series.check(series, uri=uri, hounsfield=self.modality.hounsfield, irregular=select.irregular)
 
     def _series(
         self, gathered: Gathered, source_id: str, series: dicom_series.Series, select: Select, made: dict[str, Reconstruction]

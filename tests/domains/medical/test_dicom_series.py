@@ -242,8 +242,8 @@ def test_monochrome1_turns_mr_once_and_leaves_hounsfield_units(tmp_path, slices,
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ({"Modality": "PT"}, "modality PT is not read by domain 'ct'"),
-        ({"Modality": "SR"}, "modality SR is not read"),
+        ({"Modality": "PT"}, r"left out by domain=ct \(modality PT\)"),
+        ({"Modality": "SR"}, r"left out by domain=ct \(modality SR\)"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a localizer"),
         ({"NumberOfFrames": 7}, "multi-frame object with 7 frames"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, r"colour \(RGB\)"),

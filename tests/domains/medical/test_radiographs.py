@@ -88,7 +88,8 @@ def test_view_side_and_intent_are_kept_as_defined_terms_only(frame, open_one):
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ({"Modality": "CT"}, "modality CT is not read by domain 'xray'"),
+        ({"Modality": "CT"}, "left out by domain=xray (modality CT)"),
+        ({"Modality": ""}, "no Modality is stated"),
         ({"NumberOfFrames": 3}, "3 frames"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour"),
     ],
@@ -253,7 +254,7 @@ def test_the_default_filter_takes_pictures_for_presentation_and_says_what_it_lea
     assert [ref.source_id for ref in sources] == ["a.dcm", "h.dcm"]
     reasons = {item.uri.rpartition("/")[2]: (type(item).__name__, item.reason) for item in refused}
     assert {name: kind for name, (kind, _) in reasons.items()} == {
-        "b.dcm": "LeftOut", "c.dcm": "LeftOut", "d.dcm": "LeftOut", "e.dcm": "LeftOut", "f.dcm": "BadSource", "g.dcm": "BadSource",
+        "b.dcm": "LeftOut", "c.dcm": "LeftOut", "d.dcm": "LeftOut", "e.dcm": "LeftOut", "f.dcm": "LeftOut", "g.dcm": "BadSource",
     }  # fmt: skip
     assert "PresentationIntentType != 'FOR PROCESSING'" in reasons["b.dcm"][1]
     assert "BurnedInAnnotation" in reasons["d.dcm"][1]

@@ -7,7 +7,7 @@ import pytest
 
 from dinodomain.domain import Filter
 from dinodomain.errors import LeftOut, UserError
-from dinodomain_medical import ct, mri
+from dinodomain_medical import ct, mri, xray
 from dinodomain_medical.selection import HeaderFilter, kernel_class
 
 AXIAL_TYPE = ["ORIGINAL", "PRIMARY", "AXIAL"]
@@ -223,3 +223,13 @@ def test_without_a_statement_of_acquisition_nothing_is_left_out(archive, found):
 )  # fmt: skip
 def test_kernels_of_four_makers_are_smooth_or_sharp(kernel, kind):
     assert kernel_class(kernel) == kind
+
+
+@pytest.mark.parametrize("domain", [ct, mri, xray])
+def test_other_modalities_of_a_mixed_archive_are_left_out_and_no_fault(tmp_path, slices, write_series, found, domain):
+    for number, modality in enumerate(("CT", "MR", "DX", "SR", "PT")):
+        write_series(tmp_path / modality, slices[: 1 if modality == "DX" else None], SeriesInstanceUID=f"1.2.{number}", Modality=modality)
+    for where in (domain.default_select, ""):
+        sources, rows = found(domain, tmp_path, where=where)
+        assert len({source.facts["Modality"] for source in sources}) == len(sources) == 1
+        assert all(isinstance(row, LeftOut) for row in rows), [row.reason for row in rows]
