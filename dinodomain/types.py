@@ -52,6 +52,7 @@ class Select:
         dates: ``FIRST/LAST`` acquisition dates, both included, either may be ``..``; empty takes all.
         max_cloud: Largest cloud cover in percent that a scene's metadata may state; None takes all.
         scratch: Folder for what must be unpacked or fetched before it can be read; removed by the caller. Empty: no place for it.
+        workers: Processes that discovery may use besides this one; None or 0: none. It changes no result, and so no equality.
     """
 
     include: tuple[str, ...] = ()
@@ -70,6 +71,7 @@ class Select:
     dates: str = ""
     max_cloud: float | None = None
     scratch: str = ""
+    workers: int | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ Names no domain; lengths are in the unit that each attribute states.
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -172,11 +173,14 @@ class IngestPlan:
             where: The domain's default header filter.
             scratch: Folder for what must be unpacked or fetched.
         """
-        names = {item.name for item in fields(Select)} - {"where", "scratch", "dates"}
+        names = {item.name for item in fields(Select)} - {"where", "scratch", "dates", "workers"}
         chosen = where if self.select is None else "" if self.select == TAKE_ALL else self.select
         # Whole days, so that a domain need not know how few digits a person may type.
         days = "/".join(day.isoformat() if day else ".." for day in parse_dates(self.dates)) if self.dates else ""
-        return Select(where=chosen, scratch=scratch, dates=days, **{name: getattr(self, name) for name in names})
+        # A cluster's workers are no processes of this machine, which reads the headers.
+        everywhere = self.workers is None or (self.workers > 0 and "://" in self.executor)
+        num = len(os.sched_getaffinity(0)) if everywhere else self.workers
+        return Select(where=chosen, scratch=scratch, dates=days, workers=num, **{name: getattr(self, name) for name in names})
 
     def signature(self) -> dict[str, Json]:
         """The part that decides the stored bytes of one source; staged work of another signature is done again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 
 import pytest
 
@@ -35,6 +36,20 @@ def test_a_domain_sees_whole_days_however_few_digits_were_typed():
     assert plan(dates="2019/2020-02").as_select().dates == "2019-01-01/2020-02-29"
     assert plan(dates="../2020-02").as_select().dates == "../2020-02-29"
     assert plan().as_select().dates == ""
+
+
+def test_discovery_may_use_as_many_processes_as_reading_but_never_those_of_a_cluster():
+    processors = len(os.sched_getaffinity(0))
+    assert plan().as_select().workers == processors
+    assert plan(workers=0).as_select().workers == 0
+    assert plan(workers=99).as_select().workers == 99
+    assert plan(workers=99, executor="tcp://127.0.0.1:8786").as_select().workers == processors
+    assert plan(workers=0, executor="tcp://127.0.0.1:8786").as_select().workers == 0
+
+
+def test_the_number_of_processes_makes_no_other_selection():
+    assert plan(workers=1).as_select() == plan(workers=5).as_select()
+    assert plan(workers=1).signature() == plan(workers=5).signature()
 
 
 @pytest.mark.parametrize(
