@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -126,7 +126,7 @@ class Match:
 
 
 def match(table: Table, column: str, sources: Sequence[Mapping[str, str]], skipped: Sequence[Mapping[str, str]] = (), *,
-          units: Sequence[str | None] = (), hash_: Hash = str, place: str = "join") -> Match:  # fmt: skip
+          units: Sequence[str | None] = (), hash_: Hash = str, gone: Collection[str] = (), place: str = "join") -> Match:  # fmt: skip
     """Joins a table to sources.
 
     Args:
@@ -136,6 +136,7 @@ def match(table: Table, column: str, sources: Sequence[Mapping[str, str]], skipp
         skipped: The same for sources that could not be read: a row that speaks of one is no error.
         units: Unit of each source, so that one id of two issuers is no error where both are known to be one person.
         hash_: Applied to a value before it is compared.
+        gone: Values, as ``withdrawn_row`` hashes them, of rows whose sources were withdrawn: they match nothing, and are no error.
         place: Key that error messages name.
 
     Raises:
@@ -148,7 +149,9 @@ def match(table: Table, column: str, sources: Sequence[Mapping[str, str]], skipp
     found = {kind: _Lookup(kind, sources, skipped, hash_) for kind in kinds}
     hits = {kind: [lookup.find(row[column]) for row in table.rows] for kind, lookup in found.items()}
     best = max(kinds, key=lambda kind: sum(bool(hit) for hit in hits[kind]))  # the first of equals
-    _refuse_missing(table, column, hits[best], found, place)
+    _refuse_missing(
+        table, column, [bool(hit) or _is_gone(row[column], gone, hash_) for hit, row in zip(hits[best], table.rows)], found, place
+    )
     chosen = hits[best]
     if best in DICOM_FIELDS:
         people = _People((*sources, *skipped), units, hash_)
@@ -201,7 +204,7 @@ class _People:
             return list(hits)
         stated = [clean_id(row[ISSUER]) for row in table.rows]
         kept = [[source for source in hit if not issuer or self._issuer(source) == self._hash(issuer)] for issuer, hit in zip(stated, hits)]
-        lost = [f"{stated[number]!r} (line {table.lines[number]})" for number, hit in enumerate(kept) if not hit]
+        lost = [f"{stated[number]!r} (line {table.lines[number]})" for number, hit in enumerate(kept) if hits[number] and not hit]
         if lost:
             problem = f"{len(lost)} of {len(table.rows)} rows name an {ISSUER} that their sources do not state: {few('', lost)}"
             raise UserError(place, f"{table.path}: {problem}", remedy="write it as the DICOM headers do, or leave it empty")
@@ -224,7 +227,16 @@ class _People:
         return clean_id(self._keys[source].get(ISSUER, ""))
 
 
-def _refuse_missing(table: Table, column: str, hits: Sequence[list[int]], lookups: Mapping[str, _Lookup], place: str) -> None:
+def withdrawn_row(value: str) -> str:
+    """What a store hashes to remember that a row of a list was withdrawn."""
+    return f"withdrawn row\0{clean_id(value)}"
+
+
+def _is_gone(value: str, gone: Collection[str], hash_: Hash) -> bool:
+    return bool(gone) and hash_(withdrawn_row(value)) in gone
+
+
+def _refuse_missing(table: Table, column: str, hits: Sequence[bool], lookups: Mapping[str, _Lookup], place: str) -> None:
     missing = [number for number, hit in enumerate(hits) if not hit]
     if not missing:
         return
@@ -310,9 +322,11 @@ def join_labels(store: str | Path | Store, csv_path: str | Path, join: str, targ
     table = read_table(csv_path, "labels")
     if target is not None:
         table.require(target, "target")
-    found = match(table, join, keys_of(opened), skipped_keys(opened), units=units_of(opened), hash_=store_hash(opened, secret))
+    gone = frozenset(opened.manifest.get("withdrawn_rows", ())) if opened.manifest["personal"] else frozenset()
+    hash_ = store_hash(opened, secret)
+    found = match(table, join, keys_of(opened), skipped_keys(opened), units=units_of(opened), hash_=hash_, gone=gone)
     if found.skipped:
-        _log.info("%s: %d rows speak of sources that could not be read at ingest", table.path, len(found.skipped))
+        _log.info("%s: %d rows speak of sources that were refused, left out or withdrawn", table.path, len(found.skipped))
     pairs = [(row, table.rows[number]) for row, number in sorted(found.rows.items())]
     kept = [(row, values) for row, values in pairs if target is None or values[target] != ""]
     _log.info("%s: joined by %s; %d of %d sources have a label", table.path, found.kind, len(kept), opened.index.num_rows)

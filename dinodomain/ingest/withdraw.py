@@ -34,7 +34,7 @@ import pyarrow as pa
 from dinodomain import __version__
 from dinodomain.errors import LeftOut, UserError
 from dinodomain.ingest.holdout import kept
-from dinodomain.ingest.join import ISSUER, Table, keys_of, match, read_table, skipped_keys, store_hash, units_of
+from dinodomain.ingest.join import ISSUER, Table, keys_of, match, read_table, skipped_keys, store_hash, units_of, withdrawn_row
 from dinodomain.ingest.partial import Partial, disk_errors
 from dinodomain.ingest.patients import unit_of
 from dinodomain.ingest.plan import IngestPlan
@@ -43,7 +43,7 @@ from dinodomain.ingest.quantities import quantities_of
 from dinodomain.ingest.secret import find_secret, private_folder
 from dinodomain.ingest.sources import LEFT_OUT, Found, Metadata, Names, Skipped, refused
 from dinodomain.ingest.summary import counts_by_reason
-from dinodomain.lineage import Json, Lineage, clean_id, digest, digest_file, pseudonym, sync_folder, to_json, write_bytes, write_json
+from dinodomain.lineage import Json, Lineage, digest, digest_file, pseudonym, sync_folder, to_json, write_bytes, write_json
 from dinodomain.store.format import CHUNKS, INDEX, LINEAGE, MANIFEST, PENDING
 from dinodomain.store.read import Store, open_store
 from dinodomain.store.rewrite import clear_items
@@ -197,7 +197,7 @@ class Memory:
 
     def of_row(self, value: str) -> str:
         """How a row of a list is remembered."""
-        return pseudonym(self.secret, f"withdrawn row\0{clean_id(value)}")
+        return pseudonym(self.secret, withdrawn_row(value))
 
 
 def leave_out_withdrawn(plan: IngestPlan, found: Found, metadata: Metadata, names: Names, old: Store | None) -> tuple[Found, list[Skipped]]:

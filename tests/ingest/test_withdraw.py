@@ -16,6 +16,7 @@ import zarr
 import dinodomain
 from dinodomain.errors import BadSource, UserError
 from dinodomain.ingest import IngestPlan, withdraw
+from dinodomain.ingest.join import join_labels
 from dinodomain.ingest.partial import Partial
 from dinodomain.ingest.secret import read_secret
 from dinodomain.ingest.withdraw import finish_withdrawal, is_pending
@@ -450,3 +451,13 @@ def test_the_command_says_what_it_did_and_the_api_reads_like_it(tmp_path, run):
 def test_a_withdrawal_needs_no_domain_and_takes_none(tmp_path):
     with pytest.raises(UserError, match="give store and withdraw only"):
         IngestPlan(store="a", withdraw="b", domain="ct")
+
+
+def test_a_spreadsheet_that_still_names_a_withdrawn_patient_joins(tmp_path, clinic):
+    (tmp_path / "labels.csv").write_text("PatientID,sex\nunit0003,F\nunit0004,M\n")
+    take(tmp_path, "unit0003")
+    labels = join_labels(clinic, tmp_path / "labels.csv", "PatientID", "sex")
+    assert set(labels.values) == {"M"}
+    (tmp_path / "labels.csv").write_text("PatientID,sex\nunit0003,F\nunit9999,M\n")
+    with pytest.raises(UserError, match=r"1 of 2 rows match no source by column 'PatientID': 'unit9999'"):
+        join_labels(clinic, tmp_path / "labels.csv", "PatientID", "sex")
