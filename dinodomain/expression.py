@@ -66,7 +66,7 @@ class Filter:
         try:
             parsed = ast.parse(self.text, mode="eval").body
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-            raise UserError(self._place, f"{self.text!r} is no expression: {error}", allowed=f"for example {_EXAMPLE}") from None
+            raise UserError(self._place, f"{self.text!r} is no expression{_syntax(error)}", allowed=f"for example {_EXAMPLE}") from None
         for node in ast.walk(parsed):
             if not isinstance(node, _ALLOWED):
                 problem = f"{self.text!r} uses {type(node).__name__}, which a filter may not"
@@ -76,6 +76,33 @@ class Filter:
             if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS):
                 raise UserError(self._place, f"{self.text!r} calls something unknown", allowed=f"the functions {', '.join(_FUNCTIONS)}")
         return parsed
+
+
+def _syntax(error: Exception) -> str:
+    """Where and why, without Python's words for the place; the commonest slip by name."""
+    if not isinstance(error, SyntaxError):
+        return f": {error}"
+    line = error.text or ""
+    if re.search(r"[^=!<>]=(?!=)", line):
+        return f": {error.msg}; equality is written =="
+    return f": {error.msg}" + (f" at character {error.offset}" if error.offset else "")
+
+
+def clauses(text: str) -> list[str]:
+    """The conditions that a top-level ``and`` joins, as they were written; a text that is no expression is one condition."""
+    try:
+        parsed = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return [text]
+    if not (isinstance(parsed, ast.BoolOp) and isinstance(parsed.op, ast.And)):
+        return [text]
+    return [_as_written(text.strip(), part) for part in parsed.values]
+
+
+def _as_written(text: str, part: ast.expr) -> str:
+    written = ast.get_source_segment(text, part) or ast.unparse(part)
+    # The segment of a condition lacks the brackets around it.
+    return f"({written})" if isinstance(part, ast.BoolOp) else written
 
 
 _MAY = "names, numbers, text, lists, comparisons, in, and, or, not, lower, len, matches"

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from dinodomain.errors import UserError
-from dinodomain.expression import Filter
+from dinodomain.expression import Filter, clauses
 
 CT = {"Modality": "CT", "ImageType": ("ORIGINAL", "PRIMARY", "AXIAL"), "SliceThickness": 2.5, "SeriesDescription": "Chest LUNG"}
 
@@ -69,3 +69,16 @@ def test_it_names_the_fields_it_needs() -> None:
 
 def test_it_crosses_to_a_worker() -> None:
     assert pickle.loads(pickle.dumps(Filter("Modality == 'CT'")))(CT)
+
+
+def test_clauses_are_the_conditions_as_written():
+    text = "Modality == 'CT' and (KVP > 80 or 'X' in ImageType) and not matches(lower(PatientName), 'a and b')"
+    assert clauses(text) == ["Modality == 'CT'", "(KVP > 80 or 'X' in ImageType)", "not matches(lower(PatientName), 'a and b')"]
+    assert clauses("KVP > 80 or KVP < 70") == ["KVP > 80 or KVP < 70"]
+    assert clauses("a ==") == ["a =="]
+
+
+def test_a_slip_of_the_pen_is_explained_in_plain_words():
+    with pytest.raises(UserError, match="equality is written ==") as told:
+        Filter("Modality = 'CT'")
+    assert "<unknown>" not in str(told.value)

@@ -42,6 +42,7 @@ from dinodomain.ingest.sources import (
     read_metadata,
     refused,
     relative_to,
+    unnamed,
 )
 from dinodomain.ingest.stage import Outcome, Stager, Task
 from dinodomain.ingest.summary import Summary, Warned, nothing_taken, select_text
@@ -166,6 +167,7 @@ def _dry_run(plan: IngestPlan, domain: Domain, found: Found, metadata: Metadata,
         renamed=work.renamed,
         skipped=skipped,
         select=select_text(plan, domain.default_select),
+        unnamed=unnamed(refs, personal=domain.personal),
         without_row=metadata.without,
         joined_by=metadata.kind,
         estimate=estimate(refs, workers=plan.workers, cell_m=plan.cell, groups=groups, old=old, budget=work.budget),
@@ -216,6 +218,7 @@ class _Run:
             skipped=skipped,
             warnings=self._warnings(store, staged),
             select=select,
+            unnamed=unnamed((task.ref for task in staged), personal=self._domain.personal),
             without_row=metadata.without,
             joined_by=metadata.kind,
             counts=counts,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from dinodomain.errors import UserError
 from dinodomain.ingest.histogram import Histogram, histograms
 from dinodomain.ingest.pictures import picture_of
 from dinodomain.ingest.private import read_private_table, skipped_file
-from dinodomain.ingest.summary import kind_of
+from dinodomain.ingest.summary import grouped
 from dinodomain.ingest.tally import Spread, Tally
-from dinodomain.lineage import Json, canonical, to_json, write_bytes, write_json
+from dinodomain.lineage import Json, to_json, write_bytes, write_json
 from dinodomain.show.contact_sheet import draw_contact_sheet
 from dinodomain.show.histograms import Bars, draw_histograms
 from dinodomain.store.read import Store, open_store
@@ -157,7 +157,7 @@ class Inspection:
             f"on disk: {_size(self.bytes_on_disk)} for {_size(self.bytes_raw)} of pixels (ratio {self.ratio:.2f})",
             *self._skipped_lines(),
             *_reason_lines("warnings", self.warnings),
-            *(f"withdrawn: {canonical(event)}" for event in self.withdrawn),
+            *(f"withdrawn on {event['date']}: {event['sources']} sources of {event['units']} units" for event in self.withdrawn),
         ]
         figures = [("contact sheet", self.figure), ("histograms", self.figure_histograms)]
         return "\n".join([*lines, *(f"{name}: {path}" for name, path in figures if path)])
@@ -248,7 +248,7 @@ def _facts(store: Store, top: int) -> Inspection:
         fields=_fields(rows),
         quantities=dict(manifest.get("quantities", {})),
         skipped=_skipped(manifest["skipped"]),
-        warnings=_ranked(kind_of(row["warning"]) for row in manifest.get("warnings", ())),
+        warnings=_by_reason(row["warning"] for row in manifest.get("warnings", ())),
         withdrawn=tuple(manifest.get("withdrawn", ())),
         licences=_ranked(row["licence"] or "not stated" for row in rows),
         bytes_on_disk=sum(path.stat().st_size for path in Path(store.path).rglob("*") if path.is_file()),
@@ -281,7 +281,12 @@ def _fields(rows: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
 
 def _skipped(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
     kinds = sorted({row.get("kind", "refused") for row in rows}, reverse=True)
-    return {kind: _ranked(kind_of(row["reason"]) for row in rows if row.get("kind", "refused") == kind) for kind in kinds}
+    return {kind: _by_reason(row["reason"] for row in rows if row.get("kind", "refused") == kind) for kind in kinds}
+
+
+def _by_reason(reasons: Iterable[str]) -> dict[str, int]:
+    """How often, commonest first; a reason that all of its kind share is told with its numbers."""
+    return {group.reason: group.count for group in grouped(("", reason, "") for reason in reasons)}
 
 
 def _channels(rows: Sequence[Mapping[str, Any]]) -> dict[str, ChannelFacts]:

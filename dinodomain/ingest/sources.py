@@ -6,7 +6,7 @@ name a person. Reads headers only (through the domain) and the CSV.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -233,6 +233,11 @@ def owned(plan: IngestPlan, found: Found, metadata: Metadata) -> Found:
     groups = {} if plan.group is None else {source_id: row[plan.group] for source_id, row in metadata.rows.items()}
     refs = (replace(ref, unit=ref.unit or groups.get(ref.source_id) or ref.keys.get(FRAMES_OF)) for ref in found.refs)
     return replace(found, refs=tuple(refs))
+
+
+def unnamed(refs: Iterable[SourceRef], *, personal: bool) -> int:
+    """How many sources belong to no patient that headers or a CSV name."""
+    return sum(ref.unit in (None, "", ref.keys.get(FRAMES_OF)) for ref in refs) if personal else 0
 
 
 def _refuse_empty_groups(plan: IngestPlan, table: Table, joined: Match) -> None:

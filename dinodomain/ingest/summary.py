@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dinodomain.errors import UserError
+from dinodomain.expression import clauses
 from dinodomain.ingest.estimate import Estimate
 from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.sources import LEFT_OUT, REFUSED, Skipped
@@ -48,8 +49,22 @@ class Group:
 
 
 def kind_of(reason: str) -> str:
-    """A reason without the names and numbers of one source, so that equal faults are counted together."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"", "…", re.sub(r"\d+(\.\d+)?", "#", reason))
+    """A reason without the names and numbers of one source, so that equal faults are counted together.
+
+    What follows a key of the user's is the user's own text, which says best what left a source out; it is kept.
+    """
+    chosen = _CHOSEN.match(reason)
+    if chosen is None:
+        return _without_details(reason)
+    detail = re.sub(r" \(\d+ (files?|frames of a file)\)$", "", chosen["detail"])
+    return chosen["choice"] + (detail if chosen["choice"].startswith("left out by domain=") else _without_details(detail))
+
+
+_CHOSEN = re.compile(r"(?P<choice>left out by (ingest\.|domain=).*?)(?P<detail>( \([^()]*\))?)$", re.DOTALL)
+
+
+def _without_details(text: str) -> str:
+    return re.sub(r"'[^']*'|\"[^\"]*\"", "…", re.sub(r"\d+(\.\d+)?", "#", text))
 
 
 def grouped(rows: Iterable[tuple[str, str, str]]) -> tuple[Group, ...]:
@@ -89,11 +104,23 @@ def _line(group: Group) -> str:
     return "; ".join(part for part in (text, group.remedy) if part) + (f" ({names})" if group.count > 1 else "")
 
 
+_DEFAULT, _EDIT = "default of domain", "; edit it, or ingest.select=all"
+
+
 def select_text(plan: IngestPlan, default: str) -> str:
     """The header filter in use, and whose it is; empty where there is none."""
     if plan.select is None:
-        return f"ingest.select (default of domain {plan.domain!r}): {default}; edit it, or ingest.select=all" if default else ""
+        return f"ingest.select ({_DEFAULT} {plan.domain!r}): {default}" if default else ""
     return f"ingest.select: {plan.select}"
+
+
+def select_lines(select: str) -> list[str]:
+    """The same for a person's eyes: a long filter one condition a line."""
+    title, _, text = select.partition(": ")
+    parts = clauses(text) if len(select) > _WIDTH else []
+    if len(parts) < 2:
+        return [select + (_EDIT if _DEFAULT in title else "")] if select else []
+    return [f"{title}{_EDIT}:", *(f"  {'and ' if number else ''}{part}" for number, part in enumerate(parts))]
 
 
 def nothing_taken(plan: IngestPlan, skipped: Sequence[Skipped], select: str) -> UserError:
@@ -101,7 +128,7 @@ def nothing_taken(plan: IngestPlan, skipped: Sequence[Skipped], select: str) -> 
     refused, left = by_reason(skipped, REFUSED), by_reason(skipped, LEFT_OUT)
     lines = [f"none of the {len(skipped)} sources below {plan.source!r} can be taken:", *group_lines(refused)]
     if left:
-        lines += [f"left out by choice: {sum(group.count for group in left)}", *group_lines(left), *([select] if select else [])]
+        lines += [f"left out by choice: {sum(group.count for group in left)}", *group_lines(left), *select_lines(select)]
     return UserError("source", "\n".join(lines))
 
 
@@ -118,6 +145,7 @@ class Summary:
         skipped: Sources that were refused or left out, with clear names.
         warnings: What a person should look at in sources that were taken.
         select: The header filter that was in use, and whose it is.
+        unnamed: How many of the added sources belong to no patient that is known, in a personal domain.
         without_row: Ids of sources that the metadata CSV says nothing of.
         joined_by: What the CSV was matched against, or "".
         counts: Sources, units and held-out units of the store.
@@ -135,6 +163,7 @@ class Summary:
     renamed: int = 0
     warnings: tuple[Warned, ...] = ()
     select: str = ""
+    unnamed: int = 0
     without_row: tuple[str, ...] = ()
     joined_by: str = ""
     counts: Mapping[str, Json] = field(default_factory=dict)
@@ -161,13 +190,18 @@ class Summary:
 
     def text(self) -> str:
         """Some lines for a person, however many sources there are."""
-        lines = [self._first_line(), *([self.select] if self.select else [])]
+        lines = [self._first_line(), *self._select_lines()]
         for number, kind, name in ((self.refused, REFUSED, "refused"), (self.left_out, LEFT_OUT, "left out by choice")):
             lines += [f"{name}: {number}", *group_lines(by_reason(self.skipped, kind))] if number else []
         if self.warnings:
             told = grouped((item.uri, item.warning, "") for item in self.warnings)
             sources = len({item.uri for item in self.warnings})
             lines += [f"look at: {len(self.warnings)} warnings on {sources} sources that were taken", *group_lines(told)]
+        if self.unnamed:
+            lines.append(
+                f"{self.unnamed} sources name no patient: each counts as a person of its own, so that scans of one person may end up on"
+                " both sides of a split; name people with ingest.metadata and ingest.group"
+            )
         if self.without_row:
             shown = ", ".join(self.without_row[:10]) + (" ..." if len(self.without_row) > 10 else "")
             lines.append(f"{len(self.without_row)} sources have no row in the metadata: {shown}")
@@ -179,6 +213,13 @@ class Summary:
             lines.append(f"this was share {self.shard}; once all are staged, run the same without ingest.shard to finish the store")
         lines.append(f"store: {self.store}" + (" (nothing was written)" if self.dry_run else ""))
         return "\n".join(lines)
+
+    def _select_lines(self) -> list[str]:
+        """A filter of a kilobyte is told in full where a person looks before deciding, and by its name afterwards."""
+        if self.dry_run or len(self.select) <= _WIDTH:
+            return select_lines(self.select)
+        title = self.select.partition(": ")[0]
+        return [f"{title}: printed by a dry run{_EDIT}"] if self.left_out else []
 
     def _first_line(self) -> str:
         verb = "would be added" if self.dry_run else "staged" if self.shard else "added"

@@ -21,7 +21,7 @@ from dinodomain.ingest.plan import IngestPlan
 from dinodomain.ingest.private import write_private
 from dinodomain.ingest.sizes import size_text
 from dinodomain.ingest.sources import nothing_there, relative_to
-from dinodomain.ingest.summary import kind_of
+from dinodomain.ingest.summary import kind_of, select_lines
 from dinodomain.ingest.tally import Spread, Tally
 from dinodomain.lineage import Json, canonical, to_json, write_bytes, write_json
 from dinodomain.types import FactValue, Select, SourceRef
@@ -136,7 +136,7 @@ class Survey:
             ),
             *([f"quantities: {_listed(self.quantities)}"] if self.quantities else []),
             *(f"{name}: {spread.text(self.top)}" for name, spread in self.facts.items()),
-            f"an ingest would take {self.taken.sources} sources{of}, by {self.taken.choice or 'no choice: all'}",
+            *_choice_lines(f"an ingest would take {self.taken.sources} sources{of}, by ", self.taken.choice or "no choice: all"),
             *_reasons("left out", left),
             *_reasons("refused", refused),
         ]
@@ -259,11 +259,9 @@ def _words(seen: _Seen) -> Iterator[None]:
 def _choice(plan: IngestPlan, domain: Domain, select: Select) -> str:
     """The keys that leave something out, as they would be typed."""
     filtered = f"ingest.select={select.where}" if plan.select is not None else f"the default filter of {domain.name}: {select.where}"
-    parts = [filtered] if select.where else []
-    for name, unset in (("one_per_acquisition", ""), ("dates", ""), ("aoi", ""), ("max_cloud", None)):
-        value = getattr(select, name)
-        parts += [] if value == unset else [f"ingest.{name}={value}"]
-    return ", ".join(parts)
+    unset = {"one_per_acquisition": "", "dates": "", "aoi": "", "max_cloud": None}
+    keys = [f"ingest.{name}={value}" for name, nothing in unset.items() if (value := getattr(select, name)) != nothing]
+    return ", ".join([*keys, *([filtered] if select.where else [])])  # the filter last: it may take many lines
 
 
 def _summed(plan: IngestPlan, domain: Domain, there: _Seen, chosen: _Seen, choice: str, top: int) -> Survey:
@@ -292,6 +290,11 @@ def _summed(plan: IngestPlan, domain: Domain, there: _Seen, chosen: _Seen, choic
         ),
         top=top,
     )
+
+
+def _choice_lines(before: str, choice: str) -> list[str]:
+    head, *rest = select_lines(choice)
+    return [before + head, *rest]
 
 
 def _ranked(reasons: Mapping[str, Reason]) -> dict[str, Reason]:

@@ -9,7 +9,7 @@ import pytest
 
 from dinodomain.errors import BadSource, LeftOut, UserError
 from dinodomain.ingest.sources import LEFT_OUT, Skipped
-from dinodomain.ingest.summary import Summary, counts_by_reason, grouped
+from dinodomain.ingest.summary import Summary, counts_by_reason, grouped, kind_of
 from dinodomain.store import open_store
 
 
@@ -27,13 +27,13 @@ def test_left_out_and_refused_sources_are_counted_apart(tmp_path, run, archive):
     text = summary.text()
     assert "8 sources found: 4 added, 0 already there, 1 refused, 3 left out by choice" in text
     assert "refused: 1\n  generate:7: has no date; repair it" in text
-    assert "left out by choice: 3\n  3 x left out by ingest.max_cloud=# (has #); change that key to take it in (generate:1, " in text
+    assert "left out by choice: 3\n  3 x left out by ingest.max_cloud=20 (has #); change that key to take it in (generate:1, " in text
     rows = open_store(tmp_path / "store").manifest["skipped"]
     assert [row["kind"] for row in rows] == ["left out", "left out", "left out", "refused"]
     assert all({"uri", "reason", "remedy", "key_path"} <= set(row) for row in rows)
     counts = open_store(tmp_path / "store").manifest["counts"]
     assert (counts["skipped"], counts["refused"], counts["left_out"]) == (4, 1, 3)
-    assert counts["skipped_by_reason"] == {"has no date": 1, "left out by ingest.max_cloud=# (has #)": 3}
+    assert counts["skipped_by_reason"] == {"has no date": 1, "left out by ingest.max_cloud=20 (has #)": 3}
 
 
 def test_strict_stops_at_faults_only(tmp_path, run, archive):
@@ -200,3 +200,45 @@ def test_a_store_that_knows_fewer_settings_can_be_added_to(tmp_path, run):
     path.write_text(json.dumps(manifest | {"digests": json.loads(path.read_text())["digests"]}))
     with pytest.raises(UserError, match=r"was made with irregular=refuse \(now resample\)"):
         run("generate:4", tmp_path / "store", irregular="resample")
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("left out by ingest.select: fails 'LOCALIZER' not in ImageType (3 files)",) * 2,
+        ("left out by ingest.select: fails SliceThickness <= 3 (1 file)",) * 2,
+        ("left out by ingest.select: fails 'A' in ImageType or ('B' in ImageType) (5 frames of a file)",) * 2,
+        ("left out by domain=ct (modality MR)",) * 2,
+        ("left out by ingest.dates=2020/2021 (is of 2019-03-04)", "left out by ingest.dates=2020/2021 (is of #-#-#)"),
+        ("left out by being a copy: the same images are taken from '/a/b7'", "left out by being a copy: the same images are taken from …"),
+        ("4-D with 10 frames of 4x5x6", "#-D with # frames of #x#x#"),
+    ],
+)
+def test_reasons_are_grouped_by_the_users_own_words_and_not_by_details_of_one_source(reason, kind):
+    number = " (".join(kind.split(" (")[:-1]) if kind.endswith(("file)", "files)")) else kind
+    assert kind_of(reason) == number
+
+
+def test_a_long_default_filter_is_told_condition_by_condition_before_and_by_name_after(tmp_path, run, archive):
+    conditions = [f"'WORD{number}' not in ImageType" for number in range(20)]
+    domain = archive(cloudy, default_select=" and ".join(conditions))
+    lines = run("generate:4", tmp_path / "a", domain, dry_run=True).text().splitlines()
+    first = lines.index("ingest.select (default of domain 'synthetic'); edit it, or ingest.select=all:")
+    assert lines[first + 1 : first + 21] == [f"  {'and ' if number else ''}{text}" for number, text in enumerate(conditions)]
+    summary = run("generate:4", tmp_path / "a", domain)
+    assert (
+        "ingest.select (default of domain 'synthetic'): printed by a dry run; edit it, or ingest.select=all" in summary.text().splitlines()
+    )
+    assert conditions[-1] in summary.as_json()["select"]
+
+
+def test_sources_that_name_no_patient_are_counted_where_patients_matter(tmp_path, run, archive):
+    def nobody(ref):
+        return dataclasses.replace(ref, unit=None) if ref.source_id.endswith(("1", "2")) else ref
+
+    personal, public = archive(nobody, personal=True), archive(nobody)
+    for dry_run in (True, False):
+        told = run("generate:6", tmp_path / "people", personal, dry_run=dry_run)
+        assert told.unnamed == 2
+        assert "2 sources name no patient: each counts as a person of its own" in told.text()
+    assert run("generate:6", tmp_path / "places", public).unnamed == 0
