@@ -9,6 +9,7 @@
 | ``discovery.py`` | where sources come from: folder, file, archive or server; having them at hand when they are read |
 | ``sources.py`` | selection, label maps, keys, digests, what a domain does with what is found |
 | ``walking.py``, ``gathering.py`` | walking a folder; joining the files of a series wherever they lie |
+| ``reading_ahead.py`` | headers of many files, read by worker processes |
 | ``dicomweb.py``, ``dicomweb_http.py`` | series of a DICOMweb server; credentials, rate, retries |
 | ``archives.py``, ``dicomdir.py`` | zip and tar archives, unpacked once; inventories of exchange media |
 | ``geometry.py`` | affines, closest canonical orientation, spacing |

@@ -147,10 +147,8 @@ class Header:
         return uid if self.frame is None else f"{uid}#{self.frame + 1}"
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins like DICOM, whatever its name."""
-    with path.open("rb") as handle:
-        head = handle.read(_MAGIC_AT + len(_MAGIC))
+def _begins_like_dicom(handle: BinaryIO) -> bool:
+    head = handle.read(_MAGIC_AT + len(_MAGIC))
     if head[_MAGIC_AT:] == _MAGIC:
         return True
     return head[:2] in _BARE_STARTS and len(head) > 8 and (head[4:6].isalpha() or head[3] == 0)
@@ -210,10 +208,30 @@ def read_headers(path: Path, names: Sequence[str] = ()) -> list[Header]:
     return _read(path, names, frames=True)
 
 
+def headers_if_dicom(path: Path, names: Sequence[str] = (), *, frames: bool) -> list[Header] | None:
+    """``read_headers`` (with ``frames``) or ``read_header`` of a file that may be no DICOM, which gives None; opened once.
+
+    Raises:
+        BadSource: It begins like DICOM, and its header is damaged.
+        OSError: It cannot be opened.
+    """
+    with path.open("rb") as handle:
+        return _read_from(handle, path, names, frames=frames) if _begins_like_dicom(handle) else None
+
+
 def _read(path: Path, names: Sequence[str], *, frames: bool) -> list[Header]:
     try:
-        with path.open("rb") as handle:
-            headers = _quick(path, handle, names) or _thorough(path, handle, names, frames=frames)
+        handle = path.open("rb")
+    except OSError as error:
+        raise BadSource(str(path), f"cannot be read ({type(error).__name__})", "check the file and its permissions") from error
+    with handle:
+        return _read_from(handle, path, names, frames=frames)
+
+
+def _read_from(handle: BinaryIO, path: Path, names: Sequence[str], *, frames: bool) -> list[Header]:
+    try:
+        handle.seek(0)
+        headers = _quick(path, handle, names) or _thorough(path, handle, names, frames=frames)
     except OSError as error:
         raise BadSource(str(path), f"cannot be read ({type(error).__name__})", "check the file and its permissions") from error
     if not headers[0].modality and not headers[0].keys:
@@ -452,6 +470,6 @@ def _pair(values: tuple[float, ...] | None) -> tuple[float, float] | None:
 
 
 __all__ = [
-    "FACT_FIELDS", "KEY_FIELDS", "FieldValue", "Header", "acquisition_fields", "header_of", "is_dicom", "load", "print_pixels",
-    "quiet_pydicom", "read_header", "read_headers",
+    "FACT_FIELDS", "KEY_FIELDS", "FieldValue", "Header", "acquisition_fields", "header_of", "headers_if_dicom", "load",
+    "print_pixels", "quiet_pydicom", "read_header", "read_headers",
 ]  # fmt: skip

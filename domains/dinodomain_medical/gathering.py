@@ -18,12 +18,39 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dinodomain_medical.dicom_header import Header
 from dinodomain_medical.sources import Gathered
 
 _TABLE = "CREATE TABLE header (uid TEXT, folder TEXT, owner TEXT, sop TEXT, body BLOB)"
 _BY_SERIES = "CREATE INDEX by_series ON header (uid, folder, owner)"
+
+
+class PackedHeader(NamedTuple):
+    """A header as it waits for the others of its series; small, and quick to send to another process.
+
+    Attributes:
+        modality: As in ``Header``.
+        series: SeriesInstanceUID, or an empty string.
+        owner: Issuer, patient and study.
+        sop: SOPInstanceUID, or an empty string.
+        body: The whole header.
+    """
+
+    modality: str
+    series: str
+    owner: str
+    sop: str
+    body: bytes
+
+
+def pack(header: Header) -> PackedHeader:
+    """The header for ``SeriesStore.add``."""
+    keys = header.keys
+    owner = f"{keys.get('IssuerOfPatientID', '')}\\{keys.get('PatientID', '')}\\{keys.get('StudyInstanceUID', '')}"
+    body = zlib.compress(pickle.dumps(header, protocol=5), 1)
+    return PackedHeader(header.modality, keys.get("SeriesInstanceUID", ""), owner, keys.get("SOPInstanceUID", ""), body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +83,9 @@ class SeriesStore:
         if self._file:
             Path(self._file).unlink(missing_ok=True)
 
-    def add(self, header: Header, relative: str, folder: str) -> None:
+    def add(self, header: PackedHeader, relative: str, folder: str) -> None:
         """Takes the header of a file at a path below the root, and the folder it counts to."""
-        keys = header.keys
-        owner = f"{keys.get('IssuerOfPatientID', '')}\\{keys.get('PatientID', '')}\\{keys.get('StudyInstanceUID', '')}"
-        body = zlib.compress(pickle.dumps(header, protocol=5), 1)
-        sop = keys.get("SOPInstanceUID") or f"no uid: {relative}"
-        row = (keys.get("SeriesInstanceUID", ""), folder, owner, sop, body)
+        row = (header.series, folder, header.owner, header.sop or f"no uid: {relative}", header.body)
         try:
             self._database.execute("INSERT INTO header VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.OperationalError as error:
