@@ -11,8 +11,10 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -145,6 +147,29 @@ class Header:
         """Permanent identity of the image: SOPInstanceUID, with the frame number (from 1) where the file has several."""
         uid = self.keys.get("SOPInstanceUID", "")
         return uid if self.frame is None else f"{uid}#{self.frame + 1}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Each header of an archive is pickled once and read once: without names of fields, paths and fractions as plain values."""
+        path, slope, offset, *rest = _PARTS(self)
+        return _unpacked, (str(path), slope.numerator, slope.denominator, offset.numerator, offset.denominator, *rest)
+
+
+_NAMES = ("path", "slope", "offset", *(item.name for item in fields(Header) if item.name not in ("path", "slope", "offset")))
+_PARTS = attrgetter(*_NAMES)
+_SETTERS = tuple(getattr(Header, name).__set__ for name in _NAMES)
+
+
+def _unpacked(path: str, *values: Any) -> Header:
+    header = object.__new__(Header)
+    known = (Path(path), _fraction(values[0], values[1]), _fraction(values[2], values[3]), *values[4:])
+    for put, value in zip(_SETTERS, known, strict=True):
+        put(header, value)
+    return header
+
+
+@lru_cache(maxsize=1024)
+def _fraction(numerator: int, denominator: int) -> Fraction:
+    return Fraction(numerator, denominator)
 
 
 def _begins_like_dicom(handle: BinaryIO) -> bool:

@@ -6,12 +6,11 @@ Absent and empty values are None, ``""`` or ``()``; nothing here raises for an o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
-
-import numpy as np
 
 from dinodomain.errors import require
 from dinodomain.types import FactValue
@@ -55,7 +54,10 @@ def text_at(dataset: Any, group: int, element: int) -> str:
 def number(dataset: Any, name: str) -> float | None:
     """The first value as a finite number."""
     value = first(dataset, name)
-    return float(value) if value is not None and np.isfinite(float(value)) else None
+    if value is None:
+        return None
+    real = float(value)
+    return real if math.isfinite(real) else None
 
 
 def floats(dataset: Any, name: str, count: int) -> tuple[float, ...] | None:
@@ -64,13 +66,18 @@ def floats(dataset: Any, name: str, count: int) -> tuple[float, ...] | None:
     if value is None or isinstance(value, (str, float)) or len(value) != count:
         return None
     numbers = tuple(float(part) for part in value)
-    return numbers if all(map(np.isfinite, numbers)) else None
+    return numbers if all(map(math.isfinite, numbers)) else None
 
 
 def exact(dataset: Any, name: str, default: int) -> Fraction:
     """A decimal string as the fraction it writes: 0.1 is 1/10, not its nearest binary number."""
     value = first(dataset, name)
-    return Fraction(default) if value is None else Fraction(str(value).strip())
+    return Fraction(default) if value is None else _fraction(str(value).strip())
+
+
+@lru_cache(maxsize=1024)
+def _fraction(written: str) -> Fraction:
+    return Fraction(written)
 
 
 @lru_cache(maxsize=1024)

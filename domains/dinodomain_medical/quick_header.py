@@ -22,6 +22,7 @@ _SHORT = frozenset(
 )  # fmt: skip
 _NUMBERS = {b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d", b"UV": "Q", b"SV": "q"}
 _ONE_TEXT = frozenset({b"LT", b"ST", b"UT", b"UR"})
+_WORDS = _SHORT - _ONE_TEXT - frozenset(_NUMBERS) - {b"AT"}
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 _META_END, _PIXELS_FROM = 0x00030000, 0x7FE00008
@@ -86,6 +87,8 @@ class QuickHeader:
         return b"" if place is None else self._data[place[1] : place[2]]
 
     def _value(self, vr: bytes, raw: bytes) -> Any:
+        if vr in _WORDS:  # nearly all that is asked for
+            return self._words(raw)
         code = _NUMBERS.get(vr)
         if code is not None:
             size = struct.calcsize(code)
@@ -95,13 +98,17 @@ class QuickHeader:
             return numbers[0] if len(numbers) == 1 else list(numbers) or None
         if vr not in _SHORT and vr not in (b"UC", b"UR", b"UT"):
             raise _Odd
+        return self._decoded(raw).strip("\0 ") if vr in _ONE_TEXT else self._words(raw)
+
+    def _words(self, raw: bytes) -> Any:
+        text = self._decoded(raw)
+        return [part.strip("\0 ") for part in text.split("\\")] if "\\" in text else text.strip("\0 ")
+
+    def _decoded(self, raw: bytes) -> str:
         try:
-            text = raw.decode(self._charset)
+            return raw.decode(self._charset)
         except UnicodeDecodeError:
             raise _Odd from None
-        if vr not in _ONE_TEXT and "\\" in text:
-            return [part.strip("\0 ") for part in text.split("\\")]
-        return text.strip("\0 ")
 
 
 class QuickElement:
