@@ -28,7 +28,7 @@ from dinodomain.store.format import StorePlan, source_folder, stored_id
 from dinodomain.store.measure import read_slab
 from dinodomain.store.tables import index_columns
 from dinodomain.store.write import Written, prepare_whole, write_scene, write_volume
-from dinodomain.types import Record, SourceRef, Window
+from dinodomain.types import CLOUD, NODATA, OUTSIDE_BODY, SATURATED, SHADOW_SNOW, USER_MASK, Record, SourceRef, Window
 
 Made = TypeVar("Made")
 
@@ -128,7 +128,7 @@ class Stager:
         else:
             small = _checked(lambda: shrunk(record, self.max_side), uri)
             whole = _checked(lambda: prepare_whole(small), uri)
-            _refuse_empty(whole.written, uri)
+            _refuse_empty(whole.written, small, uri)
             self.partial.keep_image(task.stored, self._done(task, small, whole.written, uri), whole.pixels, whole.bits)
 
     def _window(self, task: Task, record: Record, uri: str) -> None:
@@ -136,7 +136,7 @@ class Stager:
         write = write_scene if self.domain.ndim == 2 else write_volume
         try:
             written = _checked(lambda: write(place, record, self.storage), uri)
-            _refuse_empty(written, uri)
+            _refuse_empty(written, record, uri)
             done = self._done(task, record, written, uri)
         except BadSource:
             shutil.rmtree(place, ignore_errors=True)
@@ -251,9 +251,33 @@ def _scaled(affine: tuple[float, ...] | None, factor: tuple[float, float]) -> tu
     return tuple((np.reshape(affine, (3, 3)) @ np.diag([factor[1], factor[0], 1.0])).ravel().tolist())
 
 
-def _refuse_empty(written: Written, uri: str) -> None:
-    if not float(written.valid_fraction.max()) > 0:
-        raise BadSource(uri, "holds no valid pixel", "leave it out with ingest.exclude")
+_LOOK = 4_000_000
+"""Pixels looked at in one go where a source is refused."""
+
+_CAUSES = {
+    NODATA: "NaN or nodata", CLOUD: "cloud", SHADOW_SNOW: "shadow or snow", OUTSIDE_BODY: "outside the body",
+    USER_MASK: "outside ingest.aoi", SATURATED: "saturated",
+}  # fmt: skip
+
+
+def _refuse_empty(written: Written, record: Record, uri: str) -> None:
+    """A source without a valid pixel is refused with the reasons; only such a one is read a second time, to learn them."""
+    if float(written.valid_fraction.max()) > 0:
+        return
+    bits = NODATA if record.read_valid is None else _bits_of(record)
+    causes = ", ".join(cause for bit, cause in _CAUSES.items() if bits & bit)
+    raise BadSource(uri, f"holds no valid pixel: everywhere {causes}", "leave it out with ingest.exclude")
+
+
+def _bits_of(record: Record) -> int:
+    """All bits that any pixel carries."""
+    assert record.read_valid is not None
+    first, *others = record.shape[1:]
+    step, found = max(1, _LOOK // int(np.prod(others))), 0
+    for start in range(0, first, step):
+        window = (slice(start, min(start + step, first)), *(slice(0, side) for side in others))
+        found |= int(np.bitwise_or.reduce(record.read_valid(window), axis=None))
+    return found or NODATA  # pixels that are no finite numbers are flagged later than here
 
 
 def _place(record: Record, written: Written, cells: CellGrid, uri: str) -> Mapping[str, Json] | None:

@@ -25,8 +25,8 @@ from dinodomain_remote_sensing.warp import Warp
 BELOW_POWER = -1.0
 """Subtracting noise leaves powers a little below 0, never this far."""
 
-SCAN = 1024
-"""Side of the blocks in which a source is searched for a first valid pixel."""
+SCAN = 256
+"""Side of the blocks in which channels are searched for any data: small, for they are decoded again when they are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,16 +269,6 @@ class Windowed:
             return self._reader.read_valid(window)
         bits: np.ndarray = self._reader.read_valid(self._cut.outer(window)) | self._cut.outside(window)
         return bits
-
-    def seen(self) -> int:
-        """0 as soon as one pixel is found valid, else the bits by which the pixels are invalid."""
-        found = 0
-        for window in _blocks(self.shape):
-            bits = self.read_valid(window)
-            if (bits == 0).any():
-                return 0
-            found |= int(np.bitwise_or.reduce(bits, axis=None))
-        return found
 
 
 def _read_together(layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:

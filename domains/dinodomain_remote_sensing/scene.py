@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dinodomain.errors import BadSource, LeftOut, require
-from dinodomain.types import CLOUD, NODATA, SATURATED, SHADOW_SNOW, USER_MASK, Layout, Record, Select
+from dinodomain.types import Layout, Record, Select
 from dinodomain_remote_sensing import remote, vfs
 from dinodomain_remote_sensing.geometry import Grid, Relation, ground_spacing, nearest, nine, relate
 from dinodomain_remote_sensing.header import Header
@@ -41,8 +41,6 @@ STORED = {
 
 _SOFT_EDGE = 16
 """An alpha band with more levels than this in the middle of a picture is remarked upon."""
-
-_CAUSES = {NODATA: "NaN or nodata", CLOUD: "cloud", SHADOW_SNOW: "shadow or snow", SATURATED: "saturated", USER_MASK: "outside ingest.aoi"}
 
 NEAR_INTEGER = 0.01
 """A ground sample distance asked for in metres means the whole ratio to the finest grid if it is this near to it."""
@@ -192,7 +190,7 @@ def record(candidate: Candidate, select: Select, sensor: Sensor) -> Record:
     """Opens a scene.
 
     Raises:
-        BadSource: It cannot be read as asked, or has no valid pixel.
+        BadSource: It cannot be read as asked.
     """
     found = describe(candidate, select, sensor)
     reader = _reader(found)
@@ -201,11 +199,6 @@ def record(candidate: Candidate, select: Select, sensor: Sensor) -> Record:
         found = _without(found, empty, select, candidate)
         reader = _reader(found)
     window = Windowed(reader, found.cut)
-    bits = window.seen() if window.may_miss else 0
-    if bits:
-        causes = ", ".join(cause for bit, cause in _CAUSES.items() if bits & bit)
-        uri = candidate.rasters[0] if len(candidate.rasters) == 1 else candidate.folder
-        raise BadSource(uri, f"no valid pixel: everywhere {causes}", "leave it out with ingest.exclude")
     calibrations = tuple(layer.calibration for layer in found.layers)
     return Record(
         channels=tuple(calibration.channel for calibration in calibrations),

@@ -10,6 +10,7 @@ import pytest
 import rasterio
 
 from dinodomain.errors import BadSource, LeftOut, UserError
+from dinodomain.ingest import IngestPlan, ingest
 from dinodomain.types import CLOUD, NODATA, SATURATED, SHADOW_SNOW, SourceRef
 from dinodomain_remote_sensing import sentinel2
 
@@ -286,9 +287,10 @@ def test_saturation_is_a_bit_of_its_own_and_spreads_to_what_it_is_averaged_into(
     assert (coarse[0, 0], coarse[2, 2]) == (SATURATED, 0)
 
 
-def test_a_scene_under_clouds_alone_is_refused_for_that(lab):
+def test_a_scene_under_clouds_alone_is_refused_for_that(lab, tmp_path):
     make_safe(lab, {"B02": np.full((24, 24), 3000, "uint16")}, scl=np.full((12, 12), 9, "uint8"))
-    assert "no valid pixel: everywhere cloud" in lab.refusal(sentinel2)
+    with pytest.raises(UserError, match="holds no valid pixel: everywhere cloud"):
+        ingest(IngestPlan(domain="sentinel2", source=str(lab.folder), store=str(tmp_path / "store"), workers=0), domain=sentinel2)
 
 
 def test_one_scene_in_every_encoding_gives_equal_reflectance(lab):
