@@ -13,7 +13,6 @@ from pathlib import Path
 from dinodomain.errors import BadSource, UserError
 from dinodomain_remote_sensing import vfs
 from dinodomain_remote_sensing.remote import (
-    SCHEMES,
     UNKNOWN_SCHEMES,
     Stat,
     is_remote,
@@ -62,7 +61,8 @@ def listing(source: str, suffixes: tuple[str, ...] = ()) -> Listing:
     if source.startswith("s3://"):
         return _bucket(source, suffixes)
     if is_remote(source):
-        return Listing(name=name_of(source), files={name_of(source): source})
+        archives = (_far_archive(source),) if vfs.is_archive(name_of(source)) else ()
+        return Listing(name=name_of(source), files={name_of(source): source}, missing=archives)
     root = Path(source).expanduser()
     if root.is_dir():
         return _folder(root)
@@ -126,7 +126,13 @@ def _bucket(source: str, suffixes: tuple[str, ...]) -> Listing:
     visible = {path: address for path, address in visible.items() if path and not _hidden(path)}
     if not visible or (single and source not in found):
         raise UserError("ingest.source", f"{source} holds nothing", allowed=ALLOWED, remedy="check bucket, prefix and AWS_ENDPOINT_URL")
-    return Listing(name=name_of(root), files=visible, stats=found)
+    archives = tuple(_far_archive(address) for path, address in visible.items() if vfs.is_archive(path))
+    return Listing(name=name_of(root), files=visible, stats=found, missing=archives)
+
+
+def _far_archive(address: str) -> BadSource:
+    """An archive on a server: none of its files can be told without fetching it."""
+    return BadSource(shown(address), "an archive on a server is not looked into", "unpack it there, or copy it to a folder")
 
 
 def _hidden(path: str) -> bool:
@@ -161,16 +167,21 @@ def _list(path: Path) -> Listing:
     home = path.parent.absolute()
     for line in dict.fromkeys(_lines(path)):
         if line.startswith(tuple(UNKNOWN_SCHEMES)):
-            missing.append(BadSource(shown(line), "its scheme is not read", f"use one of {', '.join(SCHEMES)}"))
+            scheme = line.partition("://")[0]
+            missing.append(BadSource(shown(line), f"{scheme}:// is not read directly", UNKNOWN_SCHEMES[f"{scheme}://"]))
         elif line.startswith("s3://") and line.endswith("/"):
             found = dict(listed(line))
             stats |= found
-            files |= {address.partition("://")[2]: address for address in found if not _hidden(address[5:])}
+            seen = [address for address in found if not _hidden(address[5:])]
+            files |= {address.partition("://")[2]: address for address in seen}
+            missing += [_far_archive(address) for address in seen if vfs.is_archive(address)]
+        elif is_remote(line) and vfs.is_archive(name_of(line)):
+            missing.append(_far_archive(line))
         elif is_remote(line):
             files[shown(line).partition("://")[2]] = line
         else:
             _local(home, line, files, outside, missing)
-    files |= _outside(outside)
+    files |= _opened(_outside(outside), missing)
     if not files and not missing:
         raise UserError("ingest.source", f"{path} lists no address", allowed="paths or addresses, one a line")
     return Listing(name=path.stem, files=dict(sorted(files.items())), stats=stats, missing=tuple(missing))
@@ -181,9 +192,22 @@ def _local(home: Path, line: str, files: dict[str, str], outside: list[Path], mi
     if not place.is_file():
         missing.append(BadSource(str(place), "listed, but no file", "correct the line"))
     elif place.is_relative_to(home):
-        files[place.relative_to(home).as_posix()] = str(place)
+        files |= _opened({place.relative_to(home).as_posix(): str(place)}, missing)
     else:
         outside.append(place)
+
+
+def _opened(files: Mapping[str, str], missing: list[BadSource]) -> dict[str, str]:
+    """The same files, archives among them as if they were folders."""
+    found: dict[str, str] = {}
+    for path, place in files.items():
+        try:
+            inside = vfs.members(place) if vfs.is_archive(path) else None
+        except BadSource as damaged:
+            missing.append(damaged)
+            continue
+        found |= {path: place} if inside is None else {f"{path}/{member}": vfs.uri(place, member) for member in inside}
+    return found
 
 
 def _outside(places: Iterable[Path]) -> dict[str, str]:

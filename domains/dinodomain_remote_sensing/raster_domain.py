@@ -126,6 +126,8 @@ class RasterDomain:
 
 
 def _uri(candidate: Candidate) -> str:
+    if candidate.stated is not None:
+        return candidate.source_id  # items of a catalogue may share a folder
     return candidate.rasters[0] if len(candidate.rasters) == 1 else candidate.folder
 
 

@@ -332,6 +332,12 @@ def _obstore(ask: Callable[[], Got], address: str) -> Got:
                 raise BadSource(shown(address), "its bucket lies in another region", "set AWS_REGION to it") from None
             if re.search(r"status code: 400|Bad Request", text):
                 raise BadSource(shown(address), "the server does not accept it (400)", "check AWS_REGION and credentials") from None
+            if re.search(r"ConnectionRefused|dns error", text):  # obstore has tried it eight times by now
+                said = re.search(r'message: "([^"]+)"', text)
+                reason = f"no connection to {_endpoint() or 'Amazon S3'} ({quiet(said[1]) if said else 'no answer'})"
+                raise BadSource(
+                    shown(address), reason, "check the network and AWS_ENDPOINT_URL, and run again: what is done is kept"
+                ) from None
             raise TryAgain(_words(error)) from None
 
     return retried(guarded, address)

@@ -127,7 +127,12 @@ def _search(address: str, parameters: Mapping[str, Any]) -> Iterator[Item | BadS
     urllib3 = require("urllib3", extra=remote.EXTRA, wanted_by="a STAC API")
     errors = (require("pystac_client.exceptions", extra=remote.EXTRA, wanted_by="a STAC API").APIError, OSError, KeyError, ValueError)
     retry = urllib3.Retry(
-        total=8, backoff_factor=remote.delay(), status_forcelist=(408, 429, 500, 502, 503, 504), allowed_methods=None, raise_on_status=False
+        total=8,
+        connect=2,
+        backoff_factor=remote.delay(),
+        status_forcelist=(408, 429, 500, 502, 503, 504),
+        allowed_methods=None,
+        raise_on_status=False,
     )
     io = require("pystac_client.stac_api_io", extra=remote.EXTRA, wanted_by="a STAC API").StacApiIO(max_retries=retry, timeout=60)
     try:
@@ -138,10 +143,15 @@ def _search(address: str, parameters: Mapping[str, Any]) -> Iterator[Item | BadS
     except UserError:
         raise
     except errors as error:
-        words = (remote.quiet(str(error)).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(
-            "ingest.source", f"the STAC API {remote.shown(address)} does not answer as one: {words}", remedy="check it"
-        ) from None
+        problem = f"the STAC API {remote.shown(address)} does not answer as one: {_words(error)}"
+        raise UserError("ingest.source", problem, remedy="check the address, in a browser too, and the network") from None
+
+
+def _words(error: BaseException) -> str:
+    """The first line of a message; of a chain of wrapped network errors the innermost, which says what happened."""
+    line = (remote.quiet(str(error)).splitlines() or [""])[0]
+    inner = re.findall(r"(?:Errno -?\d+\] |: )([A-Z][^:\[\]()\"']{5,})", line) if "Max retries exceeded" in line else []
+    return (inner[-1] if inner else line)[:200] or type(error).__name__
 
 
 def _refuse_unknown(catalogue: Any, parameters: Mapping[str, Any], address: str) -> None:

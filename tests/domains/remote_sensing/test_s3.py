@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +243,26 @@ def test_windows_never_come_from_overviews(lab):
     record = lab.only(sentinel2)
     assert record.shape == (1, 512, 512)
     np.testing.assert_array_equal(lab.everything(record)[0], full)
+
+
+def test_an_archive_on_a_server_is_told_of_and_a_local_one_in_a_list_is_opened(lab, server, bucket, tmp_path):
+    pixels = lab.counts(3, 8, 8, dtype="uint8")
+    lab.write("x/a.tif", pixels)
+    with zipfile.ZipFile(lab.folder / "x/b.zip", "w") as archive:
+        archive.write(lab.folder / "x/a.tif", "b.tif")
+    server.upload(lab.folder, bucket, "p")
+    listed = tmp_path / "list.txt"
+    for source in (f"s3://{bucket}/p", f"{server.url}/{bucket}/p/x/b.zip"):
+        refusals = [row for row in lab.found(aerial, source) if isinstance(row, BadSource)]
+        assert [str(row.reason) for row in refusals] == ["an archive on a server is not looked into"]
+    listed.write_text(f"s3://{bucket}/p/\n{lab.folder}/x/b.zip\ngs://b/c.tif\n")
+    ids = {row.source_id if isinstance(row, SourceRef) else str(row.reason) for row in lab.found(aerial, listed)}
+    assert ids == {f"{bucket}/p/x/a.tif", "b.zip/b.tif", "an archive on a server is not looked into", "gs:// is not read directly"}
+
+
+def test_a_server_that_is_not_there_is_said_soon(lab, server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(BadSource, match=r"no connection to http://127.0.0.1:9 \(Connection refused\)"):
+        lab.found(aerial, "s3://b/p")
+    with pytest.raises(UserError, match="does not answer as one: Connection refused"):
+        lab.found(sentinel2, "stac:http://127.0.0.1:9/v1?collections=x")
