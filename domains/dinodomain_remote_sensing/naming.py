@@ -25,6 +25,9 @@ def check_select(select: Select, sensor: Sensor) -> None:
     Raises:
         UserError: On ``ingest.bands`` or ``ingest.grid``.
     """
+    twice = sorted(name for name, count in Counter(sensor.code(name) or name for name in select.bands).items() if count > 1)
+    if twice:
+        raise UserError("ingest.bands", f"{', '.join(twice)} named more than once", allowed="each band once")
     for name in select.bands:
         if not _known(name, sensor):
             raise UserError("ingest.bands", f"{sensor.title} has no band {name!r}", allowed=_listed(sensor))

@@ -96,6 +96,9 @@ def _from_box(text: str) -> Any:
         raise UserError(KEY, f"{text!r} has no width", allowed=ALLOWED)
     if west < east:
         return shapely.box(west, south, east, north)
+    if east + 360 - west > 180:
+        problem = f"{text!r}: west {west:g} lies east of {east:g}; across the antimeridian that is {east + 360 - west:g} degrees wide"
+        raise UserError(KEY, problem, remedy="exchange the two, or give an area of more than half the globe as GeoJSON")
     halves = [shapely.box(*sides) for sides in ((west, south, 180.0, north), (-180.0, south, east, north)) if sides[0] < sides[2]]
     return shapely.MultiPolygon(halves)
 

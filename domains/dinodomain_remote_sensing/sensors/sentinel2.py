@@ -105,6 +105,7 @@ def calibrate(scene: Scene) -> Meaning:
     Raises:
         BadSource: Values of floating point that do not say what they are, or statements about the offset that are missing or disagree.
     """
+    _refuse_eight_bits(scene)
     product, tags = read_product(scene.candidate.texts), _tags(scene)
     statements = [_statement(band.header, product, tags) for band in scene.bands]
     _refuse_unsaid(scene, statements)
@@ -127,6 +128,17 @@ def calibrate(scene: Scene) -> Meaning:
         quantity=f"L{level} reflectance" if level else "reflectance of unstated level",
         flags=flags,
     )
+
+
+def _refuse_eight_bits(scene: Scene) -> None:
+    """Sentinel-2 counts to 10,000 and more; eight bits are a picture made of it, or another sensor."""
+    for band in scene.bands:
+        if band.header.dtypes[band.place] in ("uint8", "int8") and band.header.scales[band.place] == 1.0:
+            raise BadSource(
+                band.header.path,
+                "8-bit numbers without a scale are no Sentinel-2 reflectance: a picture, or another sensor",
+                "take the bands themselves; domain=landsat or domain=aerial if it is one of theirs",
+            )
 
 
 def _fields(scene: Scene, product: Product | None, tags: Mapping[str, str]) -> dict[str, Value]:

@@ -124,6 +124,20 @@ def test_a_landsat_of_unknown_number_is_refused_until_its_channels_are_named(lab
     assert lab.only(landsat, path, bands=("ETM_B4", "ETM_B3")).channels == ("ETM_B4_DN", "ETM_B3_DN")
 
 
+def test_a_band_is_asked_for_once(lab):
+    lab.write("a.tif", lab.counts(2, 4, 4), per_band={"descriptions": ("B02", "B03")})
+    with pytest.raises(UserError, match="B02 named more than once"):
+        lab.found(sentinel2, bands=("B02", "B03", "B2"))
+
+
+def test_eight_bits_are_no_reflectance_unless_they_have_a_scale(lab):
+    path = lab.write("a.tif", lab.counts(2, 4, 4, dtype="uint8"), per_band={"descriptions": ("B02", "B03")})
+    assert "8-bit numbers without a scale" in lab.refusal(sentinel2)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales = (0.004, 0.004)
+    assert lab.only(sentinel2).scale == (0.004, 0.004)
+
+
 def test_products_of_other_sensors_are_refused_by_name(lab):
     lab.write("LC08_L1TP_013032_20180131_B10.TIF", lab.counts(4, 4))
     assert "another sensor" in lab.refusal(sentinel2)

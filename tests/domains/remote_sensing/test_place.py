@@ -136,6 +136,7 @@ def test_a_scene_around_the_pole_meets_an_area_at_any_longitude():
         ("1,2,3", "is no box and no file"),
         ("1,5,2,5", "is not below north"),
         ("1,5,1,6", "has no width"),
+        ("55.2,25,55.1,26", "359.9 degrees wide; exchange the two"),
         ("600000,5300000,600100,5300100", "convert it to degrees"),
         ("190,0,191,1", "between -180 and 180"),
     ],
