@@ -20,7 +20,7 @@ from dinodomain.ingest.histogram import Histogram, histograms
 from dinodomain.ingest.pictures import picture_of
 from dinodomain.ingest.private import read_private_table, skipped_file
 from dinodomain.ingest.summary import grouped
-from dinodomain.ingest.tally import Spread, Tally
+from dinodomain.ingest.tally import Spread, Tally, spread_lines
 from dinodomain.lineage import Json, to_json, write_bytes, write_json
 from dinodomain.show.contact_sheet import draw_contact_sheet
 from dinodomain.show.histograms import Bars, draw_histograms
@@ -152,7 +152,7 @@ class Inspection:
             *self._split_lines(),
             *self._acquired_lines(),
             *([f"quantities: {self._counted(self.quantities)}"] if self.quantities else []),
-            *(f"{name}: {spread.text(self.top)}" for name, spread in self.fields.items()),
+            *spread_lines(self.fields, self.top),
             f"licences: {self._counted(self.licences)}",
             f"on disk: {_size(self.bytes_on_disk)} for {_size(self.bytes_raw)} of pixels (ratio {self.ratio:.2f})",
             *self._skipped_lines(),

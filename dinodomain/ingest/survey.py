@@ -22,7 +22,7 @@ from dinodomain.ingest.private import write_private
 from dinodomain.ingest.sizes import size_text
 from dinodomain.ingest.sources import nothing_there, relative_to
 from dinodomain.ingest.summary import kind_of, select_lines
-from dinodomain.ingest.tally import Spread, Tally
+from dinodomain.ingest.tally import Spread, Tally, spread_lines
 from dinodomain.lineage import Json, canonical, to_json, write_bytes, write_json
 from dinodomain.types import FactValue, Select, SourceRef
 
@@ -49,10 +49,12 @@ class Reason:
     Attributes:
         count: How many.
         example: One of them, as its path and its own reason.
+        remedy: What to do, of that one.
     """
 
     count: int
     example: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +137,7 @@ class Survey:
                 else []
             ),
             *([f"quantities: {_listed(self.quantities)}"] if self.quantities else []),
-            *(f"{name}: {spread.text(self.top)}" for name, spread in self.facts.items()),
+            *spread_lines(self.facts, self.top),
             *_choice_lines(f"an ingest would take {self.taken.sources} sources{of}, by ", self.taken.choice or "no choice: all"),
             *_reasons("left out", left),
             *_reasons("refused", refused),
@@ -241,9 +243,8 @@ def _cloud(percent: FactValue) -> str | None:
 
 def _count(reasons: dict[str, Reason], source: str, item: BadSource) -> None:
     kind = kind_of(item.reason)
-    before = reasons.get(kind)
-    example = f"{relative_to(source, item.uri)}: {item.reason}" if before is None else before.example
-    reasons[kind] = Reason(count=1 if before is None else before.count + 1, example=example)
+    before = reasons.get(kind) or Reason(count=0, example=f"{relative_to(source, item.uri)}: {item.reason}", remedy=item.remedy or "")
+    reasons[kind] = replace(before, count=before.count + 1)
 
 
 @contextmanager
@@ -303,9 +304,15 @@ def _ranked(reasons: Mapping[str, Reason]) -> dict[str, Reason]:
 
 def _reasons(word: str, reasons: Mapping[str, Reason]) -> list[str]:
     total = sum(reason.count for reason in reasons.values())
-    lines = [f"  {reason.count} x {kind} (for example {reason.example})" for kind, reason in list(reasons.items())[:_SHOWN_REASONS]]
+    lines = [_reason_line(kind, reason) for kind, reason in list(reasons.items())[:_SHOWN_REASONS]]
     more = [f"  and {len(reasons) - _SHOWN_REASONS} more reasons"] if len(reasons) > _SHOWN_REASONS else []
     return [f"{word}: {total}", *lines, *more]
+
+
+def _reason_line(kind: str, reason: Reason) -> str:
+    """The example repeats its reason only where that says more than what all have in common."""
+    remedy = f"; {reason.remedy}" if reason.remedy else ""
+    return f"  {reason.count} x {kind}{remedy} (for example {reason.example.removesuffix(f': {kind}')})"
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -13,6 +13,8 @@ MOST_VALUES = 200
 """Values listed in JSON; what is beyond is counted."""
 
 _FEW_NUMBERS = 12
+_FEW_MEMBERS = 3
+_MOST_PARTS = 16
 _MOST_DISTINCT = 100_000
 
 
@@ -41,7 +43,7 @@ class Spread:
     def text(self, top: int) -> str:
         """One line: the commonest values, or a range."""
         if self.values:
-            shown = [f"{name} ({count})" for name, count in list(self.values.items())[:top]]
+            shown = [f"{_short(name)} ({count})" for name, count in list(self.values.items())[:top]]
             rest = len(self.values) - len(shown) + self.more
             line = ", ".join(shown) + (f" and {rest} more" if rest else "")
         elif self.low is not None:
@@ -49,6 +51,40 @@ class Spread:
         else:
             return "not stated"
         return f"{line}; not stated by {self.missing}" if self.missing else line
+
+
+def spread_lines(spreads: Mapping[str, Spread], top: int) -> list[str]:
+    """A line a field; the many members of a field that each channel has (``gsd_m.B02``) share one.
+
+    Args:
+        spreads: By field name.
+        top: Values shown per field, and names shown per list of names.
+    """
+    groups: dict[str, dict[str, Spread]] = {}
+    for name, spread in spreads.items():
+        groups.setdefault(name.partition(".")[0], {})[name] = spread
+    lines: list[str] = []
+    for name, members in groups.items():
+        if len(members) <= _FEW_MEMBERS:
+            lines += [f"{member}: {spread.text(top)}" for member, spread in members.items()]
+        else:
+            lines.append(f"{name} of {len(members)} channels: {_shared(members, top)}")
+    return lines
+
+
+def _shared(members: Mapping[str, Spread], top: int) -> str:
+    """Members by the line they have in common; where that tells them apart one by one and they are numbers, their range."""
+    by_line: dict[str, list[str]] = {}
+    for name, spread in members.items():
+        by_line.setdefault(spread.text(top), []).append(name.partition(".")[2])
+    if len(by_line) > top:
+        ends = [end for spread in members.values() for end in (spread.low, spread.high) if end is not None]
+        return f"{min(ends):.6g} to {max(ends):.6g}" if ends else f"{len(by_line)} kinds, listed in the JSON"
+    return "; ".join(f"{line}: {_names(names, top)}" for line, names in by_line.items())
+
+
+def _names(names: list[str], top: int) -> str:
+    return ", ".join(names[:top]) + (f" and {len(names) - top} more" if len(names) > top else "")
 
 
 class Tally:
@@ -90,6 +126,12 @@ class Tally:
             listed[name] = listed.get(name, 0) + count
         more = max(0, len(ranked) - MOST_VALUES)
         return Spread(known=known, missing=self._total - known, values=listed, more=more, low=ends[0], median=ends[1], high=ends[2])
+
+
+def _short(name: str) -> str:
+    """A value that is a list of many is shown by its ends."""
+    parts = name.split("/")
+    return name if len(parts) <= _MOST_PARTS else f"{'/'.join(parts[:3])}/.../{parts[-1]} ({len(parts)} in all)"
 
 
 def _plain(value: FactValue) -> str | float | None:
