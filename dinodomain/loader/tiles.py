@@ -173,7 +173,7 @@ def _block(plan: LoaderPlan, chunk: Sequence[int]) -> tuple[int, ...]:
             "loader.tile",
             f"{plan.tile} pixels do not divide into chunks of {'x'.join(map(str, chunk))}",
             allowed=f"multiples of {max(chunk)}",
-            remedy="or ingest with another storage.chunk",
+            remedy="or ingest with another store.chunk",
         )
     return tuple(plan.tile // side for side in chunk)
 
