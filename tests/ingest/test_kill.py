@@ -36,11 +36,17 @@ SCRIPT = textwrap.dedent(
 )
 
 
+def hears_ctrl_c() -> None:
+    """A suite that runs in the background ignores Ctrl-C, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(tmp_path: Path, layout: str, workers: int) -> subprocess.Popen[bytes]:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), layout, str(workers), str(tmp_path / "store")]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, preexec_fn=hears_ctrl_c)
 
 
 def wait_for_done(store: Path, count: int, process: subprocess.Popen[bytes]) -> None:

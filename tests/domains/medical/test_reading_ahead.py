@@ -157,11 +157,18 @@ def test_after_too_many_deaths_this_process_goes_on_alone(mixed, early, caplog, 
     assert len(said) == 2
 
 
+def _hears_ctrl_c() -> None:
+    """A suite that runs in the background ignores Ctrl-C, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def started(tmp_path, folder, guard):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(folder), guard]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_hears_ctrl_c
+    )
 
 
 def gone(pids):
