@@ -90,7 +90,7 @@ class _Kept:
         self._parts: list[np.ndarray] = []
 
     def add(self, values: np.ndarray) -> None:
-        self._parts.append(values.copy())  # a view would keep its whole slab
+        self._parts.append(values if values.base is None else values.copy())  # a view would keep its whole slab
 
     def summary(self) -> Moments:
         values = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts, axis=1)
@@ -105,8 +105,8 @@ class _Counted:
     """Integers of 8 or 16 bits, counted by value: [C, 2^bits]."""
 
     def __init__(self, channels: int, dtype: np.dtype[np.generic]) -> None:
-        self._bits, self._lowest = dtype.itemsize * 8, int(np.iinfo(dtype.name).min)
-        self._counts = np.zeros((channels, 1 << self._bits), dtype=np.int64)
+        self._lowest = int(np.iinfo(dtype.name).min)
+        self._counts = np.zeros((channels, 1 << (dtype.itemsize * 8)), dtype=np.int64)
 
     def add(self, values: np.ndarray) -> None:
         for counts, channel in zip(self._counts, values):
