@@ -176,18 +176,20 @@ class TileInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Source tiles of one bucket, as stored.
+    """Source tiles of one bucket, as stored: B samples of T dates of one place each (T is 1 unless ``loader.pairs=dates``).
+
+    ``info``, ``rows`` and ``origins`` have one entry per image, [B * T], sample by sample; for T = 1 that is one per sample.
 
     Attributes:
         pixels: [B, T, C, (Z,) Y, X] in the stored dtype.
         valid: [B, T, (Z,) Y, X] uint8 bit field (0 valid), or None where the store has none.
-        info: Per-sample meaning of the pixels. ``low``/``high`` are the source's own percentiles here.
+        info: Per-image meaning of the pixels. ``low``/``high`` are the source's own percentiles here.
         channels: Channel names, the same for the whole batch.
         tile_ids: [B] int64, 64 bits of hash(content hash, tile index).
         epochs: [B] int64, how many times the tile stream had wrapped when the tile was drawn.
         draws: [B] int64, repeats of the tile within its epoch.
-        rows: [B] int64, row of the store index.
-        origins: [B, D] int64, first pixel of the tile in the source array.
+        rows: [B * T] int64, row of the store index.
+        origins: [B * T, D] int64, first pixel of the tile in the source array.
         slots: [B] int64, position in the global batch.
     """
 

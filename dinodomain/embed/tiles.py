@@ -202,7 +202,7 @@ def check_channels(backbone: Backbone, store: Store) -> None:
 
 def _plan(plan: LoaderPlan | None, batch: int) -> LoaderPlan:
     held = plan or LoaderPlan()
-    return LoaderPlan(batch=batch, tile=held.tile, min_valid=held.min_valid, workers=held.workers, prefetch=held.prefetch)
+    return LoaderPlan(batch=batch, tile=held.tile, min_valid=held.min_valid, threads=held.threads, prefetch=held.prefetch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from dinodomain.lineage import Json
-from dinodomain.store.format import INDEX_SCHEMA
+from dinodomain.store.schema import INDEX_SCHEMA
 from dinodomain.store.tables import index_schema
 
 _ROWS = 4096

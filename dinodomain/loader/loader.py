@@ -58,7 +58,7 @@ class Loader:
         weights = _weights(plan, self.tiles.buckets)
         self.order = Order(seed, [len(members) for members in self.tiles.members], weights, plan.batch)
         self.index_digest = digest([store.digest, self.tiles.digest, weights])
-        self._feed = Feed(store, self.tiles, workers=plan.workers, prefetch=plan.prefetch, device=device)
+        self._feed = Feed(store, self.tiles, workers=plan.threads, prefetch=plan.prefetch, device=device)
         self._step = 0
 
     @property
@@ -149,7 +149,7 @@ def sweep(
     """
     tiles = find_tiles(store, plan, holdout=holdout)
     wanted = None if rows is None else np.isin(tiles.rows, np.fromiter(rows, dtype=np.int64))
-    feed = Feed(store, tiles, workers=plan.workers, prefetch=plan.prefetch, device=device)
+    feed = Feed(store, tiles, workers=plan.threads, prefetch=plan.prefetch, device=device)
     yield from feed.run(_sweep_jobs(tiles, wanted, plan.batch))
 
 

@@ -6,7 +6,6 @@ Boxes are in array pixels, channels first: [C, (Z,) Y, X]. A ``Store`` is safe i
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from dinodomain.errors import UserError
 from dinodomain.lineage import digest, digest_file
 from dinodomain.store.format import CHUNKS, FORMAT, INDEX, LINEAGE, MANIFEST, PENDING
-from dinodomain.store.reader import ArrayReader, Cache, Shard, open_array
+from dinodomain.store.open_arrays import Address, OpenArrays
 from dinodomain.store.summary import ChannelSummary, summarise
 
 Json = Any
@@ -77,12 +76,13 @@ class Store:
     Attributes:
         path: Its folder.
         manifest: Plain values of ``manifest.json``.
-        index: One row per source, sorted by ``source_id`` (``format.INDEX_SCHEMA``).
-        chunks: One row per chunk or whole image (``format.CHUNK_SCHEMA``).
+        index: One row per source, sorted by ``source_id`` (``schema.INDEX_SCHEMA``).
+        chunks: One row per chunk or whole image (``schema.CHUNK_SCHEMA``).
         lineage: Plain values of ``lineage.json``.
         digest: Digest of index and chunk table: two stores with the same digest hold the same tiles.
         domain: Entry-point name of its domain.
         ndim: Number of spatial axes.
+        arrays: Its open arrays.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Json], index: pa.Table, chunks: pa.Table, lineage: Mapping[str, Json]) -> None:
@@ -91,10 +91,7 @@ class Store:
         self.domain, self.ndim = str(manifest["domain"]), int(manifest["ndim"])
         self._paths, self._items = index["array"].to_pylist(), index["item"].to_pylist()
         self._shapes = index["shape"].to_pylist()
-        self._arrays: Cache[ArrayReader] = Cache(4096)
-        self._valid: Cache[ArrayReader | None] = Cache(4096)
-        # Each mapping holds a file descriptor; half of what the system allows is left to others.
-        self._shards: Cache[Shard | None] = Cache(max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)))
+        self.arrays = OpenArrays()
 
     def __len__(self) -> int:
         return int(self.index.num_rows)
@@ -136,13 +133,7 @@ class Store:
         Raises:
             UserError: A file is damaged; names file and chunk.
         """
-        array, item = self._array(row), self._items[row]
-        if item >= 0:
-            array.read((item, 0, *start), out[None])
-        elif len(array.shape) == len(start):
-            array.read(tuple(start), out[0])
-        else:
-            array.read((0, *start), out)
+        self.arrays.read(self.address(row, start), out)
 
     def read_valid(self, row: int, start: Sequence[int], out: np.ndarray) -> bool:
         """Reads the bit field (0 valid) of the same box into ``out``.
@@ -155,19 +146,27 @@ class Store:
         Returns:
             Whether the array has such a field; ``out`` is zeroed where it has none.
         """
-        array, item = self._valid_array(row), self._items[row]
-        if array is None:
+        address = self.valid_address(row, start)
+        if address is None:
             out[...] = 0
             return False
-        if item >= 0:
-            array.read((item, *start), out[None])
-        else:
-            array.read(tuple(start), out)
+        self.arrays.read(address, out)
         return True
+
+    def address(self, row: int, start: Sequence[int]) -> Address:
+        """Where the box of a source that begins at ``start`` (one value per spatial axis) lies."""
+        item, shape = self._items[row], self._shapes[row]
+        lead = (item, 0) if item >= 0 else () if shape[0] == 1 and len(shape) == 4 else (0,)
+        return self._location(row), (*lead, *start)
+
+    def valid_address(self, row: int, start: Sequence[int]) -> Address | None:
+        """The same for the ``valid`` field; None where the array has none, which means that every pixel is valid."""
+        location, item = f"{self._location(row).rpartition('/')[0]}/valid", self._items[row]
+        return (location, (item, *start) if item >= 0 else tuple(start)) if self.arrays.exists(location) else None
 
     def has_valid(self, row: int) -> bool:
         """Whether the array of this source has a ``valid`` field."""
-        return self._valid_array(row) is not None
+        return self.valid_address(row, ()) is not None
 
     def valid_box(self, row: int, start: Sequence[int], extent: Sequence[int]) -> np.ndarray:
         """[D, 2] int64 start and stop of real pixels inside a box, in box coordinates."""
@@ -192,13 +191,5 @@ class Store:
         """Spatial inner chunk of a window array, slot extent of a whole image."""
         return tuple(self.index["chunk"][row].as_py())
 
-    def _array(self, row: int) -> ArrayReader:
-        path = self._paths[row]
-        return self._arrays.get(path, lambda: open_array(self.path / path, self._shards))
-
-    def _valid_array(self, row: int) -> ArrayReader | None:
-        path = self._paths[row]
-        return self._valid.get(path, lambda: self._open_valid((self.path / path).with_name("valid")))
-
-    def _open_valid(self, path: Path) -> ArrayReader | None:
-        return open_array(path, self._shards) if path.is_dir() else None
+    def _location(self, row: int) -> str:
+        return f"{self.path}/{self._paths[row]}"

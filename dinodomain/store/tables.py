@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from dinodomain.lineage import Lineage, canonical, digest, digest_file, write_bytes, write_json
 from dinodomain.store.codec import group_metadata
-from dinodomain.store.format import CHUNK_SCHEMA, CHUNKS, FORMAT, INDEX, INDEX_SCHEMA, LINEAGE, MANIFEST
+from dinodomain.store.format import CHUNKS, FORMAT, INDEX, LINEAGE, MANIFEST
+from dinodomain.store.schema import CHUNK_SCHEMA, INDEX_SCHEMA
 from dinodomain.store.write import Written
 from dinodomain.types import Record
 

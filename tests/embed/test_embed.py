@@ -194,7 +194,7 @@ def test_the_verb_writes_features_tokens_and_where_they_came_from(images, tmp_pa
         out=str(tmp_path / "out"),
         tokens=True,
         device="cpu",
-        loader=LoaderPlan(workers=0),
+        loader=LoaderPlan(threads=0),
     )
     done = embed(plan, domain=IMAGES)
     record = load_record(tmp_path / "out")

@@ -46,7 +46,7 @@ def tiny_plan(store) -> Callable[..., PretrainPlan]:
             domain="synthetic",
             store=str(store),
             out=str(out),
-            loader=LoaderPlan(batch=4, workers=0),
+            loader=LoaderPlan(batch=4, threads=0),
             views=ViewsPlan(global_size=16, local_size=8, num_local=2),
             model=ModelPlan(dim=16, depth=2, heads=2, patch=8, registers=1, drop_path=0.3, layer_scale=0.1),
             objective=ObjectivePlan(prototypes=16, head_hidden=16, bottleneck=8, head_layers=2, mask_probability=1.0),

@@ -46,7 +46,7 @@ def test_the_tiles_are_the_first_of_a_run_with_the_same_seed_and_batch(make, sto
     seen = []
     monkeypatch.setattr(look, "draw_views", lambda batch, views, path, **keys: seen.append((batch, views)) or path)
     make(seed=7, num=4)
-    batch = next(iter(Loader(open_store(store), LoaderPlan(batch=4, workers=0), seed=7)))
+    batch = next(iter(Loader(open_store(store), LoaderPlan(batch=4, threads=0), seed=7)))
     assert seen[0][0].tile_ids.tolist() == batch.tile_ids.tolist()
     assert [group.pixels.shape[0] for group in seen[0][1].groups] == [8, 8]
 

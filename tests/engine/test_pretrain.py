@@ -118,7 +118,7 @@ def test_the_backbone_of_a_run_encodes_and_knows_its_channels(make_plan, images)
 
 
 def test_two_equal_runs_are_bit_equal_and_another_seed_is_not(make_plan, images, straight, tmp_path):
-    again = pretrain(make_plan(out=str(tmp_path / "again"), loader={"workers": 2}), domain=images)
+    again = pretrain(make_plan(out=str(tmp_path / "again"), loader={"threads": 2}), domain=images)
     assert measured(again.metrics()) == straight
     other = pretrain(make_plan(out=str(tmp_path / "other"), seed=1), domain=images)
     assert measured(other.metrics()) != straight

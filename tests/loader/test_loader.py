@@ -31,9 +31,9 @@ def batches(store, count=STEPS, *, seed=5, state=None, world=1, rank=0, **plan):
     return [key(batch) for batch in islice(loader, count)], loader
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_threads_never_change_a_batch(scenes, workers):
-    assert batches(scenes, workers=workers, prefetch=workers)[0] == batches(scenes, workers=0)[0]
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_threads_never_change_a_batch(scenes, threads):
+    assert batches(scenes, threads=threads, prefetch=threads)[0] == batches(scenes, threads=0)[0]
 
 
 def test_two_ranks_draw_together_what_one_draws_alone(images):
@@ -224,7 +224,7 @@ def test_damage_met_in_a_thread_reaches_the_caller(tmp_path):
 
 def test_a_loader_of_some_rows_draws_nothing_else(images):
     wanted = find_tiles(images, LoaderPlan()).rows[:3]
-    loader = Loader(images, LoaderPlan(batch=2, workers=0), seed=0, rows=wanted.tolist())
+    loader = Loader(images, LoaderPlan(batch=2, threads=0), seed=0, rows=wanted.tolist())
     seen = np.concatenate([batch.rows.numpy() for batch in islice(loader, 6)])
     assert set(seen.tolist()) == set(wanted.tolist())
     with pytest.raises(UserError, match="none of the chosen sources has an eligible tile"):
