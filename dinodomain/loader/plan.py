@@ -20,8 +20,8 @@ class LoaderPlan:
         min_valid: Tiles with a smaller share of valid pixels are never drawn.
         aligned: Tiles begin on the chunk grid, so that nothing is decoded in vain. False moves every read by up to half a tile, drawn
             anew each epoch.
-        draws: Samples that each read of a tile gives, each with views of its own and each in another step. Above 1 where reading is too slow
-            for the device.
+        draws: Samples that each read of a tile gives, each with views of its own and each in another step. Above 1 where reading is too
+            slow for the device.
         spread: Steps between two samples of one read (``draws`` above 1). More makes steps less alike and holds more tiles in the
             device's memory.
         pairs: ``dates`` draws several dates of one place together; ``none`` draws single tiles.
@@ -32,8 +32,8 @@ class LoaderPlan:
         threads: Decode threads of each such process; 0, with ``workers=0``, decodes in the calling thread.
         requests: Requests in flight per process where the store lies behind a URL.
         prefetch: Batches that are read ahead.
-        ring_dir: Folder for the memory that processes share, instead of an anonymous file; null means the system's folder for temporary files
-            where there are no anonymous files.
+        ring_dir: Folder for the memory that processes share, instead of an anonymous file; null means the system's folder for temporary
+            files where there are no anonymous files.
         weights: Bucket name to how much more often its tiles are drawn than others; 1 where not named, 0 leaves a bucket out.
     """
 
