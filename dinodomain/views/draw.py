@@ -2,7 +2,7 @@
 
 Shapes: B samples, V views of one size, N = V x B rows (row v * B + b is view v of sample b), D spatial axes in array order.
 Each number is a hash of (seed, epoch, tile id, draw, view, parameter), so a sample's views do not depend on its batch, rank,
-order or device. Arithmetic is float64; what leaves is float32. Boxes are edges in tile pixels: pixel i covers [i, i + 1).
+order, device or number of dates. Arithmetic is float64; what leaves is float32. Boxes are edges in tile pixels: pixel i covers [i, i + 1).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from dinodomain.domain import ViewPolicy
 from dinodomain.errors import UserError
 from dinodomain.views import counter
+from dinodomain.views.dates import per_row
 from dinodomain.views.plan import ViewsPlan
 
 # Words of the hash. A number here is part of every training run: never reuse or renumber one.
@@ -130,8 +131,8 @@ def draw(
         tile_ids: [B] int64.
         epochs: [B] int64.
         draws: [B] int64, repeats of a tile within its epoch.
-        valid_box: [B, D, 2] int64; crops lie inside.
-        spacing: [B, D] mm or m, NaN where unknown; makes the aspect ratio one of lengths, not of pixels.
+        valid_box: [B * T, D, 2] int64, T dates of each sample (``dates``); crops lie inside that of their date.
+        spacing: [B * T, D] mm or m, NaN where unknown; makes the aspect ratio one of lengths, not of pixels.
 
     Returns:
         Parameters on the device of ``tile_ids``.
@@ -212,7 +213,7 @@ def _draw_group(
 ) -> GroupParams:
     own = plan.local_scale if index else plan.global_scale
     scale = own or (policy.local_scale if index else policy.global_scale)
-    rows, device = key.shape[0], key.device
+    rows, samples, device = key.shape[0], key.shape[0] // views, key.device
     first, second, local = policy.blur_probability
     # The paper's rates: DINOv2's code applies blur with 1 - p where p was meant.
     blur = [local] * views if index else [first, *[second] * (views - 1)]
@@ -224,7 +225,7 @@ def _draw_group(
         name="local" if index else "global",
         size=plan.local_size if index else plan.global_size,
         num_views=views,
-        boxes=random_boxes(key, valid_box.repeat(views, 1, 1), spacing.repeat(views, 1), scale, policy.aspect),
+        boxes=random_boxes(key, per_row(valid_box, views, samples), per_row(spacing, views, samples), scale, policy.aspect),
         flips=_draw_flips(policy, key),
         transpose=(counter.uniform(key, _TURN) < (0.5 if policy.quarter_turns else 0.0)),
         sigma=_gated(blurred, blur_scale(plan, valid_box.shape[1]) * _between(key, _SIGMA, *policy.blur_sigma), 0.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dinodomain.views.dates import per_row
 from dinodomain.views.draw import GroupParams
 
 
@@ -12,7 +13,7 @@ def to_tile(group: GroupParams) -> Tensor:
     """Affine maps from crop pixel indexes to tile pixel coordinates.
 
     Returns:
-        [N, D, D + 1] float32: tile = A @ index + b, with A the first D columns.
+        [N, D, D + 1] float32: tile = A @ index + b, with A the first D columns; the tile of the view's own date.
     """
     start, stop = group.boxes[..., 0].double(), group.boxes[..., 1].double()
     step = (stop - start) / group.size
@@ -29,12 +30,12 @@ def crop_spacing(group: GroupParams, spacing: Tensor) -> Tensor:
 
     Args:
         group: N = V x B rows.
-        spacing: [B, D] of the tiles, mm or m; NaN where unknown.
+        spacing: [B * T, D] of the tiles, mm or m; NaN where unknown.
 
     Returns:
         [N, D] float32.
     """
     extent = (group.boxes[..., 1] - group.boxes[..., 0]) / group.size
-    own = spacing.repeat(group.num_views, 1) * extent
+    own = per_row(spacing, group.num_views, len(extent) // group.num_views) * extent
     turned = torch.cat([own[:, :-2], own[:, -1:], own[:, -2:-1]], dim=1)
     return torch.where(group.transpose[:, None], turned, own).float()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dinodomain.types import Batch, Normalisation, TileInfo
+from dinodomain.views.dates import date_of
 from dinodomain.views.draw import GroupParams, ViewParams, channel_params
 from dinodomain.views.intensity import SOLARISE_THRESHOLD
 from dinodomain.views.noise import noise
@@ -80,15 +81,17 @@ def reference_view(
         Pixels [C, *S] float64 in the network's range and known [*S] bool.
     """
     group = params.groups[index]
-    sample = row % batch.pixels.shape[0]
-    tile = batch.pixels[sample, 0].numpy().astype(np.float64)
+    samples, dates = batch.pixels.shape[:2]
+    sample, date = row % samples, date_of(row // samples, dates)
+    tile = batch.pixels[sample, date].numpy().astype(np.float64)
     known = np.all(np.isfinite(tile), axis=0, keepdims=True)[0]
     if batch.valid is not None:
-        known = known & (batch.valid[sample, 0].numpy() == 0)
+        known = known & (batch.valid[sample, date].numpy() == 0)
     weight = resample(known[None], group, row, params.filter)
     stored = resample(np.where(known, tile, 0.0), group, row, params.filter) / np.maximum(weight, KNOWN)
     info = apply_range(batch.info, normalisation, batch.channels)
-    one = TileInfo(**{f.name: getattr(info, f.name)[sample : sample + 1] for f in fields(info)})
+    image = sample * dates + date
+    one = TileInfo(**{f.name: getattr(info, f.name)[image : image + 1] for f in fields(info)})
     unit = to_float(torch.from_numpy(stored).float()[None], one)[0].numpy().astype(np.float64)
     order = [normalisation.channels.index(name) for name in batch.channels]
     mean, std = np.array(normalisation.mean)[order], np.array(normalisation.std)[order]

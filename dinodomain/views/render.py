@@ -3,7 +3,7 @@
 Per view: pixels x validity and validity are resampled alike and divided (``warp``), then ``to_float``, intensity, network range.
 On a CPU the tail runs sample by sample, in a working set that stays in the cache.
 
-Shapes: B samples, V views of one size, N = V x B rows (row v * B + b), C channels, D spatial axes.
+Shapes: B samples of T dates, V views of one size, N = V x B rows (row v * B + b), C channels, D spatial axes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch import Tensor
 from dinodomain.domain import ViewPolicy
 from dinodomain.errors import UserError
 from dinodomain.types import Batch, Normalisation, TileInfo, ViewGroup, Views
+from dinodomain.views.dates import info_per_row
 from dinodomain.views.draw import ChannelParams, GroupParams, ViewParams, channel_params
 from dinodomain.views.geometry import crop_spacing, to_tile
 from dinodomain.views.intensity import augment_
-from dinodomain.views.normalise import KNOWN, ToFloat, apply_range, channel_rows, channel_tensor, known_pixels, only_date, to_network_
+from dinodomain.views.normalise import KNOWN, ToFloat, apply_range, channel_rows, channel_tensor, known_pixels, to_network_
 from dinodomain.views.warp import Banded, Matmul, Resize, Tiles
 
 _TINY = 64 * 64
@@ -36,7 +37,7 @@ def render(batch: Batch, params: ViewParams, *, to_float: ToFloat, normalisation
     """Makes all views of a batch.
 
     Args:
-        batch: Tiles as stored, one date.
+        batch: Tiles as stored, T dates of each sample (``dates``).
         params: From ``draw`` on the same batch.
         to_float: The domain's; called on float32 stored values after resampling.
         normalisation: The run's; its range replaces ``info.low``/``info.high`` unless its mode is ``source``.
@@ -46,13 +47,12 @@ def render(batch: Batch, params: ViewParams, *, to_float: ToFloat, normalisation
         One group per crop size, in the order of ``params.groups``.
 
     Raises:
-        UserError: Several dates, unknown channels, a crop size that patches do not divide, or ``resize`` where it cannot work.
+        UserError: Unknown channels, a crop size that patches do not divide, or ``resize`` where it cannot work.
     """
-    pixels, bits = only_date(batch)
-    device = pixels.device
-    tiles = Tiles(pixels=pixels, known=known_pixels(pixels, bits), info=apply_range(batch.info, normalisation, batch.channels))
+    device = batch.pixels.device
+    tiles = Tiles(pixels=batch.pixels, known=_known(batch), info=apply_range(batch.info, normalisation, batch.channels))
     params = params.to(device)
-    kind = choose_warp(params, pixels)
+    kind = choose_warp(params, batch.pixels)
     _, _, mean, std = channel_rows(normalisation, batch.channels)
     tail = _Tail(to_float=to_float, policy=params.policy, mean=channel_tensor(mean, device), std=channel_tensor(std, device))
     with _full_precision(device):
@@ -60,18 +60,24 @@ def render(batch: Batch, params: ViewParams, *, to_float: ToFloat, normalisation
     return Views(groups=groups, channels=batch.channels, tile_ids=batch.tile_ids, slots=batch.slots)
 
 
+def _known(batch: Batch) -> Tensor | None:
+    """[B, T, 1, *L] bool, see ``known_pixels``."""
+    known = known_pixels(batch.pixels.flatten(0, 1), None if batch.valid is None else batch.valid.flatten(0, 1))
+    return None if known is None else known.reshape(*batch.pixels.shape[:2], *known.shape[1:])
+
+
 def choose_warp(params: ViewParams, pixels: Tensor) -> type[Banded | Matmul | Resize]:
-    """The renderer for these tiles.
+    """The renderer for tiles [B, T, C, *L].
 
     Raises:
         UserError: ``resize`` was asked for on an accelerator or in 3-D.
     """
-    on_cpu, flat = pixels.device.type == "cpu", pixels.ndim == 4
+    on_cpu, flat = pixels.device.type == "cpu", pixels.ndim == 5
     if params.renderer == "resize":
         if not (on_cpu and flat):
-            raise UserError("views.renderer", f"is resize for {pixels.ndim - 2}-D tiles on {pixels.device.type}", allowed="matmul, auto")
+            raise UserError("views.renderer", f"is resize for {pixels.ndim - 3}-D tiles on {pixels.device.type}", allowed="matmul, auto")
         return Resize
-    return Banded if on_cpu and pixels.shape[2:].numel() > _TINY else Matmul
+    return Banded if on_cpu and pixels.shape[3:].numel() > _TINY else Matmul
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +105,11 @@ def _render_group(
 ) -> ViewGroup:
     if group.size % patch_size:
         raise UserError(f"views.{group.name}_size", f"is {group.size}", allowed=f"a multiple of the patch size {patch_size}")
-    channels = tiles.pixels.shape[1]
-    rows, size, device = group.boxes.shape[0], (group.size,) * (tiles.pixels.ndim - 2), tiles.pixels.device
+    samples, channels = tiles.pixels.shape[0], tiles.pixels.shape[2]
+    rows, size, device = group.boxes.shape[0], (group.size,) * (tiles.pixels.ndim - 3), tiles.pixels.device
     out = torch.empty((rows, channels, *size), device=device)
     tokens = torch.ones((rows, (group.size // patch_size) ** len(size)), device=device)
-    info, own = _repeat(tiles.info, group.num_views), channel_params(params.policy, group, channels)
+    info, own = info_per_row(tiles.info, group.num_views, samples), channel_params(params.policy, group, channels)
     warp = kind(group, params)
     step = rows if device.type != "cpu" else max(1, _SCRATCH // out[0].numel())
     for start in range(0, rows, step):
@@ -116,12 +122,6 @@ def _render_group(
         name=group.name, pixels=out, valid=tokens, to_tile=to_tile(group), spacing=crop_spacing(group, tiles.info.spacing),
         num_views=group.num_views,
     )  # fmt: skip
-
-
-def _repeat(info: TileInfo, views: int) -> TileInfo:
-    """The meaning of every row."""
-    each = {f.name: getattr(info, f.name) for f in fields(info)}
-    return TileInfo(**{name: value.repeat(views, *(1,) * (value.ndim - 1)) for name, value in each.items()})
 
 
 def _rows(info: TileInfo, start: int, stop: int) -> TileInfo:

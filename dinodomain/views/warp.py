@@ -4,7 +4,8 @@
 their zeros; needs the boxes on the host, so a CPU. ``Resize``: the framework's antialiased resize; CPU, 2-D, whole-pixel boxes.
 A warp is prepared once for all rows of a group and then called for runs of rows.
 
-Shapes: N = V x B rows of a group (row v * B + b), n of them in a run, C channels. Weights are the share of known pixels.
+Shapes: N = V x B rows of a group (row v * B + b), n of them in a run, C channels, T dates. A row's image is a slice of the batch,
+never a copy. Weights are the share of known pixels.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from torch import Tensor
 
 from dinodomain.types import TileInfo
 from dinodomain.views.banded import Band, bands, contract_window
+from dinodomain.views.dates import date_of
 from dinodomain.views.draw import GroupParams, ViewParams
 from dinodomain.views.resample import axis_matrices, blur_image, contract, gaussian_matrices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
-    """Tiles of a batch.
+    """Tiles of a batch, T dates of each sample (``dates``).
 
     Attributes:
-        pixels: [B, C, *L] as stored.
-        known: [B, 1, *L] bool, or None where every pixel is known.
-        info: Meaning of the pixels, with the range that becomes 0..1.
+        pixels: [B, T, C, *L] as stored.
+        known: [B, T, 1, *L] bool, or None where every pixel is known.
+        info: Meaning of the pixels, [B * T], with the range that becomes 0..1.
     """
 
     pixels: Tensor
@@ -66,15 +68,17 @@ class Matmul:
     def __call__(self, tiles: Tiles, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """See ``Warp``."""
         group, known = self._group.rows(start, stop), tiles.known
-        matrices = self._matrices(group, tiles.pixels.shape[2:])
+        matrices = self._matrices(group, tiles.pixels.shape[3:])
         stored, weight, row = [], [], start
-        for samples in _segments(start, stop, tiles.pixels.shape[0]):
+        for view, samples in _segments(start, stop, tiles.pixels.shape[0]):
+            images = (samples, date_of(view, tiles.pixels.shape[1]))
             own = [m[row - start : row - start + samples.stop - samples.start] for m in matrices]
-            stored.append(contract(_channels_last(tiles.pixels[samples], None if known is None else known[samples]), own))
-            if known is not None:
+            real = None if known is None else known[images]
+            stored.append(contract(_channels_last(tiles.pixels[images], real), own))
+            if real is not None:
                 # Exactly 1 where a sample is whole, so that its bits do not depend on the others of its batch.
-                whole = known[samples].flatten(1).all(dim=1).reshape(-1, *(1,) * (known.ndim - 1))
-                weight.append(torch.where(whole, 1.0, contract(known[samples].movedim(1, -1).float(), own)))
+                whole = real.flatten(1).all(dim=1).reshape(-1, *(1,) * (real.ndim - 1))
+                weight.append(torch.where(whole, 1.0, contract(real.movedim(1, -1).float(), own)))
             row += samples.stop - samples.start
         return self._turn(torch.cat(stored), group), self._turn(torch.cat(weight), group) if weight else None
 
@@ -94,12 +98,12 @@ class Matmul:
         return torch.where(group.transpose.reshape(-1, *(1,) * (x.ndim - 1)), x.transpose(-1, -2), x)
 
 
-def _segments(start: int, stop: int, samples: int) -> Iterator[slice]:
-    """Rows start..stop as runs of samples, one per view touched."""
+def _segments(start: int, stop: int, samples: int) -> Iterator[tuple[int, slice]]:
+    """Rows start..stop as runs of samples, one per view touched, each with its view."""
     while start < stop:
-        first = start % samples
+        view, first = divmod(start, samples)
         last = min(samples, first + stop - start)
-        yield slice(first, last)
+        yield view, slice(first, last)
         start += last - first
 
 
@@ -126,12 +130,13 @@ class _PerCrop:
 
     def __call__(self, tiles: Tiles, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """See ``Warp``."""
-        samples, channels = tiles.pixels.shape[:2]
-        size = (self._group.size,) * (tiles.pixels.ndim - 2)
+        samples, dates, channels = tiles.pixels.shape[:3]
+        size = (self._group.size,) * (tiles.pixels.ndim - 3)
         stored = torch.empty((stop - start, channels, *size))
         weight = None if tiles.known is None else torch.ones((stop - start, 1, *size))
         for row in range(start, stop):
-            window: tuple[int | slice, ...] = (row % samples, slice(None), *self._windows[row])
+            view, sample = divmod(row, samples)
+            window: tuple[int | slice, ...] = (sample, date_of(view, dates), slice(None), *self._windows[row])
             crop, known = tiles.pixels[window], None if tiles.known is None else tiles.known[window]
             if known is None or bool(known.all()):
                 self._put(stored[row - start], crop, row)

@@ -47,7 +47,7 @@ def params_for(boxes, size: int, kind: str = "cubic", *, flips=None, transpose=N
 
 
 def warped(kind, params: ViewParams, pixels: torch.Tensor, known: torch.Tensor | None = None):
-    tiles = Tiles(pixels=pixels, known=known, info=None)
+    tiles = Tiles(pixels=pixels[:, None], known=None if known is None else known[:, None], info=None)
     return kind(params.groups[0], params)(tiles, 0, params.groups[0].boxes.shape[0])
 
 
@@ -346,13 +346,6 @@ def test_rows_are_view_major_and_groups_largest_first(make_batch, draw_for, norm
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------
-
-
-def test_two_dates_are_refused(make_batch, draw_for, normalisation, policy):
-    batch = make_batch(2)
-    pair = replace(batch, pixels=batch.pixels.repeat(1, 2, 1, 1, 1))
-    with pytest.raises(UserError, match="2 dates"):
-        render(pair, draw_for(batch, policy(2), SMALL), to_float=linear_to_unit, normalisation=normalisation(batch), patch_size=8)
 
 
 def test_a_patch_that_does_not_divide_the_crop_is_refused(make_batch, draw_for, normalisation, policy):
