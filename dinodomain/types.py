@@ -230,13 +230,13 @@ class Normalisation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewGroup:
-    """All crops of one size. Row v * B + b is view v of sample b.
+    """All crops of one size. Row v * B + b is view v of sample b, cut from its date v mod T (``views.dates``).
 
     Attributes:
         name: ``global`` or ``local``.
         pixels: [N, C, *size] float32 in the network's range.
         valid: [N, P] float32 in 0..1, share of real pixels under each patch token, row-major over the token grid.
-        to_tile: [N, D, D + 1] float32; maps a pixel index of the crop (array order) to tile pixel coordinates (centres at integers).
+        to_tile: [N, D, D + 1] float32; maps a pixel index of the crop (array order) to pixel coordinates of its tile (centres at integers).
         spacing: [N, D] float32 pixel size of the crop, mm or m; NaN where unknown.
         num_views: V.
     """

@@ -11,7 +11,8 @@ from dinodomain.errors import UserError
 from dinodomain.lineage import Json
 from dinodomain.loader import Loader, LoaderPlan
 from dinodomain.show.views import draw_views
-from dinodomain.store import open_store
+from dinodomain.store import Store, open_store
+from dinodomain.types import Batch
 from dinodomain.views import ViewsPlan, draw, render, resolve_normalisation
 
 
@@ -77,7 +78,8 @@ def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Writt
     """
     store = open_store(plan.store)
     domain = domain or find_domain(plan.domain or store.domain)
-    batch = next(iter(Loader(store, replace(plan.loader, batch=plan.num), seed=plan.seed)))
+    # Several draws of a read come in later steps of a run; here each tile is shown once.
+    batch = next(iter(Loader(store, replace(plan.loader, batch=plan.num, draws=1), seed=plan.seed)))
     unknown = [name for name in plan.bands if name not in batch.channels]
     if unknown:
         raise UserError("bands", f"the store has no {', '.join(unknown)}", allowed=", ".join(batch.channels))
@@ -92,7 +94,13 @@ def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Writt
     title = f"{domain.name}: source tiles and their views (seed {plan.seed})"
     path = draw_views(
         batch, views, Path(plan.out) / "views.png", to_float=domain.to_float, normalisation=normalisation,
-        bands=plan.bands, samples=plan.num, title=title,
+        bands=plan.bands, samples=plan.num, title=title, labels=_acquired(store, batch),
     )  # fmt: skip
     crops = ", ".join(f"{group.num_views} {group.name} of {'x'.join(map(str, group.pixels.shape[2:]))}" for group in views.groups)
-    return Written(files=(str(path),), note=f"{plan.num} tiles, {crops}; normalised by {normalisation.mode}")
+    tiles = f"{plan.num} tiles" if batch.pixels.shape[1] == 1 else f"{plan.num} places at {batch.pixels.shape[1]} dates"
+    return Written(files=(str(path),), note=f"{tiles}, {crops}; normalised by {normalisation.mode}")
+
+
+def _acquired(store: Store, batch: Batch) -> list[str]:
+    """Date of every image, where the store knows it."""
+    return [str(value or "")[:10] for value in store.column("acquired")[batch.rows.cpu().numpy()]]

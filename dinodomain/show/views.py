@@ -1,13 +1,15 @@
 """Source tiles, the boxes of their crops drawn back on them, and the crops: for judging a view policy before training.
 
-One row per sample. Boxes are drawn from ``ViewGroup.to_tile``, the geometry that dense losses and attributions use; the dot is the
-crop's first pixel, so a flip or a turn shows. Volumes show the middle plane of the first axis of the tile and of each crop, and
-boxes in that plane's two axes. Pixels are shown in the unit range; unknown pixels are grey.
+One row per sample; where it is several dates of one place, a tile per date with its label, and each box on the date it was cut from.
+Boxes are drawn from ``ViewGroup.to_tile``, the geometry that dense losses and attributions use; the dot is the crop's first pixel, so a
+flip or a turn shows. Volumes show the middle plane of the first axis of the tile and of each crop, and boxes in that plane's two axes.
+Pixels are shown in the unit range; unknown pixels are grey.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 from dinodomain.errors import require
 from dinodomain.lineage import write_bytes
 from dinodomain.types import Batch, Normalisation, ViewGroup, Views
-from dinodomain.views.normalise import ToFloat, apply_range, known_pixels, only_date
+from dinodomain.views.dates import date_of
+from dinodomain.views.normalise import ToFloat, apply_range, known_pixels
 
 _INCHES = 1.9
 _COLOURS = {"global": "#ff7f0e", "local": "#17becf"}
@@ -25,12 +28,12 @@ _GREY = 0.5
 
 def draw_views(
     batch: Batch, views: Views, path: Path, *, to_float: ToFloat, normalisation: Normalisation, bands: tuple[str, ...] = (),
-    samples: int = 4, title: str = "",
+    samples: int = 4, title: str = "", labels: Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """Writes the figure as a PNG; equal views give equal bytes.
 
     Args:
-        batch: Tiles as stored, one date.
+        batch: Tiles as stored.
         views: Rendered from them.
         path: The file.
         to_float: The domain's.
@@ -38,11 +41,12 @@ def draw_views(
         bands: One or three channel names to show; empty for the first three, or the first where there are fewer.
         samples: Rows of the figure at most.
         title: Heading.
+        labels: Name of every image, [B * T], written where a sample has several dates; empty for their numbers.
     """
     figure_module = require("matplotlib.figure", extra="dev", wanted_by="a figure of views")
     agg = require("matplotlib.backends.backend_agg", extra="dev", wanted_by="a figure of views")
-    count = min(samples, batch.pixels.shape[0])
-    columns = 1 + sum(group.num_views for group in views.groups)
+    count, dates = min(samples, batch.pixels.shape[0]), batch.pixels.shape[1]
+    columns = dates + sum(group.num_views for group in views.groups)
     shown = _shown(batch.channels, bands)
     tiles = _tiles(batch, to_float, normalisation, shown)
     figure = figure_module.Figure(figsize=(columns * _INCHES, count * _INCHES + 0.5), dpi=100, layout="constrained")
@@ -52,19 +56,32 @@ def draw_views(
     for axes in grid.flat:
         axes.set_axis_off()
     for sample in range(count):
-        _imshow(grid[sample, 0], tiles[sample])
-        column = 1
+        names = _date_names(sample, dates, labels)
+        for date in range(dates):
+            _imshow(grid[sample, date], tiles[sample * dates + date])
+            if names[date]:
+                grid[sample, date].set_title(names[date], fontsize=6)
+        column = dates
         for group in views.groups:
             for view in range(group.num_views):
-                row = view * batch.pixels.shape[0] + sample
-                _draw_box(grid[sample, 0], group, row)
+                row, date = view * batch.pixels.shape[0] + sample, date_of(view, dates)
+                _draw_box(grid[sample, date], group, row)
                 _imshow(grid[sample, column], _crop(group, row, normalisation, batch.channels, shown))
-                grid[sample, column].set_title(f"{group.name} {view}", fontsize=6, color=_COLOURS[group.name])
+                name = f"{group.name} {view}" + (f", {names[date]}" if names[date] else "")
+                grid[sample, column].set_title(name, fontsize=6, color=_COLOURS[group.name])
                 column += 1
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_bytes(path, buffer.getvalue())
     return path
+
+
+def _date_names(sample: int, dates: int, labels: Sequence[str]) -> list[str]:
+    """What is written above the tiles of a sample; nothing where there is one date."""
+    if dates == 1:
+        return [""]
+    own = labels[sample * dates : (sample + 1) * dates]
+    return [label or f"date {number}" for number, label in enumerate(own or [""] * dates)]
 
 
 def _shown(channels: tuple[str, ...], bands: tuple[str, ...]) -> list[int]:
@@ -74,9 +91,9 @@ def _shown(channels: tuple[str, ...], bands: tuple[str, ...]) -> list[int]:
 
 
 def _tiles(batch: Batch, to_float: ToFloat, normalisation: Normalisation, shown: list[int]) -> np.ndarray:
-    """[B, Y, X, bands] in the unit range."""
-    pixels, bits = only_date(batch)
-    known = known_pixels(pixels, bits)
+    """[B * T, Y, X, bands] in the unit range."""
+    pixels = batch.pixels.flatten(0, 1)
+    known = known_pixels(pixels, None if batch.valid is None else batch.valid.flatten(0, 1))
     stored = pixels.float() if known is None else pixels.float().masked_fill(~known, 0.0)
     unit = to_float(stored.clone(), apply_range(batch.info, normalisation, batch.channels))
     unit = unit if known is None else unit.masked_fill(~known, _GREY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,37 @@ def test_figure_has_a_row_per_sample_and_equal_bytes(tmp_path: Path, channels, e
     picture = np.asarray(Image.open(file).convert("RGB"))
     assert picture.shape[1] > picture.shape[0]
     assert (np.abs(picture.astype(int) - (255, 127, 14)).sum(axis=-1) < 30).any()  # boxes of global views
+
+
+def two_dates(tmp_path: Path, plan: ViewsPlan, name: str = "a.png", **keys: object) -> np.ndarray:
+    """The picture [Y, X, 3] of two samples of two dates, 1.9 inches of 100 dots a column."""
+    one, norm = made_up(1, (40, 50))
+    pair = {item.name: getattr(one.info, item.name).repeat_interleave(2, dim=0) for item in fields(TileInfo)}
+    batch = replace(one, pixels=torch.cat([one.pixels, 255 - one.pixels], dim=1), info=TileInfo(**pair), rows=torch.arange(4))
+    params = draw(
+        ViewPolicy(axes=("y", "x")), plan, seed=0, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
+        valid_box=batch.info.valid_box, spacing=batch.info.spacing,
+    )  # fmt: skip
+    views = render(batch, params, to_float=linear_to_unit, normalisation=norm, patch_size=8)
+    return np.asarray(
+        Image.open(draw_views(batch, views, tmp_path / name, to_float=linear_to_unit, normalisation=norm, **keys)).convert("RGB")
+    )
+
+
+def test_every_box_is_drawn_on_the_date_it_was_cut_from(tmp_path: Path):
+    both = two_dates(tmp_path, ViewsPlan(global_size=16, num_global=2, num_local=0))
+    first = two_dates(tmp_path, ViewsPlan(global_size=16, num_global=1, num_local=0))
+    for picture, columns, boxed in ((both, 4, [True, True]), (first, 3, [True, False])):
+        assert picture.shape[1] == columns * 190
+        tiles = [picture[45:, 190 * date : 190 * (date + 1)] for date in range(2)]  # below the heading
+        orange = [bool((np.abs(tile.astype(int) - (255, 127, 14)).sum(axis=-1) < 30).any()) for tile in tiles]
+        assert orange == boxed
+
+
+def test_dates_are_named_by_their_labels_or_numbers(tmp_path: Path):
+    plan = ViewsPlan(global_size=16, num_global=1, num_local=0)
+    labels = ["2020-03-01", "2021-08-30", "2020-03-01", "2021-08-30"]
+    pictures = [two_dates(tmp_path, plan, f"{i}.png", labels=keys) for i, keys in enumerate((labels, labels, [], [""] * 4))]
+    assert np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+    assert np.array_equal(pictures[2], pictures[3]), "an image without a date is told by its number"
