@@ -1,7 +1,8 @@
 """The endless stream of one bucket's tiles, of which batches are consecutive places.
 
 Tiles of one store come epoch after epoch, each a keyed permutation of all of them, so that nothing is lost or doubled. Where several
-stores are mixed, places are dealt to them by a smooth weighted cycle, and each store has epochs of its own. Any place costs the same.
+stores are mixed, places are dealt to them by a smooth weighted cycle, and each store has epochs of its own. Places of a mix change seats
+within windows of 16: else two ranks of a mix of halves would read one store each. Any place costs the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import numpy as np
 
 from dinodomain.loader.cycle import Cycle, closely
 from dinodomain.loader.permute import key_of, permute
+
+_WINDOW = 16
 
 
 class Stream:
@@ -39,6 +42,7 @@ class Stream:
 
     def at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tile within the bucket and epoch of its store, [n] int64 each, at places of the stream."""
+        places = self._seat(places)
         owners = self._cycle.at(places)
         turns = self._cycle.earlier(places, owners)
         tiles, epochs = np.empty_like(places), np.empty_like(places)
@@ -46,6 +50,13 @@ class Stream:
             mine = owners == store
             tiles[mine], epochs[mine] = self._of_store(store, turns[mine])
         return tiles, epochs
+
+    def _seat(self, places: np.ndarray) -> np.ndarray:
+        if len(self._sizes) == 1:
+            return places
+        windows, inside = np.divmod(places, _WINDOW)
+        seats: np.ndarray = windows * _WINDOW + permute(inside, _WINDOW, key_of(self._seed, self._bucket, -3, windows))
+        return seats
 
     def _of_store(self, store: int, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = self._sizes[store]
@@ -58,8 +69,11 @@ class Stream:
         """[size] int64, how often each tile lies at places 0..place-1."""
         if place == 0:
             return np.zeros(self.size, dtype=np.int64)
-        parts = [self._counts_of(store, int(turns)) for store, turns in enumerate(self._cycle.before(place))]
-        return np.concatenate(parts)
+        whole = place if len(self._sizes) == 1 else place - place % _WINDOW
+        found = np.concatenate([self._counts_of(store, int(turns)) for store, turns in enumerate(self._cycle.before(whole))])
+        if whole < place:
+            np.add.at(found, self.at(np.arange(whole, place, dtype=np.int64))[0], 1)
+        return found
 
     def _counts_of(self, store: int, turns: int) -> np.ndarray:
         size = self._sizes[store]

@@ -218,8 +218,15 @@ def test_each_store_has_its_share_of_every_stretch_of_samples(draws):
     order = Order(5, sizes, [1.0], 8, draws=draws, shares=(0.7, 0.3))
     found = owners(order, sizes, 500)
     assert np.mean(found == 0) == pytest.approx(0.7, abs=1e-3)
-    per_batch = [np.sum(order.at(step).tiles < 50) for step in range(200)]
-    assert set(per_batch) <= {5, 6} if draws == 1 else set(per_batch) <= {4, 5, 6}  # mixed inside a batch
+    per_window = [sum((order.at(step).tiles < 50).sum() for step in pair) for pair in zip(range(0, 200, 2), range(1, 200, 2))]
+    assert draws > 1 or set(per_window) <= {11, 12}  # 11.2 of 16
+
+
+def test_every_rank_draws_from_every_store_in_every_batch():
+    order = Order(5, [[50, 50]], [1.0], 32, shares=(0.5, 0.5))
+    for draw in map(order.at, range(50)):
+        for rank in (0, 1):
+            assert 3 <= (draw.tiles[draw.positions % 2 == rank] < 50).sum() <= 13
 
 
 def test_shares_hold_over_all_buckets_and_tiles_of_a_store_are_drawn_alike():
