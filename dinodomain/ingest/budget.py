@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from dinodomain.errors import LeftOut, UserError
-from dinodomain.ingest.cells import CellGrid
+from dinodomain.store.cells import CellGrid
 from dinodomain.types import FactValue, SourceRef
 
 _PLACE = "ingest.budget"

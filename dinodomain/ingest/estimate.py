@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dinodomain.ingest.cells import CellGrid
 from dinodomain.ingest.sizes import hours_text, size_text
+from dinodomain.store.cells import CellGrid
 from dinodomain.store.read import Store
 from dinodomain.types import SourceRef
 

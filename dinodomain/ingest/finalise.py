@@ -20,7 +20,6 @@ import pyarrow as pa
 from dinodomain import __version__
 from dinodomain.domain import Domain
 from dinodomain.errors import UserError
-from dinodomain.ingest.cells import BUFFER, CellGrid
 from dinodomain.ingest.holdout import Holdout, decide, kept
 from dinodomain.ingest.index_rows import IndexRows, merged
 from dinodomain.ingest.join import INSTANCE
@@ -32,6 +31,7 @@ from dinodomain.ingest.stage import Task, source_columns
 from dinodomain.ingest.summary import counts_by_reason
 from dinodomain.ingest.withdraw import memory_of
 from dinodomain.lineage import Json, Lineage, canonical, digest_file, fingerprint
+from dinodomain.store.cells import BUFFER, CellGrid
 from dinodomain.store.format import CHUNKS, INDEX, array_name, bucket_of, source_folder, stack_folder
 from dinodomain.store.read import Store
 from dinodomain.store.tables import chunk_table, whole_table, write_chunks, write_index_table, write_manifest

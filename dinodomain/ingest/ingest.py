@@ -17,7 +17,6 @@ from pathlib import Path
 
 from dinodomain.domain import Domain, find_domain
 from dinodomain.errors import BadSource, LeftOut, UserError
-from dinodomain.ingest.cells import CellGrid
 from dinodomain.ingest.crosswalk import crosswalk_file, update_crosswalk
 from dinodomain.ingest.estimate import estimate
 from dinodomain.ingest.executors import Shared, run_tasks
@@ -49,6 +48,7 @@ from dinodomain.ingest.summary import Summary, Warned, nothing_taken, select_tex
 from dinodomain.ingest.withdraw import finish_withdrawal, leave_out_withdrawn
 from dinodomain.ingest.work import Work, bytes_of, in_share, plan_work
 from dinodomain.lineage import Json, digest, to_json
+from dinodomain.store.cells import CellGrid
 from dinodomain.store.format import MANIFEST
 from dinodomain.store.read import Store, open_store
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from dinodomain.domain import Domain
 from dinodomain.errors import BadSource, MissingExtra, UserError
-from dinodomain.ingest.cells import CellGrid, chunk_boxes, footprints, lon_lat
 from dinodomain.ingest.dates import shifted
 from dinodomain.ingest.partial import Partial, disk_errors
 from dinodomain.ingest.scrub import scrubbed
 from dinodomain.ingest.shrink import shrink
 from dinodomain.lineage import Json
+from dinodomain.store.cells import CellGrid, chunk_boxes, footprints, lon_lat
 from dinodomain.store.format import StorePlan, source_folder, stored_id
 from dinodomain.store.measure import read_slab
 from dinodomain.store.tables import index_columns

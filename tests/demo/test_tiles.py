@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dinodomain.demo.tiles import BANDS, write_tiles_source
-from dinodomain.ingest.cells import CellGrid, chunk_boxes, footprints
+from dinodomain.store.cells import CellGrid, chunk_boxes, footprints
 from dinodomain.types import Select, SourceRef
 from dinodomain_remote_sensing import sentinel2
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dinodomain.errors import BadSource
-from dinodomain.ingest.cells import HALF_HEIGHT_M, HALF_WIDTH_M, CellGrid, chunk_boxes, footprints, lon_lat
 from dinodomain.store import open_store
+from dinodomain.store.cells import HALF_HEIGHT_M, HALF_WIDTH_M, CellGrid, chunk_boxes, footprints, lon_lat
 from dinodomain.testing import SyntheticImages
 
 pyproj = pytest.importorskip("pyproj")
