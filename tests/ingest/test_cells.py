@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinodomain.store import open_store
-from dinodomain.store.cells import footprints
+from dinodomain.store.cells import CellGrid, footprints
 from dinodomain.testing import SyntheticImages
 
 pyproj = pytest.importorskip("pyproj")
