@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dinodomain.checkpoint import load_backbone, origin
 from dinodomain.domain import Domain, find_domain
 from dinodomain.embed.table import save_features
-from dinodomain.embed.tiles import embed_store
+from dinodomain.embed.tiles import check_loader, embed_store
 from dinodomain.errors import Problems, UserError
 from dinodomain.lineage import Lineage, digest, to_json
 from dinodomain.loader import LoaderPlan
@@ -33,7 +33,7 @@ class EmbedPlan:
         size: Longest side given to the network, pixels; None takes the pretraining size.
         holdout: Whether tiles of the audit holdout are taken: ``include``, ``exclude`` or ``only``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        loader: Tile side, least valid share and threads; its batch is not used.
+        loader: Tile side, least valid share, and how tiles are read; its batch is not used, and nothing is drawn.
     """
 
     checkpoint: str
@@ -54,6 +54,10 @@ class EmbedPlan:
             problems.append(UserError("embed.batch", f"is {self.batch}", allowed="1 or more"))
         if self.size is not None and self.size < 1:
             problems.append(UserError("embed.size", f"is {self.size}", allowed="1 or more pixels, or empty"))
+        try:
+            check_loader(self.loader)
+        except Problems as error:
+            problems.extend(error.problems)
         if problems:
             raise Problems(problems)
 

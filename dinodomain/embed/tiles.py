@@ -8,7 +8,7 @@ Shapes: B tiles, C channels, D axes, P tokens, E width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, overload
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dinodomain.domain import Domain
 from dinodomain.embed.table import TokenTable
-from dinodomain.errors import UserError
+from dinodomain.errors import Problems, UserError
 from dinodomain.loader import LoaderPlan, find_tiles, sweep
 from dinodomain.model import Backbone, Pooling
 from dinodomain.store import Store
@@ -200,9 +200,26 @@ def check_channels(backbone: Backbone, store: Store) -> None:
         )
 
 
+def check_loader(plan: LoaderPlan) -> None:
+    """Refuses keys that draw samples: here every tile is read once, where it lies.
+
+    Raises:
+        Problems: One entry per key.
+    """
+    plain = LoaderPlan()
+    changed = [name for name in ("aligned", "draws", "pairs", "weights") if getattr(plan, name) != getattr(plain, name)]
+    problems = [
+        UserError(f"loader.{name}", f"is {getattr(plan, name)} where every tile is read once", allowed=str(getattr(plain, name)))
+        for name in changed
+    ]
+    if problems:
+        raise Problems(problems)
+
+
 def _plan(plan: LoaderPlan | None, batch: int) -> LoaderPlan:
     held = plan or LoaderPlan()
-    return LoaderPlan(batch=batch, tile=held.tile, min_valid=held.min_valid, threads=held.threads, prefetch=held.prefetch)
+    check_loader(held)
+    return replace(held, batch=batch)
 
 
 @dataclass(frozen=True, slots=True)

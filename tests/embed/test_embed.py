@@ -208,3 +208,14 @@ def test_the_verb_writes_features_tokens_and_where_they_came_from(images, tmp_pa
 def test_an_embed_plan_without_sense_is_refused():
     with pytest.raises(UserError, match=r"store: is empty.*\n.*embed\.batch: is 0"):
         EmbedPlan(checkpoint="a", store=" ", out="b", batch=0)
+
+
+def test_keys_that_draw_samples_are_refused_where_every_tile_is_read_once(images):
+    drawn = LoaderPlan(batch=4, draws=2, pairs="dates", aligned=False, weights={"a": 2.0})
+    with pytest.raises(
+        UserError, match=r"embed\.batch: is 0.*\n.*loader\.aligned.*\n.*loader\.draws: is 2.*\n.*loader\.pairs: is dates"
+    ) as caught:
+        EmbedPlan(checkpoint="a", store="b", out="c", batch=0, loader=drawn)
+    assert "loader.weights" in str(caught.value)
+    with pytest.raises(UserError, match=r"loader\.pairs: is dates where every tile is read once; allowed: none"):
+        pixel_features(images, IMAGES, plan=LoaderPlan(pairs="dates"))
