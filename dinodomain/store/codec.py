@@ -136,7 +136,7 @@ def encode_index(index: np.ndarray) -> bytes:
     return body + _CRC.pack(crc32c(body))
 
 
-def decode_index(data: bytes, cells: Sequence[int]) -> np.ndarray:
+def decode_index(data: bytes | memoryview, cells: Sequence[int]) -> np.ndarray:
     """[*cells, 2] uint64.
 
     Raises:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dinodomain.store.reader import ArrayReader, Cache, Shard, open_array
+from dinodomain.store.cache import Cache
+from dinodomain.store.reader import ArrayReader, open_array
+from dinodomain.store.shard import Shard
 
 Address = tuple[str, tuple[int, ...]]
 """Where a box begins: location of the array, first pixel along each of its axes. Small and picklable: reader processes are sent these."""

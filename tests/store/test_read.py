@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from dinodomain.errors import UserError
 from dinodomain.store import StorePlan, array_record, build_store, open_store
+from dinodomain.store.cache import Cache
 from dinodomain.store.codec import MISSING, decode_index, encode_index, parse_layout
-from dinodomain.store.reader import Cache, DirectArray, ZarrArray, open_array, outside_boxes
+from dinodomain.store.pieces import outside_boxes
+from dinodomain.store.reader import DirectArray, ZarrArray, open_array
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
 
