@@ -49,7 +49,9 @@ def apply_switches(*, device: str, threads: int, deterministic: bool) -> None:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     if torch.device(device).type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = not deterministic
+        # By this function alone: after ``backends.cuda.matmul.allow_tf32`` torch 2.9 and later refuse to say how precise products are,
+        # which rendering asks, to put it back.
+        torch.set_float32_matmul_precision("highest" if deterministic else "high")
         torch.backends.cudnn.allow_tf32 = not deterministic
         torch.backends.cudnn.benchmark = not deterministic
         if deterministic:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -36,3 +39,19 @@ def test_threads_are_as_asked_or_torchs_own():
 def test_autocast_decides_the_dtype_of_matrix_products(precision, dtype):
     with autocast("cpu", precision):
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(("deterministic", "matmul"), [(False, "high"), (True, "highest")])
+def test_switches_for_an_accelerator_leave_a_precision_that_rendering_can_read_and_put_back(deterministic, matmul):
+    # In a process of its own: the switches are global.
+    code = f"""
+import torch
+from dinodomain.engine.precision import apply_switches
+from dinodomain.views.render import _full_precision
+apply_switches(device="cuda", threads=1, deterministic={deterministic})
+with _full_precision(torch.device("cpu")):
+    assert torch.get_float32_matmul_precision() == "highest"
+print(torch.get_float32_matmul_precision())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [matmul], done.stderr
