@@ -62,7 +62,7 @@ def check(plan: PretrainPlan, facts: Facts) -> None:
     Raises:
         Problems: One entry per key.
     """
-    problems = [*_view_problems(plan, facts), *_batch_problems(plan, facts)]
+    problems = [*_view_problems(plan, facts), *_date_problems(plan), *_batch_problems(plan, facts)]
     if problems:
         raise Problems(problems)
 
@@ -124,6 +124,18 @@ def _view_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
     return problems
 
 
+def _date_problems(plan: PretrainPlan) -> list[UserError]:
+    loader, most = plan.loader, max(plan.views.num_global, plan.views.num_local)
+    if loader.pairs == "none" or loader.dates <= most:
+        return []
+    found = (
+        f"is {loader.dates}, of which the crops show {most}: one date each, {plan.views.num_global} global and {plan.views.num_local} local"
+    )
+    return [
+        UserError("loader.dates", found, allowed=f"at most {most}", remedy="raise views.num_global or views.num_local to see more dates")
+    ]
+
+
 def _batch_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
     batch, world = plan.loader.batch, facts.world
     if batch % world:
@@ -142,6 +154,8 @@ def _remarks(plan: PretrainPlan, facts: Facts) -> list[str]:
         remarks.append(
             f"loader.batch = {plan.loader.batch} is more than the {facts.num_tiles} eligible tiles: a batch holds a tile several times"
         )
+    if plan.loader.pairs == "dates" and plan.loader.dates > plan.views.num_global:
+        remarks.append(f"loader.dates = {plan.loader.dates}: the {plan.views.num_global} global crops show the first ones, local crops all")
     epochs = plan.engine.steps * plan.loader.batch / facts.num_tiles
     remarks.append(f"{plan.engine.steps} steps of {plan.loader.batch} samples are {epochs:.3g} epochs of {facts.num_tiles} tiles")
     return remarks

@@ -107,3 +107,15 @@ def test_a_plan_without_sense_is_refused_by_key(changes):
         PretrainPlan(**{"domain": "x", "store": "s", "out": "o", **changes})
     with pytest.raises(UserError, match=r"engine\.steps: is 0.*\n.*engine\.threads: is 0"):
         EnginePlan(steps=0, threads=0)
+
+
+def test_dates_that_no_crop_shows_are_refused_and_those_of_local_crops_alone_are_told():
+    pairs = {"loader": LoaderPlan(pairs="dates", dates=4)}
+    with pytest.raises(
+        UserError, match=r"loader\.dates: is 4, of which the crops show 2: .* 2 global and 2 local; allowed: at most 2; raise views"
+    ):
+        resolve(plan(**pairs, views=ViewsPlan(num_local=2)), facts())
+    resolved = resolve(plan(**pairs), facts())
+    assert "loader.dates = 4: the 2 global crops show the first ones, local crops all" in resolved.reasons
+    assert not any("loader.dates" in reason for reason in resolve(plan(loader=LoaderPlan(pairs="dates")), facts()).reasons)
+    resolve(plan(loader=LoaderPlan(dates=9)), facts())  # without pairs the number has no meaning
