@@ -113,20 +113,22 @@ def chunk_boxes(shape: Sequence[int], chunk: Sequence[int]) -> np.ndarray:
     return np.stack([tops, lefts, *stops], axis=-1).reshape(-1, 4).astype(np.float64)
 
 
-def footprints(crs: str, affine: Sequence[float], boxes: np.ndarray, uri: str = "") -> Footprints:
+def footprints(crs: str, affine: Sequence[float] | np.ndarray, boxes: np.ndarray, uri: str = "") -> Footprints:
     """Where pixel boxes lie on the equal-area map.
 
     Args:
         crs: WKT of the raster's coordinate reference system.
-        affine: 3x3, (column, row) to CRS, row-major.
+        affine: 3x3, (column, row) to CRS, row-major; [n, 9] where every box has its own.
         boxes: [n, 4] first row, first column, row stop, column stop.
         uri: Named in errors.
 
     Raises:
         BadSource: A box has no place on the map (a wrong CRS or affine).
     """
-    x, y = _project(crs, affine, *_outline(boxes))
-    middle = np.stack(_project(crs, affine, boxes[:, [0, 2]].mean(axis=1), boxes[:, [1, 3]].mean(axis=1)), axis=1)
+    corners = np.asarray(affine, dtype=np.float64).reshape(-1, 9).T[:, :, None]
+    x, y = _project(crs, corners, *_outline(boxes))
+    centre = boxes[:, [0, 2]].mean(axis=1, keepdims=True), boxes[:, [1, 3]].mean(axis=1, keepdims=True)
+    middle = np.concatenate(_project(crs, corners, *centre), axis=1)
     if not (np.isfinite(x).all() and np.isfinite(y).all() and np.isfinite(middle).all()):
         raise BadSource(uri, "its corners have no place on the map", "check its coordinate reference system and geotransform")
     x = np.unwrap(x, axis=1, period=2 * HALF_WIDTH_M)
@@ -140,7 +142,7 @@ def footprints(crs: str, affine: Sequence[float], boxes: np.ndarray, uri: str = 
 
 def lon_lat(crs: str, affine: Sequence[float], shape: Sequence[int]) -> tuple[float, float]:
     """Longitude and latitude (WGS 84, degrees) of the middle of a raster of ``shape`` rows and columns."""
-    x, y = _to_crs(affine, np.array([shape[0] / 2]), np.array([shape[1] / 2]))
+    x, y = _to_crs(np.asarray(affine), np.array([shape[0] / 2]), np.array([shape[1] / 2]))
     lon, lat = _transformer(crs, "EPSG:4326").transform(x, y)
     return float(lon[0]), float(lat[0])
 
@@ -154,12 +156,12 @@ def _outline(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return top + down * (bottom - top), left + across * (right - left)
 
 
-def _project(crs: str, affine: Sequence[float], rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _project(crs: str, affine: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = _to_crs(affine, rows, columns)
     across, up = _transformer(crs, "EPSG:6933").transform(x, y)
     return np.asarray(across), np.asarray(up)
 
 
-def _to_crs(affine: Sequence[float], rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _to_crs(affine: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b, c, d, e, f = affine[:6]
     return a * columns + b * rows + c, d * columns + e * rows + f

@@ -90,6 +90,17 @@ def test_a_footprint_holds_every_pixel_of_its_chunk(epsg, lon, lat):
     assert up.max() < box.y[0, 1] + slack
 
 
+def test_boxes_with_affines_of_their_own_lie_where_each_alone_does():
+    crs, first = scene(32633, 14.2, 48.0)
+    second = (20.0, 1.0, first[2] + 5e4, -1.0, -20.0, first[5] - 3e4, 0.0, 0.0, 1.0)
+    boxes = np.array([[0, 0, 256, 256], [256, 512, 300, 700]], float)
+    both = footprints(crs, np.array([first, second]), boxes)
+    for i, affine in enumerate((first, second)):
+        alone = footprints(crs, affine, boxes[i : i + 1])
+        for name in ("centre", "x", "y"):
+            np.testing.assert_array_equal(getattr(both, name)[i], getattr(alone, name)[0])
+
+
 def test_the_buffer_widens_a_cell_by_a_tenth_of_its_side():
     def touched(x):
         boxes = footprints(
