@@ -112,8 +112,9 @@ def _starved(rows: Sequence[Row]) -> str | None:
     if waits is None or seconds is None or seconds <= 0 or waits / seconds < 0.3 or waits < 0.005:
         return None
     return (
-        f"the step waits for data {waits / seconds:.0%} of its time ({waits * 1000:.0f} ms a step). Raise loader.workers or "
-        "loader.prefetch, or put the store on a faster disk"
+        f"the step waits for data {waits / seconds:.0%} of its time ({waits * 1000:.0f} ms a step). In this order: more readers "
+        "(loader.workers, then loader.threads; dinodomain doctor store=... measures how many help here), several samples of each read "
+        "(loader.draws=2), a faster disk for the store, a store that decodes faster (ingest again with store.codec=fast where it is small)"
     )
 
 
