@@ -1,261 +1,218 @@
-"""Decodes batches ahead of use with plain threads (the decoder releases the interpreter lock) and hands them over as tensors.
+"""Turns jobs into batches, in order and read ahead, by threads of this process or by reader processes, on the CPU or a CUDA device.
 
-Buffers are recycled: fresh memory costs a page fault per 4 KiB, which at these rates is as dear as decoding. On a CPU a buffer comes back
-when the last tensor over it is gone; for CUDA, torch's pinned-memory cache keeps it until the copy's event has passed.
+Who reads, and where, never changes a batch. Memory does not grow with the number of batches: parts are read into the slots of one ring.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from dinodomain.loader.tiles import Bucket, Tiles
+from dinodomain.loader.crew import Crew
+from dinodomain.loader.delivery import Cuda, Delivery, Host, Landed
+from dinodomain.loader.facts import SourceFacts
+from dinodomain.loader.job import Job, Part
+from dinodomain.loader.plan import LoaderPlan
+from dinodomain.loader.readers import Inline, Readers, Reading, Threads
+from dinodomain.loader.ring import BufferPool, Ring
+from dinodomain.loader.task import WAITING, Images, Layout, Task
+from dinodomain.loader.tiles import Bucket
 from dinodomain.store import Store
-from dinodomain.types import Batch, TileInfo
+from dinodomain.types import Batch
 
-_INFO = ("scale", "offset", "nodata", "low", "high")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Tiles to be read as one batch, all of one bucket.
-
-    Attributes:
-        tiles: [B] int64 indexes into ``Tiles``.
-        epochs: [B] int64.
-        draws: [B] int64.
-        slots: [B] int64.
-    """
-
-    tiles: np.ndarray
-    epochs: np.ndarray
-    draws: np.ndarray
-    slots: np.ndarray
-
-
-class BufferPool:
-    """Host memory that comes back by itself.
-
-    Args:
-        limit: Number of free buffers that are kept.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._free: deque[np.ndarray] = deque()
-        self._limit = limit
-
-    def take(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """An array of undefined content; its memory returns when nothing refers to it or to a tensor made from it."""
-        wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        raw = self._fitting(wanted)
-        array: np.ndarray = raw[:wanted].view(dtype).reshape(shape)
-        weakref.finalize(array, self._give, raw).atexit = False
-        return array
-
-    def _fitting(self, wanted: int) -> np.ndarray:
-        # Single pops and appends are atomic, which matters: garbage collection may call _give at any point of this loop.
-        for _ in range(len(self._free)):
-            try:
-                raw = self._free.popleft()
-            except IndexError:
-                break
-            if wanted <= raw.nbytes <= 2 * wanted:
-                return raw
-            self._give(raw)
-        return np.empty(wanted, dtype=np.uint8)
-
-    def _give(self, raw: np.ndarray) -> None:
-        if len(self._free) < self._limit:
-            self._free.append(raw)
-
-
-class SourceFacts:
-    """Per-source values of a bucket that every batch needs, as arrays.
-
-    Args:
-        store: The store.
-        rows: Rows of the index that the bucket draws from.
-    """
-
-    def __init__(self, store: Store, rows: np.ndarray) -> None:
-        self._rows = np.unique(rows)
-        table = store.index.take(self._rows)
-        self._values = {name: _matrix(table, name) for name in (*_INFO, "spacing", "shape")}
-        paths = {path: row for row, path in zip(self._rows.tolist(), table["array"].to_pylist())}
-        self.has_valid = any(store.has_valid(row) for row in paths.values())
-
-    def of(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """[B, k] values of one column for rows of a batch."""
-        found: np.ndarray = self._values[name][np.searchsorted(self._rows, rows)]
-        return found
-
-
-def _matrix(table: object, name: str) -> np.ndarray:
-    """A list column of equal lengths as [n, k] float32 (``shape`` as int64)."""
-    column = table[name].combine_chunks()  # type: ignore[index] # pyarrow is untyped
-    values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    found: np.ndarray = values.astype(np.int64 if name == "shape" else np.float32)
-    return found
+_IN_USE = 3
+"""Batches that a consumer may have at a time without copies: the one it works on, the one before it, and the one it is given."""
 
 
 class Feed:
-    """Turns jobs into batches, in order.
+    """Reads the jobs of one rank.
 
     Args:
         store: An opened store.
-        tiles: Its tile list.
-        workers: Decode threads; 0 decodes in the calling thread.
-        prefetch: Batches in flight.
+        buckets: What ``Job.bucket`` counts.
+        plan: Who reads (``workers``, ``threads``, ``requests``), how far ahead, and how many parts are held (``draws``, ``spread``).
+        batch: Samples of a job, at most.
+        dates: Dates per sample.
         device: Where batches go.
     """
 
-    def __init__(self, store: Store, tiles: Tiles, *, workers: int, prefetch: int, device: str | torch.device) -> None:
-        self._store, self._tiles = store, tiles
-        self._workers, self._prefetch = workers, prefetch
-        self._device = torch.device(device)
-        self._pool = BufferPool(prefetch + 2)
-        self._facts: dict[int, SourceFacts] = {}
-        self._stream = _copy_stream(self._device)
+    def __init__(
+        self, store: Store, buckets: Sequence[Bucket], plan: LoaderPlan, *, batch: int, dates: int, device: str | torch.device
+    ) -> None:
+        self.store, self.buckets, self.plan, self.dates = store, tuple(buckets), plan, dates
+        self.device = torch.device(device)
+        self.facts = SourceFacts(store)
+        self.prefetch = plan.prefetch if plan.workers or plan.threads else 1
+        self._part = -(-batch // plan.draws)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Batch]:
-        """Batches of ``jobs``, read ahead; closing the iterator stops the threads.
+        """Batches of ``jobs``, read ahead; closing the iterator stops threads and processes.
 
         Raises:
-            UserError: A file of the store is damaged.
+            UserError: A file of the store is damaged, or reader processes cannot do their work.
         """
-        queue = iter(jobs)
-        if self._workers == 0:
-            yield from (self._finish(self._start(job, None)) for job in queue)
-            return
-        threads = ThreadPoolExecutor(self._workers, thread_name_prefix="dinodomain-decode")
+        run = _Run(self)
         try:
-            ahead = deque(self._start(job, threads) for job in islice(queue, self._prefetch))
-            while ahead:
-                batch = self._finish(ahead.popleft())
-                ahead.extend(self._start(job, threads) for job in islice(queue, 1))
-                yield batch
+            yield from run.batches(iter(jobs))
         finally:
-            threads.shutdown(cancel_futures=True)
+            run.close()
 
-    def _start(self, job: Job, threads: ThreadPoolExecutor | None) -> _Reading:
-        """Hands the tiles of a job to the threads, a few tiles a task so that the queue costs little."""
-        number = int(self._tiles.bucket[job.tiles[0]])
-        reading = _Reading(job, self._tiles.buckets[number], self._facts_of(number), self._buffers(number, len(job.tiles)), [])
-        if threads is None:
-            self._decode(reading, range(len(job.tiles)))
-            return reading
-        step = max(1, len(job.tiles) // (4 * self._workers))
-        parts = (range(i, min(i + step, len(job.tiles))) for i in range(0, len(job.tiles), step))
-        reading.futures.extend(threads.submit(self._decode, reading, part) for part in parts)
-        return reading
+    def ring(self) -> Ring:
+        """Memory for one run: a slot for each part that is read ahead, held, or in the consumer's hands."""
+        plan = self.plan
+        held = (plan.draws - 1) * plan.spread
+        slots = self.prefetch + _IN_USE
+        # Parts of a CUDA device are held there; else each bucket has its own.
+        slots += plan.draws if self.device.type == "cuda" else len(self.buckets) * (held + plan.draws) if held else 0
+        size = max(self.layout(number, self._part * self.dates).nbytes for number in range(len(self.buckets)))
+        return Ring(slots, size, shared=bool(plan.workers), folder=plan.ring_dir)
 
-    def _facts_of(self, number: int) -> SourceFacts:
-        if number not in self._facts:
-            self._facts[number] = SourceFacts(self._store, self._tiles.rows[self._tiles.members[number]])
-        return self._facts[number]
-
-    def _buffers(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        bucket, facts = self._tiles.buckets[number], self._facts_of(number)
-        pixels = self._buffer((count, 1, len(bucket.channels), *bucket.extent), bucket.dtype)
-        return pixels, self._buffer((count, 1, *bucket.extent), "uint8") if facts.has_valid else None
-
-    def _buffer(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        if self._stream is None:
-            return self._pool.take(shape, dtype)
-        pinned: np.ndarray = torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True).numpy()
-        return pinned
-
-    def _decode(self, reading: _Reading, part: range) -> None:
-        pixels, valid = reading.buffers
-        for i in part:
-            tile = reading.job.tiles[i]
-            row, start = int(self._tiles.rows[tile]), self._tiles.starts[tile].tolist()
-            self._store.read_box(row, start, pixels[i, 0])
-            if valid is not None:
-                self._store.read_valid(row, start, valid[i, 0])
-
-    def _finish(self, reading: _Reading) -> Batch:
-        for future in reading.futures:
-            future.result()
-        return self._to_device(self._batch(reading))
-
-    def _batch(self, reading: _Reading) -> Batch:
-        job, tiles = reading.job, self._tiles
-        rows, starts = tiles.rows[job.tiles], tiles.starts[job.tiles]
-        pixels, valid = reading.buffers
-        return Batch(
-            pixels=torch.from_numpy(pixels),
-            valid=None if valid is None else torch.from_numpy(valid),
-            info=_tile_info(reading.facts, rows, starts, reading.bucket),
-            channels=reading.bucket.channels,
-            tile_ids=torch.from_numpy(tiles.tile_ids[job.tiles]),
-            epochs=torch.from_numpy(job.epochs),
-            draws=torch.from_numpy(job.draws),
-            rows=torch.from_numpy(rows),
-            origins=torch.from_numpy(starts),
-            slots=torch.from_numpy(job.slots),
-        )
-
-    def _to_device(self, batch: Batch) -> Batch:
-        if self._device.type == "cpu":
-            return batch
-        if self._stream is None:
-            return _moved(batch, self._device)
-        # A stream of its own lets the copy run while earlier steps still compute.
-        with torch.cuda.stream(self._stream):
-            moved = _moved(batch, self._device)
-        current = torch.cuda.current_stream(self._device)
-        current.wait_stream(self._stream)
-        for tensor in _tensors(moved):
-            tensor.record_stream(current)
-        return moved
+    def layout(self, number: int, images: int) -> Layout:
+        """How ``images`` images of a bucket lie in memory."""
+        bucket = self.buckets[number]
+        return Layout((images, len(bucket.channels), *bucket.extent), bucket.dtype, self.facts.has_valid(bucket))
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """A batch whose tiles are being decoded."""
+@dataclass(slots=True)
+class _Read:
+    """A part that is being read, or was.
 
-    job: Job
-    bucket: Bucket
-    facts: SourceFacts
-    buffers: tuple[np.ndarray, np.ndarray | None]
-    futures: list[Future[None]]
+    Attributes:
+        images: Its memory; given up when it has landed.
+        reading: Who reads it.
+        landed: Where its consumer works.
+    """
 
-
-def _copy_stream(device: torch.device) -> torch.cuda.Stream | None:
-    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-
-
-def _tile_info(facts: SourceFacts, rows: np.ndarray, starts: np.ndarray, bucket: Bucket) -> TileInfo:
-    ends = np.stack([-starts, facts.of("shape", rows)[:, 1:] - starts], axis=-1)
-    box = np.clip(ends, 0, np.asarray(bucket.extent)[None, :, None])
-    values = {name: torch.from_numpy(facts.of(name, rows)) for name in (*_INFO, "spacing")}
-    return TileInfo(**values, valid_box=torch.from_numpy(box))
+    images: Images | None
+    reading: Reading
+    landed: Landed | None = None
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    def move(value: object) -> object:
-        if isinstance(value, Tensor):
-            return value.to(device, non_blocking=True)
-        if isinstance(value, TileInfo):
-            return TileInfo(**{item.name: move(getattr(value, item.name)) for item in fields(value)})  # type: ignore[arg-type]
-        return value
+class _Run:
+    """One pass over jobs: ring, readers, and what is under way."""
 
-    return Batch(**{item.name: move(getattr(batch, item.name)) for item in fields(batch)})  # type: ignore[arg-type]
+    def __init__(self, feed: Feed) -> None:
+        self._feed, self._plan = feed, feed.plan
+        self._ring = feed.ring()
+        self._delivery = _delivery(self._ring, feed)
+        self._own, self._pool = Inline(feed.store.arrays), BufferPool(feed.prefetch + _IN_USE)
+        self._readers: Readers = self._make_readers()
+        self._ahead: deque[tuple[Job, list[_Read]]] = deque()
+        self._held: dict[tuple[int, int], _Read] = {}
+
+    def _make_readers(self) -> Readers:
+        plan = self._plan
+        if plan.workers:
+            return Crew(self._ring, workers=plan.workers, threads=plan.threads, requests=plan.requests)
+        return Threads(self._feed.store.arrays, plan.threads) if plan.threads else self._own
+
+    def close(self) -> None:
+        """Stops everything; batches that were given out stay valid."""
+        self._ahead.clear()
+        self._held.clear()
+        self._readers.close()
+        self._delivery.close()
+        self._ring.close()
+
+    def batches(self, jobs: Iterator[Job]) -> Iterator[Batch]:
+        """See ``Feed.run``."""
+        waiting = next(jobs, None)
+        while waiting is not None or self._ahead:
+            waiting = self._begin(waiting, jobs)
+            batch = self._finish(*self._ahead.popleft())
+            waiting = self._begin(waiting, jobs)
+            self._land_next()
+            yield batch
+            del batch  # else its slot would be in use for as long as the next one takes
+
+    def _begin(self, waiting: Job | None, jobs: Iterator[Job]) -> Job | None:
+        """Begins jobs while there is room for them, but always one; the first that was not begun."""
+        while waiting is not None and len(self._ahead) < self._feed.prefetch:
+            self._delivery.reclaim(wait=False)
+            new = sum(part.key not in self._held for part in waiting.parts)
+            if self._ahead and self._ring.free < new:
+                break
+            self._ahead.append((waiting, [self._part(waiting, part) for part in waiting.parts]))
+            waiting = next(jobs, None)
+        return waiting
+
+    def _part(self, job: Job, part: Part) -> _Read:
+        """A part that is held, or a new one that is now being read."""
+        read = self._held.pop(part.key, None) or self._start(job, part)
+        if not part.last:
+            self._held[part.key] = read
+        return read
+
+    def _start(self, job: Job, part: Part) -> _Read:
+        layout = self._feed.layout(job.bucket, part.rows.size)
+        offset, memory = self._memory(layout)
+        task = self._task(layout, part, offset)
+        images = layout.of(memory)
+        images.marks[:] = WAITING
+        # Processes cannot reach private memory. That it is used at all takes a consumer that was given no copy of what it keeps.
+        readers = self._readers if offset >= 0 else self._own
+        return _Read(images, readers.start(task, images))
+
+    def _memory(self, layout: Layout) -> tuple[int, np.ndarray]:
+        """Offset in the ring and memory of a part; -1 and private memory where the ring has no room."""
+        if layout.nbytes <= self._ring.slot_bytes:
+            slot = self._ring.take()
+            while slot is None and self._delivery.reclaim(wait=True):
+                slot = self._ring.take()
+            if slot is not None:
+                return slot.offset, slot.memory
+        return -1, self._pool.take((layout.nbytes,), "uint8")
+
+    def _task(self, layout: Layout, part: Part, offset: int) -> Task:
+        store, rows = self._feed.store, part.rows.reshape(-1)
+        starts = part.starts.reshape(len(rows), -1).tolist()
+        boxes = list(zip(rows.tolist(), starts))
+        flawed = self._feed.facts.flawed(rows).tolist() if layout.has_valid else ()
+        valid = [store.valid_address(*box) if bad else None for bad, box in zip(flawed, boxes)]
+        return Task(0, offset, layout, range(len(rows)), [store.address(*box) for box in boxes], valid)
+
+    def _finish(self, job: Job, reads: list[_Read]) -> Batch:
+        landed = [self._land(read) for read in reads]
+        whole = self._delivery.join(landed, kept=not job.parts[0].last)
+        del landed
+        return self._delivery.hand(_batch(self._feed, job, whole))
+
+    def _land(self, read: _Read) -> Landed:
+        if read.landed is None:
+            assert read.images is not None
+            read.reading.wait()
+            read.landed, read.images = self._delivery.land(read.images, self._feed.dates), None
+        return read.landed
+
+    def _land_next(self) -> None:
+        """Begins the copy of the next batch where it is read already, so that the device need not wait for it."""
+        if self._ahead and self._feed.device.type == "cuda":
+            for read in self._ahead[0][1]:
+                if read.landed is None and read.reading.done():
+                    self._land(read)
 
 
-def _tensors(record: Batch | TileInfo) -> Iterator[Tensor]:
-    for item in fields(record):
-        value = getattr(record, item.name)
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, TileInfo):
-            yield from _tensors(value)
+def _delivery(ring: Ring, feed: Feed) -> Delivery:
+    return Cuda(ring, feed.device) if feed.device.type == "cuda" else Host(ring, feed.prefetch, feed.device)
+
+
+def _batch(feed: Feed, job: Job, whole: Landed) -> Batch:
+    bucket = feed.buckets[job.bucket]
+    rows = np.concatenate([part.rows.reshape(-1) for part in job.parts])
+    origins = np.concatenate([part.starts.reshape(-1, part.starts.shape[-1]) for part in job.parts])
+    return Batch(
+        pixels=whole.pixels,
+        valid=whole.valid,
+        info=feed.facts.of(bucket, rows, origins),
+        channels=bucket.channels,
+        tile_ids=torch.from_numpy(job.tile_ids),
+        epochs=torch.from_numpy(job.epochs),
+        draws=torch.from_numpy(job.draws),
+        rows=torch.from_numpy(rows),
+        origins=torch.from_numpy(origins),
+        slots=torch.from_numpy(job.slots),
+    )

@@ -9,7 +9,8 @@ import torch
 
 from dinodomain.errors import UserError
 from dinodomain.lineage import digest
-from dinodomain.loader.feed import Feed, Job
+from dinodomain.loader.feed import Feed
+from dinodomain.loader.job import Job, Part
 from dinodomain.loader.order import Order
 from dinodomain.loader.plan import LoaderPlan
 from dinodomain.loader.tiles import Bucket, Holdout, Tiles, find_tiles
@@ -58,7 +59,7 @@ class Loader:
         weights = _weights(plan, self.tiles.buckets)
         self.order = Order(seed, [len(members) for members in self.tiles.members], weights, plan.batch)
         self.index_digest = digest([store.digest, self.tiles.digest, weights])
-        self._feed = Feed(store, self.tiles, workers=plan.threads, prefetch=plan.prefetch, device=device)
+        self._feed = Feed(store, self.tiles.buckets, plan, batch=plan.batch // world, dates=1, device=device)
         self._step = 0
 
     @property
@@ -82,12 +83,8 @@ class Loader:
         while True:
             draw = self.order.at(step)
             mine = draw.positions % self._world == self._rank
-            yield Job(
-                tiles=self.tiles.members[draw.bucket][draw.tiles[mine]],
-                epochs=draw.epochs[mine],
-                draws=draw.draws[mine],
-                slots=np.flatnonzero(mine),
-            )
+            tiles = self.tiles.members[draw.bucket][draw.tiles[mine]]
+            yield _job(self.tiles, draw.bucket, step, tiles, draw.epochs[mine], draw.draws[mine], np.flatnonzero(mine))
             step += 1
 
     def state_dict(self) -> State:
@@ -117,6 +114,14 @@ class Loader:
             for name, total in zip(names.tolist(), totals.tolist()):
                 found[name] = found.get(name, 0) + total
         return {name: found[name] for name in sorted(found) if found[name]}
+
+
+def _job(
+    tiles: Tiles, bucket: int, number: int, chosen: np.ndarray, epochs: np.ndarray, draws: np.ndarray, slots: np.ndarray
+) -> Job:
+    """A job of one part."""
+    part = Part(key=(bucket, number), rows=tiles.rows[chosen][:, None], starts=tiles.starts[chosen][:, None])
+    return Job(bucket=bucket, parts=(part,), tile_ids=tiles.tile_ids[chosen], epochs=epochs, draws=draws, slots=slots)
 
 
 def _weights(plan: LoaderPlan, buckets: Sequence[Bucket]) -> list[float]:
@@ -149,14 +154,14 @@ def sweep(
     """
     tiles = find_tiles(store, plan, holdout=holdout)
     wanted = None if rows is None else np.isin(tiles.rows, np.fromiter(rows, dtype=np.int64))
-    feed = Feed(store, tiles, workers=plan.threads, prefetch=plan.prefetch, device=device)
+    feed = Feed(store, tiles.buckets, plan, batch=plan.batch, dates=1, device=device)
     yield from feed.run(_sweep_jobs(tiles, wanted, plan.batch))
 
 
 def _sweep_jobs(tiles: Tiles, wanted: np.ndarray | None, batch: int) -> Iterator[Job]:
-    for members in tiles.members:
+    for bucket, members in enumerate(tiles.members):
         kept = members if wanted is None else members[wanted[members]]
         for first in range(0, len(kept), batch):
             part = kept[first : first + batch]
             zeros = np.zeros(len(part), dtype=np.int64)
-            yield Job(tiles=part, epochs=zeros, draws=zeros.copy(), slots=np.arange(len(part), dtype=np.int64))
+            yield _job(tiles, bucket, first, part, zeros, zeros.copy(), np.arange(len(part), dtype=np.int64))

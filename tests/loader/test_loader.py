@@ -11,7 +11,7 @@ import torch
 
 from dinodomain.errors import UserError
 from dinodomain.loader import Loader, LoaderPlan, find_tiles, sweep
-from dinodomain.loader.feed import BufferPool
+from dinodomain.loader.ring import BufferPool
 from dinodomain.store import array_record, build_store, open_store
 
 STEPS = 12
