@@ -190,9 +190,40 @@ def array_metadata(
     )
 
 
-def group_metadata(attributes: Mapping[str, Any]) -> bytes:
-    """``zarr.json`` of a group."""
-    return _json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
+def plain_metadata(
+    shape: Sequence[int], data_type: str, dims: Sequence[str], codec: Mapping[str, Any], attributes: Mapping[str, Any], fill_value: object
+) -> bytes:
+    """``zarr.json`` of a small array that is one chunk without compression."""
+    return _json(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(shape),
+            "data_type": data_type,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": fill_value,
+            "codecs": [dict(codec)],
+            "attributes": dict(attributes),
+            "dimension_names": list(dims),
+            "storage_transformers": [],
+        }
+    )
+
+
+def group_metadata(attributes: Mapping[str, Any], members: Mapping[str, bytes] | None = None) -> bytes:
+    """``zarr.json`` of a group.
+
+    Args:
+        attributes: Zarr attributes.
+        members: ``zarr.json`` of each array in it, to be repeated as consolidated metadata: a reader then opens the group with one
+            request and without listing it.
+    """
+    group = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    if members:
+        metadata = {name: json.loads(text) for name, text in members.items()}
+        group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
+    return _json(group)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterable
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
 from dinodomain.store.cache import Cache
+from dinodomain.store.format import MANIFEST
+from dinodomain.store.place import is_remote
+from dinodomain.store.ranges import RemoteReads
 from dinodomain.store.reader import ArrayReader, open_array
-from dinodomain.store.shard import Shard
+from dinodomain.store.shard import Guard, Shard
+
+__all__ = ["Address", "OpenArrays", "fitted", "is_remote"]
 
 Address = tuple[str, tuple[int, ...]]
-"""Where a box begins: location of the array, first pixel along each of its axes. Small and picklable: reader processes are sent these."""
+"""Where a box begins: location of the array (absolute path or URL), first pixel along each of its axes. Small and picklable: reader
+processes are sent these."""
 
-_ARRAYS = 4096
+_ARRAYS, _ROOTS = 4096, 64
 
 
 class OpenArrays:
-    """Reads boxes of arrays by location, and keeps the arrays and shards used last open; safe in threads."""
+    """Reads boxes of arrays by location, and keeps the arrays and shards used last open; safe in threads.
 
-    def __init__(self) -> None:
+    Args:
+        requests: Most requests in flight, for arrays on servers.
+    """
+
+    def __init__(self, requests: int = 32) -> None:
+        self._requests = requests
         self._arrays: Cache[ArrayReader] = Cache(_ARRAYS)
         self._present: Cache[bool] = Cache(_ARRAYS)
+        self._guards: Cache[Guard] = Cache(_ROOTS)
         # Each mapping holds a file descriptor; half of what the system allows is left to others.
         self._shards: Cache[Shard | None] = Cache(max(16, min(_ARRAYS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)))
 
     def exists(self, location: str) -> bool:
         """Whether an array lies there."""
+        if is_remote(location):
+            return self._remote.exists(location)
         return self._present.get(location, lambda: Path(location).is_dir())
 
     def read(self, address: Address, out: np.ndarray) -> None:
@@ -38,11 +54,42 @@ class OpenArrays:
             out: The array's dtype; leading axes that a source lacks (the slot of a stack, the one channel of a volume) are fitted.
 
         Raises:
-            UserError: A file is damaged; names file and chunk.
+            UserError: A file is damaged or was changed since it was opened, or a server does not give it; names file and chunk.
         """
         location, start = address
-        array = self._arrays.get(location, lambda: open_array(Path(location), self._shards))
+        if is_remote(location):
+            self._remote.read_many([(location, start, fitted(out, len(start)))])
+            return
+        array = self._arrays.get(location, partial(self._open, Path(location)))
         array.read(start, fitted(out, len(start)))
+
+    def read_many(self, items: Iterable[tuple[Address, np.ndarray]]) -> None:
+        """``read`` for each; of arrays on servers, requests for all of them are in flight together."""
+        remote = []
+        for address, out in items:
+            if is_remote(address[0]):
+                remote.append((*address, fitted(out, len(address[1]))))
+            else:
+                self.read(address, out)
+        if remote:
+            self._remote.read_many(remote)
+
+    def close(self) -> None:
+        """Ends the threads that ask servers."""
+        if "_remote" in self.__dict__:
+            self._remote.close()
+
+    def watch(self, root: str) -> Guard:
+        """Notices from now on that sources are withdrawn from the store in a folder."""
+        return self._guards.get(root, partial(Guard, Path(root)))
+
+    @cached_property
+    def _remote(self) -> RemoteReads:
+        return RemoteReads(self._requests)
+
+    def _open(self, path: Path) -> ArrayReader:
+        root = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
+        return open_array(path, self._shards, self.watch(str(root)).check) if root else open_array(path, self._shards)
 
 
 def fitted(out: np.ndarray, axes: int) -> np.ndarray:

@@ -5,7 +5,6 @@ Boxes are in array pixels, channels first: [C, (Z,) Y, X]. A ``Store`` is safe i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dinodomain.errors import UserError
-from dinodomain.lineage import digest, digest_file
-from dinodomain.store.format import CHUNKS, FORMAT, INDEX, LINEAGE, MANIFEST, PENDING
+from dinodomain.lineage import digest
+from dinodomain.store.fields import NONE, UNKNOWN, fields_of
+from dinodomain.store.format import CHUNKS, INDEX
+from dinodomain.store.load import load_tables
 from dinodomain.store.open_arrays import Address, OpenArrays
+from dinodomain.store.place import below, is_remote, location_of, shown
 from dinodomain.store.summary import ChannelSummary, summarise
 
 Json = Any
@@ -28,53 +29,21 @@ def open_store(path: str | Path) -> Store:
     """Opens a store for reading.
 
     Args:
-        path: The store's folder.
+        path: The store's folder, or its URL (``s3://BUCKET/KEY``, ``gs://``, ``az://``, ``https://``). Credentials come from the
+            environment variables of that service.
 
     Raises:
-        UserError: It is no store, is half written, was written by a newer version, or its tables were altered.
+        UserError: It is no store, is half written, was written by a newer version, its tables were altered, or a server refuses.
     """
-    root = Path(path)
-    # A withdrawal holds from the moment its tables are there, whatever is left to be done to the pixels.
-    tables = root / PENDING if (root / PENDING / MANIFEST).is_file() else root
-    manifest = _manifest(tables)
-    for name, expected in manifest["digests"].items():
-        if not (tables / name).is_file() or digest_file(tables / name) != expected:
-            raise UserError(str(tables / name), "is missing or not what the manifest says", remedy="restore the file, or ingest again")
-    index, chunks = _table(tables / INDEX), _table(tables / CHUNKS)
-    lineage = json.loads((tables / LINEAGE).read_bytes())
-    return Store(root, manifest, index, chunks, lineage)
-
-
-def _table(path: Path) -> pa.Table:
-    """Not by ``pq.read_table``: its dataset layer loads pandas, a third of a second and 60 MB in every process that opens a store."""
-    with pq.ParquetFile(path, memory_map=False) as file:
-        return file.read()
-
-
-def _manifest(root: Path) -> dict[str, Json]:
-    """The manifest, checked for format."""
-    if not root.is_dir():
-        raise UserError(str(root), "is no folder", allowed="the folder of a store", remedy="make one with `dinodomain ingest`")
-    if not (root / MANIFEST).is_file():
-        raise UserError(str(root), f"has no {MANIFEST}: no store, or one that was never finished",
-                        remedy="run the same `dinodomain ingest` again: it goes on where it stopped")  # fmt: skip
-    try:
-        manifest: dict[str, Json] = json.loads((root / MANIFEST).read_bytes())
-        found = int(manifest["format"])
-        manifest["digests"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(str(root / MANIFEST), f"is not a manifest ({error!r})", remedy="restore the file, or ingest again") from error
-    if found != FORMAT:
-        remedy = "upgrade dinodomain" if found > FORMAT else "ingest again"
-        raise UserError(str(root), f"has store format {found}", allowed=str(FORMAT), remedy=remedy)
-    return manifest
+    location = location_of(path)
+    return Store(location if is_remote(location) else path, *load_tables(location))
 
 
 class Store:
     """An opened store; see ``open_store``.
 
     Attributes:
-        path: Its folder.
+        location: Its absolute path, or its URL.
         manifest: Plain values of ``manifest.json``.
         index: One row per source, sorted by ``source_id`` (``schema.INDEX_SCHEMA``).
         chunks: One row per chunk or whole image (``schema.CHUNK_SCHEMA``).
@@ -83,18 +52,49 @@ class Store:
         domain: Entry-point name of its domain.
         ndim: Number of spatial axes.
         arrays: Its open arrays.
+        member: [n_sources] int64, which store of a mix a source comes from; zeros where this is no mix.
+        shares: Share of each member in what is drawn.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Json], index: pa.Table, chunks: pa.Table, lineage: Mapping[str, Json]) -> None:
-        self.path, self.manifest, self.index, self.chunks, self.lineage = path, manifest, index, chunks, lineage
+    def __init__(
+        self,
+        path: str | Path,
+        manifest: Mapping[str, Json],
+        index: pa.Table,
+        chunks: pa.Table,
+        lineage: Mapping[str, Json],
+        *,
+        member: np.ndarray | None = None,
+        shares: Sequence[float] = (1.0,),
+    ) -> None:
+        """``path`` is the folder or the URL; an index may name arrays by locations of their own."""
+        self.location, self._folder = location_of(path), Path(path)
+        self.manifest, self.index, self.chunks, self.lineage = manifest, index, chunks, lineage
+        self.member = np.zeros(index.num_rows, dtype=np.int64) if member is None else member
+        self.shares = tuple(shares)
         self.digest = digest([manifest["digests"][INDEX], manifest["digests"][CHUNKS]])
         self.domain, self.ndim = str(manifest["domain"]), int(manifest["ndim"])
         self._paths, self._items = index["array"].to_pylist(), index["item"].to_pylist()
         self._shapes = index["shape"].to_pylist()
         self.arrays = OpenArrays()
+        if not is_remote(self.location):
+            self.arrays.watch(self.location)
 
     def __len__(self) -> int:
         return int(self.index.num_rows)
+
+    @property
+    def path(self) -> Path:
+        """Its folder.
+
+        Raises:
+            UserError: It lies on a server.
+        """
+        if is_remote(self.location):
+            raise UserError(
+                shown(self.location), "lies on a server; this needs a folder, and what lies beside it", remedy="copy the store to a disk"
+            )
+        return self._folder
 
     @cached_property
     def channels(self) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ class Store:
             out: [(Z,) Y, X] uint8.
 
         Returns:
-            Whether the array has such a field; ``out`` is zeroed where it has none.
+            Whether some pixel of the source is not valid; ``out`` is zeroed where all are.
         """
         address = self.valid_address(row, start)
         if address is None:
@@ -160,12 +160,20 @@ class Store:
         return self._location(row), (*lead, *start)
 
     def valid_address(self, row: int, start: Sequence[int]) -> Address | None:
-        """The same for the ``valid`` field; None where the array has none, which means that every pixel is valid."""
+        """The same for the ``valid`` field; None where every pixel of the source is valid, as the tables tell."""
+        if self._fields[row] == NONE:
+            return None
         location, item = f"{self._location(row).rpartition('/')[0]}/valid", self._items[row]
-        return (location, (item, *start) if item >= 0 else tuple(start)) if self.arrays.exists(location) else None
+        if self._fields[row] == UNKNOWN and not self.arrays.exists(location):
+            return None
+        return location, (item, *start) if item >= 0 else tuple(start)
+
+    @cached_property
+    def _fields(self) -> np.ndarray:
+        return fields_of(self.index, self.chunks)
 
     def has_valid(self, row: int) -> bool:
-        """Whether the array of this source has a ``valid`` field."""
+        """Whether some pixel of this source is not valid."""
         return self.valid_address(row, ()) is not None
 
     def valid_box(self, row: int, start: Sequence[int], extent: Sequence[int]) -> np.ndarray:
@@ -192,4 +200,4 @@ class Store:
         return tuple(self.index["chunk"][row].as_py())
 
     def _location(self, row: int) -> str:
-        return f"{self.path}/{self._paths[row]}"
+        return below(self.location, self._paths[row])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dinodomain.errors import UserError
+from dinodomain.store.place import shown
 
 if TYPE_CHECKING:
     from dinodomain.store.read import Store
@@ -43,7 +44,7 @@ def summarise(store: Store) -> Mapping[str, ChannelSummary]:
     """
     found = {name: _summary(values) for name, values in sampled(store).items()}
     if not found:
-        raise UserError(str(store.path), "no valid pixels outside the audit holdout", remedy="add sources to the store")
+        raise UserError(shown(store.location), "no valid pixels outside the audit holdout", remedy="add sources to the store")
     return found
 
 
