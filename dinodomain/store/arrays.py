@@ -63,6 +63,7 @@ class ArrayWriter:
 
     Attributes:
         grid: Shape, inner chunk and shard.
+        metadata: Its ``zarr.json``.
         digest: Digest of what was written, after ``close``: over the metadata, the checksums of all chunks and the shard indexes.
     """
 
@@ -73,7 +74,7 @@ class ArrayWriter:
         self._path, self._codec, self._shuffle = path, codec, shuffle_of(codec, dtype, dims)
         self._dtype = check_dtype(dtype)
         self._fill = np.full((), fill_value, dtype=self._dtype)
-        self._metadata = array_metadata(grid, dtype, dims, codec, attributes, fill_value)
+        self.metadata = array_metadata(grid, dtype, dims, codec, attributes, fill_value)
         self._per_shard = tuple(shard // chunk for shard, chunk in zip(grid.shard, grid.chunk))
         self._open: dict[tuple[int, ...], ShardFile] = {}
         self._left: dict[tuple[int, ...], int] = {}
@@ -173,8 +174,8 @@ class ArrayWriter:
             if self._key(shard) not in self._done:
                 self._shard(shard)
                 self._finish(shard)
-        write_bytes(self._path / "zarr.json", self._metadata)
-        self.digest = hashlib.sha256(self._metadata + canonical(self._done).encode()).hexdigest()
+        write_bytes(self._path / "zarr.json", self.metadata)
+        self.digest = hashlib.sha256(self.metadata + canonical(self._done).encode()).hexdigest()
         return self.digest
 
     def abort(self) -> None:

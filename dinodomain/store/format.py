@@ -2,12 +2,14 @@
 
     STORE/zarr.json                           group
     STORE/scenes/<id>/{zarr.json,data,valid}   dims band,y,x; inner chunk all bands x 256 x 256, shard 2048 x 2048
-    STORE/volumes/<id>/{zarr.json,0,valid}     dims (channel,)z,y,x; inner chunk 32^3, one shard up to 512^3
+    STORE/scenes/<id>/{spatial_ref,x,y,band}   for other readers only (``coordinates.py``); ``band`` in stacks, too
+    STORE/volumes/<id>/{zarr.json,0,valid}     dims (c,)z,y,x; inner chunk 32^3, one shard up to 512^3
     STORE/stacks/<bucket>/NNNN/{zarr.json,data,valid}   dims item,band,(z,)y,x; inner chunk one item, or as many as reach 64 KiB
     STORE/index.parquet  chunks.parquet  lineage.json  manifest.json (last)
 
 ``valid`` is a uint8 bit field on the spatial grid of ``data`` (0 valid; bits in ``types``); it is absent where every pixel is valid.
 Every array is plain Zarr v3 (regular grid, ``sharding_indexed``, ``bytes`` + ``blosc`` + ``crc32c``), so any Zarr reader opens it.
+Groups of sources and stacks carry consolidated metadata; the store and its folders do not, since theirs would grow with every source.
 Sizes are in pixels; no reading or writing happens here.
 """
 

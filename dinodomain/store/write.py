@@ -15,8 +15,9 @@ import numpy as np
 from dinodomain.errors import UserError
 from dinodomain.lineage import ContentHash, write_bytes
 from dinodomain.store.arrays import ArrayWriter
-from dinodomain.store.attributes import scene_attributes, volume_attributes
+from dinodomain.store.attributes import pixel_attributes, scene_attributes, valid_attributes, volume_attributes
 from dinodomain.store.codec import group_metadata
+from dinodomain.store.coordinates import Coordinate, band_names, scene_coordinates
 from dinodomain.store.format import Codec, Grid, StorePlan, array_name, check_dtype, extent_of, stack_grid, window_grid
 from dinodomain.store.measure import ChannelStats, PixelSample, ValidShare, read_slab, slabs
 from dinodomain.types import Record
@@ -86,14 +87,19 @@ def write_scene(folder: Path, record: Record, plan: StorePlan) -> Written:
         UserError: The record's dtype or shape cannot be stored, or ``read`` gives something else than it says.
     """
     _check_shape(record, 2)
-    return _write_window(folder, record, plan, dims=("band", "y", "x"), attributes=scene_attributes(record))
+    dims = ("band", "y", "x")
+    written, arrays = _write_window(folder, record, plan, dims=dims, data=pixel_attributes(record), valid=valid_attributes(record))
+    _close_group(folder, scene_attributes(record), arrays, scene_coordinates(record))
+    return written
 
 
 def write_volume(folder: Path, record: Record, plan: StorePlan) -> Written:
     """Writes a volume (C, Z, Y, X) into ``folder`` as ``0`` and, where needed, ``valid``; see ``write_scene``."""
     _check_shape(record, 3)
-    dims = ("z", "y", "x") if record.shape[0] == 1 else ("channel", "z", "y", "x")
-    return _write_window(folder, record, plan, dims=dims, attributes=volume_attributes(record))
+    dims = ("z", "y", "x") if record.shape[0] == 1 else ("c", "z", "y", "x")
+    written, arrays = _write_window(folder, record, plan, dims=dims, data={}, valid=valid_attributes())
+    _close_group(folder, volume_attributes(record, written.stats), arrays)
+    return written
 
 
 def _check_shape(record: Record, ndim: int) -> None:
@@ -102,43 +108,55 @@ def _check_shape(record: Record, ndim: int) -> None:
     check_dtype(record.dtype)
 
 
-def _write_window(folder: Path, record: Record, plan: StorePlan, *, dims: Sequence[str], attributes: Mapping[str, Json]) -> Written:
+def _close_group(folder: Path, attributes: Mapping[str, Json], arrays: Mapping[str, bytes], coordinates: Iterable[Coordinate] = ()) -> None:
+    """Writes the coordinates and, last, the ``zarr.json`` of the group, which repeats that of every array in it."""
+    members = dict(arrays)
+    for coordinate in coordinates:
+        coordinate.write(folder)
+        members[coordinate.name] = coordinate.metadata
+    write_bytes(folder / "zarr.json", group_metadata(attributes, members))
+
+
+def _write_window(
+    folder: Path, record: Record, plan: StorePlan, *, dims: Sequence[str], data: Mapping[str, Json], valid: Mapping[str, Json]
+) -> tuple[Written, dict[str, bytes]]:
+    """Writes pixels and bit field with these attributes; gives the description, and the metadata of each array by its name."""
     ndim = len(record.shape) - 1
     grid = window_grid(record.shape, record.dtype, plan.chunk)
     chunk = grid.chunk[-ndim:]
     hasher = ContentHash(np.dtype(record.dtype).str[1:], record.shape, record.channels)
     sample, share, mended = PixelSample(record.shape, record.dtype), ValidShare(record.shape[1:], chunk), 0
-    write_bytes(_made(folder) / "zarr.json", group_metadata(attributes))
     name = array_name("window", ndim)
-    with _writer(folder / name, grid, record.dtype, dims, plan.codec) as data, _ValidWriter(folder, grid, dims, ndim, plan.codec) as valid:
+    with (
+        _writer(folder / name, grid, record.dtype, dims, plan.codec, data) as pixels,
+        _ValidWriter(folder, grid, dims, ndim, plan.codec, valid) as bits,
+    ):
         for slab in slabs(record, chunk[0]):
             corner = (slab.first, *(0,) * (ndim - 1))
             hasher.update(slab.pixels)
             sample.add(slab.first, slab.pixels, slab.bits)
             share.add(slab.first, slab.bits)
-            data.write((0,) * (len(grid.shape) - ndim) + corner, slab.pixels.reshape(*grid.shape[:-ndim], *slab.pixels.shape[1:]))
-            valid.write(corner, slab.bits)
+            pixels.write((0,) * (len(grid.shape) - ndim) + corner, slab.pixels.reshape(*grid.shape[:-ndim], *slab.pixels.shape[1:]))
+            bits.write(corner, slab.bits)
             mended += slab.mended
-    return Written(
+    written = Written(
         array=name,
         extent=tuple(record.shape[1:]),
         chunk=chunk,
         content_hash=hasher.hexdigest(),
         stats=sample.stats(record.scale, record.offset),
         valid_fraction=share.fractions(),
-        has_valid=valid.digest != "",
+        has_valid=bits.digest != "",
         stages=_stages(mended),
-        digest=data.digest + valid.digest,
+        digest=pixels.digest + bits.digest,
     )
+    return written, {name: pixels.metadata, **bits.member}
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _writer(path: Path, grid: Grid, dtype: str, dims: Sequence[str], codec: Codec) -> ArrayWriter:
-    return ArrayWriter.create(path, shape=grid.shape, dtype=dtype, dims=dims, chunk=grid.chunk, shard=grid.shard, codec=codec)
+def _writer(path: Path, grid: Grid, dtype: str, dims: Sequence[str], codec: Codec, attributes: Mapping[str, Json]) -> ArrayWriter:
+    return ArrayWriter.create(
+        path, shape=grid.shape, dtype=dtype, dims=dims, chunk=grid.chunk, shard=grid.shard, codec=codec, attributes=attributes
+    )
 
 
 def _stages(mended: int) -> tuple[str, ...]:
@@ -148,21 +166,24 @@ def _stages(mended: int) -> tuple[str, ...]:
 class _ValidWriter:
     """The ``valid`` array beside ``data``; begun at the first pixel that is not valid, so that it is absent where all are."""
 
-    def __init__(self, folder: Path, grid: Grid, dims: Sequence[str], ndim: int, codec: Codec, *, lead: int = 0) -> None:
+    def __init__(
+        self, folder: Path, grid: Grid, dims: Sequence[str], ndim: int, codec: Codec, attributes: Mapping[str, Json], *, lead: int = 0
+    ) -> None:
         """``lead`` 1 keeps the item axis of a stack."""
 
         def without_channels(values: Sequence[Any]) -> tuple[Any, ...]:
             return (*values[:lead], *values[-ndim:])
 
         self._grid = Grid(shape=without_channels(grid.shape), chunk=without_channels(grid.chunk), shard=without_channels(grid.shard))
-        self._dims, self._path, self._codec = without_channels(dims), folder / "valid", codec
+        self._dims, self._path, self._codec, self._attributes = without_channels(dims), folder / "valid", codec, attributes
         self._writer: ArrayWriter | None = None
         self.digest = ""
+        self.member: dict[str, bytes] = {}
 
     def write(self, start: Sequence[int], bits: np.ndarray) -> None:
         # Skipping an all-valid block gives the same bytes as writing it: chunks of fill values are not stored.
         if self._writer is None and bits.any():
-            self._writer = _writer(self._path, self._grid, "uint8", self._dims, self._codec)
+            self._writer = _writer(self._path, self._grid, "uint8", self._dims, self._codec, self._attributes)
         if self._writer is not None:
             self._writer.write(start, bits)
 
@@ -173,7 +194,7 @@ class _ValidWriter:
         if self._writer is None:
             return
         if kind is None:
-            self.digest = self._writer.close()
+            self.digest, self.member = self._writer.close(), {"valid": self._writer.metadata}
         else:
             self._writer.abort()
 
@@ -231,24 +252,25 @@ def write_stack(
     """
     ndim, grid = len(extent), stack_grid(count, len(channels), extent, dtype)
     dims = ("item", "band", *("z", "y", "x")[-ndim:])
-    write_bytes(_made(folder) / "zarr.json", group_metadata({"dinodomain": {"channels": list(channels)}}))
-    pixels = np.zeros(grid.chunk, dtype=dtype)
-    bits = np.zeros((grid.chunk[0], *extent), dtype=np.uint8)
+    block = np.zeros(grid.chunk, dtype=dtype)
+    field = np.zeros((grid.chunk[0], *extent), dtype=np.uint8)
     stored, held = 0, 0
     with (
-        _writer(folder / "data", grid, dtype, dims, codec) as data,
-        _ValidWriter(folder, grid, dims, ndim, codec, lead=1) as valid,
+        _writer(folder / "data", grid, dtype, dims, codec, {}) as pixels,
+        _ValidWriter(folder, grid, dims, ndim, codec, valid_attributes(), lead=1) as bits,
     ):
-        for image, field in items:
-            _place(pixels[held], image)
-            _place(bits[held], np.zeros(image.shape[1:], np.uint8) if field is None else field)
+        for image, flags in items:
+            _place(block[held], image)
+            _place(field[held], np.zeros(image.shape[1:], np.uint8) if flags is None else flags)
             held += 1
             if held == grid.chunk[0] or stored + held == count:
-                data.write((stored, *(0,) * (ndim + 1)), pixels[:held])
-                valid.write((stored, *(0,) * ndim), bits[:held])
+                pixels.write((stored, *(0,) * (ndim + 1)), block[:held])
+                bits.write((stored, *(0,) * ndim), field[:held])
                 stored, held = stored + held, 0
         assert (stored, held) == (count, 0), f"{stored + held} images where {count} were announced"
-    return data.digest + valid.digest
+    arrays = {"data": pixels.metadata, **bits.member}
+    _close_group(folder, {"dinodomain": {"channels": list(channels)}}, arrays, [band_names(channels)])
+    return pixels.digest + bits.digest
 
 
 def _place(slot: np.ndarray, image: np.ndarray) -> None:
