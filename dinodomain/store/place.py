@@ -17,6 +17,11 @@ _ALLOWED = "a folder, or s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, h
 _HALVED = re.compile(rf"^({'|'.join(SCHEMES)}):/[^/]")
 
 
+def is_mix(given: str | Path) -> bool:
+    """Whether a user means a YAML file that lists stores (``mix.py``), and not a store."""
+    return not is_remote(str(given)) and Path(given).suffix.lower() in (".yaml", ".yml") and not os.path.isdir(given)
+
+
 def is_remote(location: str) -> bool:
     """Whether a location is a URL."""
     return "://" in location

@@ -19,22 +19,29 @@ from dinodomain.store.fields import NONE, UNKNOWN, fields_of
 from dinodomain.store.format import CHUNKS, INDEX
 from dinodomain.store.load import load_tables
 from dinodomain.store.open_arrays import Address, OpenArrays
-from dinodomain.store.place import below, is_remote, location_of, shown
+from dinodomain.store.place import below, is_mix, is_remote, location_of, shown
 from dinodomain.store.summary import ChannelSummary, summarise
 
 Json = Any
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Path, *, mixed: bool = False) -> Store:
     """Opens a store for reading.
 
     Args:
         path: The store's folder, or its URL (``s3://BUCKET/KEY``, ``gs://``, ``az://``, ``https://``). Credentials come from the
             environment variables of that service.
+        mixed: Take a YAML file that lists several stores, too (``mix.py``).
 
     Raises:
         UserError: It is no store, is half written, was written by a newer version, its tables were altered, or a server refuses.
     """
+    if is_mix(path):
+        if not mixed:
+            raise UserError(str(path), "lists several stores, and one is wanted here", remedy="give one of them")
+        from dinodomain.store.mix import open_mix  # which opens stores by way of this file
+
+        return open_mix(path)
     location = location_of(path)
     return Store(location if is_remote(location) else path, *load_tables(location))
 
