@@ -85,8 +85,8 @@ def test_the_state_is_a_few_plain_values(images):
     [
         ({"seed": 6}, "was saved with seed 5, now 6"),
         ({"batch": 4}, "was saved with global_batch 8, now 4"),
-        ({"min_valid": 1.0, "store": "scenes"}, "the store, its eligible tiles or loader.weights changed"),
-        ({"tile": 32, "store": "scenes"}, "the store, its eligible tiles or loader.weights changed"),
+        ({"min_valid": 1.0, "store": "scenes"}, r"the store, its eligible tiles, loader\.weights or loader\.draws changed"),
+        ({"tile": 32, "store": "scenes"}, r"the store, its eligible tiles, loader\.weights or loader\.draws changed"),
     ],
 )
 def test_a_changed_run_refuses_to_resume(images, scenes, change, message):
@@ -101,7 +101,7 @@ def test_another_store_or_weight_refuses_to_resume(images, scenes):
     _, loader = batches(images, 1)
     with pytest.raises(UserError, match="resume with the plan and store of the run"):
         batches(scenes, 1, state=loader.state_dict())
-    with pytest.raises(UserError, match=r"loader\.weights changed"):
+    with pytest.raises(UserError, match=r"loader\.weights or loader\.draws changed"):
         batches(images, 1, state=loader.state_dict(), weights={loader.buckets[0].name: 2.0})
 
 
