@@ -44,26 +44,16 @@ class SourceFacts:
         self._store = store
         self._tables: dict[tuple[int, int], _Table] = {}
         self._has_valid: dict[Bucket, bool] = {}
-        chunks = store.chunks
-        # A source has bit fields exactly where a pixel of it is not valid; only those are worth a look at the disk.
-        self._flawed = np.zeros(len(store), dtype=bool)
-        self._flawed[chunks["row"].to_numpy()[chunks["valid_fraction"].to_numpy() < 1]] = True
-
-    def flawed(self, rows: np.ndarray) -> np.ndarray:
-        """Which sources have pixels that are not valid, as booleans."""
-        found: np.ndarray = self._flawed[rows]
-        return found
 
     def has_valid(self, bucket: Bucket) -> bool:
-        """Whether any source of the bucket's kind has bit fields."""
+        """Whether any source with the bucket's dtype and channels has bit fields."""
         if bucket not in self._has_valid:
-            self._has_valid[bucket] = any(self._store.has_valid(row) for row in self._flawed_of(bucket).tolist())
+            self._has_valid[bucket] = any(self._store.has_valid(row) for row in self._rows_of(bucket).tolist())
         return self._has_valid[bucket]
 
-    def _flawed_of(self, bucket: Bucket) -> np.ndarray:
-        """Rows of sources with the bucket's dtype and channels that have pixels which are not valid."""
+    def _rows_of(self, bucket: Bucket) -> np.ndarray:
+        """Rows of sources with the bucket's dtype and channels."""
         rows = self._table(len(bucket.channels), len(bucket.extent)).place >= 0
-        rows &= self._flawed
         rows[rows] &= self._store.column("dtype")[rows] == bucket.dtype
         channels = self._store.index["channels"].take(np.flatnonzero(rows)).combine_chunks().flatten()
         names = np.asarray(channels.to_pylist(), dtype=object).reshape(-1, len(bucket.channels))

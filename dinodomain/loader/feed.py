@@ -6,10 +6,11 @@ Who reads, and where, never changes a batch. Memory does not grow with the numbe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from dinodomain.loader.crew import Crew
@@ -21,7 +22,7 @@ from dinodomain.loader.readers import Inline, Readers, Reading, Threads
 from dinodomain.loader.ring import BufferPool, Ring
 from dinodomain.loader.task import WAITING, Images, Layout, Task
 from dinodomain.loader.tiles import Bucket
-from dinodomain.store import Store
+from dinodomain.store import OpenArrays, Store
 from dinodomain.types import Batch
 
 _IN_USE = 3
@@ -46,10 +47,11 @@ class Feed:
         self.store, self.buckets, self.plan, self.dates = store, tuple(buckets), plan, dates
         self.device = torch.device(device)
         self.facts = SourceFacts(store)
+        self.arrays = OpenArrays(plan.requests) if _on_a_server(store) else store.arrays
         self.prefetch = plan.prefetch if plan.workers or plan.threads else 1
         self._part = -(-batch // plan.draws)
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Batch]:
+    def run(self, jobs: Iterable[Job]) -> Generator[Batch, None, None]:
         """Batches of ``jobs``, read ahead; closing the iterator stops threads and processes.
 
         Raises:
@@ -99,7 +101,7 @@ class _Run:
         self._feed, self._plan = feed, feed.plan
         self._ring = feed.ring()
         self._delivery = _delivery(self._ring, feed)
-        self._own, self._pool = Inline(feed.store.arrays), BufferPool(feed.prefetch + _IN_USE)
+        self._own, self._pool = Inline(feed.arrays), BufferPool(feed.prefetch + _IN_USE)
         self._readers: Readers = self._make_readers()
         self._ahead: deque[tuple[Job, list[_Read]]] = deque()
         self._held: dict[tuple[int, int], _Read] = {}
@@ -108,7 +110,7 @@ class _Run:
         plan = self._plan
         if plan.workers:
             return Crew(self._ring, workers=plan.workers, threads=plan.threads, requests=plan.requests)
-        return Threads(self._feed.store.arrays, plan.threads) if plan.threads else self._own
+        return Threads(self._feed.arrays, plan.threads, plan.requests) if plan.threads else self._own
 
     def close(self) -> None:
         """Stops everything; batches that were given out stay valid."""
@@ -171,8 +173,7 @@ class _Run:
         store, rows = self._feed.store, part.rows.reshape(-1)
         starts = part.starts.reshape(len(rows), -1).tolist()
         boxes = list(zip(rows.tolist(), starts))
-        flawed = self._feed.facts.flawed(rows).tolist() if layout.has_valid else ()
-        valid = [store.valid_address(*box) if bad else None for bad, box in zip(flawed, boxes)]
+        valid = [store.valid_address(*box) for box in boxes] if layout.has_valid else ()
         return Task(0, offset, layout, range(len(rows)), [store.address(*box) for box in boxes], valid)
 
     def _finish(self, job: Job, reads: list[_Read]) -> Batch:
@@ -194,6 +195,11 @@ class _Run:
             for read in self._ahead[0][1]:
                 if read.landed is None and read.reading.done():
                     self._land(read)
+
+
+def _on_a_server(store: Store) -> bool:
+    """Whether any array lies behind a URL."""
+    return "://" in store.location or bool(pc.any(pc.match_substring(store.index["array"], "://")).as_py())
 
 
 def _delivery(ring: Ring, feed: Feed) -> Delivery:

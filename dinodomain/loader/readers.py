@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Protocol
 
-from dinodomain.loader.task import Images, Task, read_image
+from dinodomain.loader.task import Images, Task, read_images, units
 from dinodomain.store import OpenArrays
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Inline:
 
     def start(self, task: Task, images: Images) -> Reading:
         """See ``Readers``."""
-        return _Later(lambda: _read(self._arrays, task, images, range(len(task.images))))
+        return _Later(lambda: read_images(self._arrays, task, range(len(task.images)), images))
 
     def close(self) -> None:
         """Nothing goes on."""
@@ -65,27 +65,21 @@ class Threads:
     Args:
         arrays: Open arrays of the store.
         threads: Their number.
+        requests: Images that a thread reads at a time where they lie on a server.
     """
 
-    def __init__(self, arrays: OpenArrays, threads: int) -> None:
-        self._arrays, self._threads = arrays, threads
+    def __init__(self, arrays: OpenArrays, threads: int, requests: int) -> None:
+        self._arrays, self._threads, self._requests = arrays, threads, requests
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dinodomain-decode")
 
     def start(self, task: Task, images: Images) -> Reading:
         """See ``Readers``. Threads are handed a few images at a time, so that the queue costs little."""
-        count = len(task.images)
-        step = max(1, count // (4 * self._threads))
-        parts = (range(i, min(i + step, count)) for i in range(0, count, step))
-        return _Futures([self._pool.submit(_read, self._arrays, task, images, part) for part in parts], task)
+        parts = units(task, max(1, len(task.images) // (4 * self._threads)), self._requests)
+        return _Futures([self._pool.submit(read_images, self._arrays, task, part, images) for part in parts], task)
 
     def close(self) -> None:
         """See ``Readers``."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def _read(arrays: OpenArrays, task: Task, images: Images, places: range) -> None:
-    for place in places:
-        read_image(arrays, task, place, images)
 
 
 class _Later:

@@ -127,21 +127,51 @@ def packed(message: object) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def read_image(arrays: OpenArrays, task: Task, place: int, images: Images) -> None:
-    """Reads the image at ``place`` of a task, unless that was done before its last reader died.
+def read_images(arrays: OpenArrays, task: Task, places: Sequence[int], images: Images) -> None:
+    """Reads the images at some places of a task, but for those that were read before their last reader died.
 
     Raises:
-        UserError: A file is damaged.
+        UserError: A file is damaged, or a server does not give it.
     """
-    number = task.images[place]
-    if images.marks[number] == DONE:
+    left = [place for place in places if images.marks[task.images[place]] != DONE]
+    if any("://" in task.addresses[place][0] for place in left):
+        _read_together(arrays, task, left, images)
         return
-    images.marks[number] = READING
-    arrays.read(task.addresses[place], images.pixels[number])
+    for place in left:
+        number = task.images[place]
+        images.marks[number] = READING
+        for address, out in _boxes(task, place, images):
+            arrays.read(address, out)
+        images.marks[number] = DONE
+
+
+def _read_together(arrays: OpenArrays, task: Task, places: list[int], images: Images) -> None:
+    """With the requests for all of them in flight at a time."""
+    numbers = [task.images[place] for place in places]
+    images.marks[numbers] = READING
+    arrays.read_many([box for place in places for box in _boxes(task, place, images)])
+    images.marks[numbers] = DONE
+
+
+def _boxes(task: Task, place: int, images: Images) -> list[tuple[Address, np.ndarray]]:
+    """What is to be read for one image; the bit field of one whose pixels are all valid is cleared here."""
+    number, boxes = task.images[place], []
     if images.valid is not None:
         address = task.valid[place]
         if address is None:
             images.valid[number] = 0
         else:
-            arrays.read(address, images.valid[number])
-    images.marks[number] = DONE
+            boxes.append((address, images.valid[number]))
+    return [(task.addresses[place], images.pixels[number]), *boxes]
+
+
+def units(task: Task, size: int, requests: int) -> list[range]:
+    """Places of a task, shared into what one thread reads at a time.
+
+    Args:
+        task: The task.
+        size: Places of a unit where files are local.
+        requests: Places of a unit where any lies on a server.
+    """
+    step = requests if any("://" in location for location, _ in task.addresses) else size
+    return [range(first, min(first + step, len(task.images))) for first in range(0, len(task.images), step)]

@@ -24,7 +24,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from dinodomain.errors import UserError
-from dinodomain.loader.task import LENGTH, READY, Images, Reply, Task, packed, read_image
+from dinodomain.loader.task import LENGTH, READY, Images, Reply, Task, packed, read_images, units
 from dinodomain.store import OpenArrays
 
 _ALIVE_SECONDS = 5.0
@@ -74,7 +74,7 @@ class Line:
 
 @dataclass(slots=True)
 class _Work:
-    """A task of which images are left."""
+    """A task of which units are left."""
 
     task: Task
     images: Images
@@ -83,11 +83,11 @@ class _Work:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def _decode(arrays: OpenArrays, queue: SimpleQueue[tuple[_Work, int]], line: Line) -> None:
+def _decode(arrays: OpenArrays, queue: SimpleQueue[tuple[_Work, range]], line: Line) -> None:
     """One decode thread, for ever."""
     while True:
-        work, place = queue.get()
-        reply = None if work.failed else _read(arrays, work, place)
+        work, places = queue.get()
+        reply = None if work.failed else _read(arrays, work, places)
         with work.lock:
             work.left -= 1
             first, work.failed = reply is not None and not work.failed, work.failed or reply is not None
@@ -97,46 +97,49 @@ def _decode(arrays: OpenArrays, queue: SimpleQueue[tuple[_Work, int]], line: Lin
             line.say(reply)
 
 
-def _read(arrays: OpenArrays, work: _Work, place: int) -> Reply | None:
-    """Reads one image; a reply only where that failed."""
+def _read(arrays: OpenArrays, work: _Work, places: range) -> Reply | None:
+    """Reads some images; a reply only where that failed."""
     try:
-        read_image(arrays, work.task, place, work.images)
+        read_images(arrays, work.task, places, work.images)
     except UserError as error:
         return Reply(work.task.number, error=error)
     except Exception:  # whatever it is, the parent raises it
-        return Reply(work.task.number, crash=f"reading {work.task.addresses[place]}:\n{traceback.format_exc()}")
+        what = "; ".join(f"{location} at {start}" for location, start in (work.task.addresses[place] for place in places))
+        return Reply(work.task.number, crash=f"reading {what}:\n{traceback.format_exc()}")
     return None
 
 
-def serve(line: Line, ring: np.ndarray, threads: int) -> None:
+def serve(line: Line, ring: np.ndarray, threads: int, requests: int) -> None:
     """Reads what it is told to, for ever.
 
     Args:
         line: To the parent.
         ring: [bytes] uint8.
         threads: Decode threads. This one only listens, so that the parent never waits to be heard.
+        requests: Requests in flight, for what lies on servers.
     """
-    arrays: OpenArrays = OpenArrays()
-    queue: SimpleQueue[tuple[_Work, int]] = SimpleQueue()
+    arrays = OpenArrays(requests)
+    queue: SimpleQueue[tuple[_Work, range]] = SimpleQueue()
     for _ in range(threads):
         threading.Thread(target=_decode, args=(arrays, queue, line), daemon=True).start()
     line.say(Reply(READY))
     while True:
         task = line.task()
         images = task.layout.of(ring[task.offset : task.offset + task.layout.nbytes])
-        work = _Work(task, images, len(task.images))
-        for place in range(len(task.images)):
-            queue.put((work, place))
+        parts = units(task, 1, requests)
+        work = _Work(task, images, len(parts))
+        for places in parts:
+            queue.put((work, places))
 
 
 def main() -> None:
     """See the module."""
     faulthandler.enable()  # a bus error on a damaged disk says where it struck
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection, ring, nbytes, threads, _requests, parent = (int(value) for value in sys.argv[1:])
+    connection, ring, nbytes, threads, requests, parent = (int(value) for value in sys.argv[1:])
     memory = np.frombuffer(mmap.mmap(ring, nbytes), dtype=np.uint8)
     os.close(ring)
-    serve(Line(socket.socket(fileno=connection), parent), memory, threads)
+    serve(Line(socket.socket(fileno=connection), parent), memory, threads, requests)
 
 
 if __name__ == "__main__":
