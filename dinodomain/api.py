@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dinodomain.engine import PretrainPlan, Run
     from dinodomain.engine.doctor import DoctorPlan, Findings
     from dinodomain.engine.look import ViewsFigurePlan, Written
+    from dinodomain.engine.speeds import Speeds
     from dinodomain.export import Exported, ExportPlan
     from dinodomain.finetune import FinetunePlan, Tuned
     from dinodomain.ingest import IngestPlan, Inspection, Summary, Withdrawal
@@ -149,8 +150,8 @@ def export(plan: ExportPlan | None = None, /, **keys: Any) -> Exported:
     return run(_plan(ExportPlan, plan, keys))
 
 
-def doctor(plan: DoctorPlan | None = None, /, **keys: Any) -> Findings:
-    """Looks at the installation, or at one run; see ``DoctorPlan``."""
+def doctor(plan: DoctorPlan | None = None, /, **keys: Any) -> Findings | Speeds:
+    """Looks at the installation, at one run, or at how fast a store is read; see ``DoctorPlan``."""
     from dinodomain.engine.doctor import DoctorPlan
     from dinodomain.engine.doctor import doctor as run
 

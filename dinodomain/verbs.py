@@ -206,10 +206,10 @@ _TABLE = (
     ),
     Verb(
         name="doctor",
-        usage="doctor [run=RUN]",
+        usage="doctor [run=RUN | store=STORE]",
         plan="dinodomain.engine.doctor:DoctorPlan",
         call=_describe("doctor"),
-        summary="Checks the installation, or reads a run's metrics and says in plain words how it fares.",
+        summary="Checks the installation, says in plain words how a run fares, or measures how fast a store is read here.",
     ),
 )
 

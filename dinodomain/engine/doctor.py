@@ -1,13 +1,12 @@
-"""``dinodomain doctor``: what is installed and usable here, and how a run fares in plain words. Changes nothing but a run's figures."""
+"""``dinodomain doctor``: what is installed and usable, how a run fares, how fast a store is read. Changes nothing but a run's figures."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,10 +14,14 @@ import torch
 
 from dinodomain.domain import find_domain, installed_domains
 from dinodomain.engine.folder import FIGURES
+from dinodomain.engine.machine import data_path
 from dinodomain.engine.run import open_run
+from dinodomain.engine.speeds import Speeds, measure_speeds
 from dinodomain.errors import UserError
 from dinodomain.lineage import Json
+from dinodomain.loader import LoaderPlan
 from dinodomain.show.curves import draw_curves
+from dinodomain.store import open_store
 
 PACKAGES = ("dinodomain", "torch", "numpy", "zarr", "numcodecs", "pyarrow", "safetensors", "scikit-learn", "hydra-core")
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -35,10 +38,22 @@ class DoctorPlan:
     """What to look at.
 
     Attributes:
-        run: A run folder; None looks at the installation.
+        run: A run folder, to be told how it fares; without it and ``store`` the installation is looked at.
+        store: A store, to be read for a while by more and more readers.
+        seconds: How long each number of readers is measured (``store``).
+        loader: Batch, tile and the like to measure with; ``workers`` is the most that is tried.
     """
 
     run: str | None = None
+    store: str | None = None
+    seconds: float = 3.0
+    loader: LoaderPlan = field(default_factory=LoaderPlan)
+
+    def __post_init__(self) -> None:
+        if self.run is not None and self.store is not None:
+            raise UserError("run", "is given beside store", allowed="one of them", remedy="look at the run and at the store one by one")
+        if not 0 < self.seconds <= 3600:
+            raise UserError("seconds", f"is {self.seconds:g}", allowed="more than 0, at most 3600")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,29 +80,33 @@ class Findings:
         return {**self.facts, "advice": list(self.advice), "figures": list(self.figures)}
 
 
-def doctor(plan: DoctorPlan) -> Findings:
-    """Looks at the installation, or at one run.
+def doctor(plan: DoctorPlan) -> Findings | Speeds:
+    """Looks at the installation, at one run, or at how fast one store is read.
 
     Raises:
-        UserError: ``run`` names a folder that holds no run.
+        UserError: ``run`` or ``store`` names a folder that holds none, or a file of the store is damaged.
     """
+    if plan.store is not None:
+        return measure_speeds(open_store(plan.store), plan.loader, seconds=plan.seconds)
     return _installation() if plan.run is None else _run(Path(plan.run))
 
 
 def _installation() -> Findings:
     missing = {extra: [name for name in names if importlib.util.find_spec(name) is None] for extra, names in EXTRAS.items()}
     domains = {name: _domain_state(name) for name in installed_domains()}
+    path, hindrances = data_path()
     facts: dict[str, Json] = {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "device": _device(),
-        "processors": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
+        "data path": path,
         "domains": domains,
         "missing": {extra: names for extra, names in missing.items() if names},
     }
     advice = [f'for {extra}: pip install "dinodomain[{extra}]" (lacks {", ".join(names)})' for extra, names in missing.items() if names]
     advice += [f"domain {name!r}: {state}" for name, state in domains.items() if state != "ok"]
+    advice += hindrances
     if sys.byteorder != "little":
         advice.append("this machine is big-endian; stores are little-endian and were not tested here")
     return Findings(facts=facts, advice=tuple(advice))
