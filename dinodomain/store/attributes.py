@@ -65,14 +65,14 @@ def scene_attributes(record: Record) -> Attributes:
 
 def pixel_attributes(record: Record) -> Attributes:
     """Attributes of the pixels of a raster: where they lie (GDAL looks for it here, xarray in the grid mapping), and their nodata value."""
-    return placement(record) | _grid_mapping(record) | _nodata(record)
+    return _placed_array(record) | _nodata(record)
 
 
 def valid_attributes(record: Record | None = None) -> Attributes:
     """Attributes of a ``valid`` field; for a raster also where it lies."""
     flags = {"long_name": "why a pixel is not valid; 0 is valid", "standard_name": "status_flag"}
     meanings = {"flag_masks": list(_FLAGS), "flag_meanings": " ".join(_FLAGS.values())}
-    return {**flags, **meanings} | ({} if record is None else placement(record) | _grid_mapping(record))
+    return {**flags, **meanings} | ({} if record is None else _placed_array(record))
 
 
 def placement(record: Record) -> Attributes:
@@ -89,7 +89,7 @@ def placement(record: Record) -> Attributes:
 
 
 def _system(crs: str | None) -> Attributes:
-    """``proj:code`` where the WKT names an authority, ``proj:wkt2`` where it is of that version; older WKT is in the grid mapping only."""
+    """``proj:code`` where the WKT names an authority, ``proj:wkt2`` where it is of that version; neither for older WKT without a code."""
     if crs is None:
         return {}
     found: Attributes = {}
@@ -101,11 +101,15 @@ def _system(crs: str | None) -> Attributes:
     return found
 
 
-def _grid_mapping(record: Record) -> Attributes:
+def _placed_array(record: Record) -> Attributes:
+    """Where an array lies, for readers that open it alone and for those that open its group."""
     if record.crs is None and record.affine is None:
         return {}
     # ``coordinates`` makes xarray take it for a coordinate without being told ``decode_coords="all"``.
-    return {"grid_mapping": GRID_MAPPING, "coordinates": GRID_MAPPING}
+    found = placement(record) | {"grid_mapping": GRID_MAPPING, "coordinates": GRID_MAPPING}
+    if record.crs is not None and not _system(record.crs):
+        found["_CRS"] = {"wkt": record.crs}  # GDAL's own, which takes WKT of any version
+    return found
 
 
 def _nodata(record: Record) -> Attributes:
