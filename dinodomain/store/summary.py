@@ -1,6 +1,10 @@
 """Statistics of a whole store per channel, from a fixed sample of its training pixels.
 
 Held-out chunks are left out before any pixel is read, which per-source statistics (they see every pixel of a scene) could not do.
+
+Of a mix every store is sampled as it would be alone, and each of its n sampled values of a channel weighs share / n: mean, standard
+deviation and percentiles are those of pixels drawn with the mix's shares, however large its stores are. A channel that some stores lack is
+weighted among those that have it. A percentile is the smallest sampled value at or below which that much of the weight lies.
 """
 
 from __future__ import annotations
@@ -42,16 +46,39 @@ def summarise(store: Store) -> Mapping[str, ChannelSummary]:
     Raises:
         UserError: Every chunk is held out or empty.
     """
-    found = {name: _summary(values) for name, values in sampled(store).items()}
+    found = _weighted(store) if len(store.shares) > 1 else {name: _summary(values) for name, values in sampled(store).items()}
     if not found:
         raise UserError(shown(store.location), "no valid pixels outside the audit holdout", remedy="add sources to the store")
     return found
 
 
-def sampled(store: Store) -> dict[str, np.ndarray]:
-    """The sample itself: float64 physical values of every channel that has any, from chunks that are trained on."""
+def _weighted(store: Store) -> dict[str, ChannelSummary]:
+    """Over the stores of a mix."""
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for number, share in enumerate(store.shares):
+        for name, values in sampled(store, member=number).items():
+            parts.setdefault(name, []).append((values, np.full(len(values), share / len(values))))
+    return {name: _weighted_summary(*map(np.concatenate, zip(*pairs))) for name, pairs in parts.items()}
+
+
+def _weighted_summary(values: np.ndarray, weights: np.ndarray) -> ChannelSummary:
+    order = np.argsort(values, kind="stable")
+    mean = float(np.average(values, weights=weights))
+    reached = np.cumsum(weights[order])
+    places = np.searchsorted(reached, np.array([0.005, 0.995]) * reached[-1])
+    low, high = values[order[np.minimum(places, len(values) - 1)]].tolist()
+    return ChannelSummary(mean=mean, std=float(np.sqrt(np.average((values - mean) ** 2, weights=weights))), low=low, high=high)
+
+
+def sampled(store: Store, *, member: int | None = None) -> dict[str, np.ndarray]:
+    """The sample itself: float64 physical values of every channel that has any, from chunks that are trained on.
+
+    Args:
+        store: An opened store.
+        member: Only from this store of a mix; None for all rows alike.
+    """
     values: dict[str, list[np.ndarray]] = {}
-    for row, start in _chosen(store):
+    for row, start in _chosen(store, member):
         facts = store.row(row)
         pixels = _valid_pixels(store, row, start, facts["dtype"])
         for name, channel, gain, shift in zip(facts["channels"], pixels, facts["scale"], facts["offset"]):
@@ -59,11 +86,13 @@ def sampled(store: Store) -> dict[str, np.ndarray]:
     return {name: np.concatenate(parts) for name, parts in values.items() if sum(part.size for part in parts)}
 
 
-def _chosen(store: Store) -> Iterator[tuple[int, tuple[int, ...]]]:
+def _chosen(store: Store, member: int | None) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Rows and first pixels of the chunks to read: evenly spread over the training chunks in table order."""
     rows = store.chunks["row"].to_numpy()
     kept = ~store.chunks["holdout"].to_numpy() & ~store.column("holdout")[rows] & (store.chunks["valid_fraction"].to_numpy() > 0)
-    usable = np.flatnonzero(kept)
+    usable = np.flatnonzero(kept if member is None else kept & (store.member[rows] == member))
+    if not len(usable):
+        return
     picks = usable[np.unique(np.linspace(0, len(usable) - 1, min(len(usable), _CHUNKS)).astype(np.int64))]
     for row, cell in zip(rows[picks].tolist(), store.chunks["chunk"].take(picks).to_pylist()):
         chunk = store.chunk_shape(row)
