@@ -75,7 +75,8 @@ class Store:
         shares: Sequence[float] = (1.0,),
     ) -> None:
         """``path`` is the folder or the URL; an index may name arrays by locations of their own."""
-        self.location, self._folder = location_of(path), Path(path)
+        self.location = location_of(path)
+        self._folder = Path(self.location if is_remote(str(path)) else path)
         self.manifest, self.index, self.chunks, self.lineage = manifest, index, chunks, lineage
         self.member = np.zeros(index.num_rows, dtype=np.int64) if member is None else member
         self.shares = tuple(shares)
@@ -98,9 +99,8 @@ class Store:
             UserError: It lies on a server.
         """
         if is_remote(self.location):
-            raise UserError(
-                shown(self.location), "lies on a server; this needs a folder, and what lies beside it", remedy="copy the store to a disk"
-            )
+            problem = "lies on a server; this needs the store in a folder, and what lies beside it"
+            raise UserError(shown(self.location), problem, remedy="copy it to a disk")
         return self._folder
 
     @cached_property

@@ -1,16 +1,19 @@
 """Objects on servers, whole or in part, through obstore: ``s3://``, ``gs://``, ``az://``, ``https://``.
 
 Every network setting of stores stands here. Credentials come from the environment variables of each service (for S3 also from a profile
-that holds keys), and enter no message. A request that meets 429, 5xx, a reset or a body cut short is begun again with growing pauses;
-obstore does that. What it gives up becomes a ``UserError`` with the object and what the server said. No pixels are known here.
+that holds keys), and enter no message. A request that meets 408, 429, 5xx, a reset or a body cut short is begun again with growing pauses:
+obstore does that, but for refusals whose own body is cut short. What is given up becomes a ``UserError`` with the object and what the
+server said. No pixels are known here.
 """
 
 from __future__ import annotations
 
 import configparser
+import itertools
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -138,17 +141,26 @@ class Objects:
 
     def _ask(self, location: str, what: str, ask: Callable[[Any, str], _T]) -> _T:
         errors, lead = _errors(), f"{what} cannot be read: " if what else ""
-        try:
-            return ask(*self._client(location))
-        except FileNotFoundError:
-            raise
-        except errors.PreconditionError:
-            raise _changed(location, what, "was replaced") from None
-        except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
-            problem = f"{lead}the server refuses access ({_said(str(error))})"
-            raise _Refused(shown(location), problem, remedy=_credentials(location)) from None
-        except errors.BaseError as error:
-            raise _failed(location, lead, str(error)) from None
+        for turn in itertools.count():
+            try:
+                return ask(*self._client(location))
+            except FileNotFoundError:
+                raise
+            except errors.PreconditionError:
+                raise _changed(location, what, "was replaced") from None
+            except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
+                problem = f"{lead}the server refuses access ({_said(str(error))})"
+                raise _Refused(shown(location), problem, remedy=_credentials(location)) from None
+            except errors.BaseError as error:
+                if turn >= self._retries or not _passing(str(error)):
+                    raise _failed(location, lead, str(error)) from None
+                time.sleep(min(FIRST_PAUSE_S * 2.0**turn, LONGEST_PAUSE_S))
+        raise AssertionError("unreachable")
+
+
+def _passing(text: str) -> bool:
+    """Whether a transfer broke in a way that obstore takes for an answer: the body of a refusal was cut short."""
+    return "retries: 0," in text and "inner: Http(" in text and "kind: Interrupted" in text
 
 
 def _obstore() -> Any:
@@ -176,7 +188,7 @@ def _failed(location: str, lead: str, text: str) -> UserError:
         return UserError(place, f"{lead}the object is shorter than it was", remedy=_AGAIN)
     if "status code: 301" in text or "PermanentRedirect" in text:
         return UserError(place, f"{lead}its bucket lies in another region ({_said(text)})", remedy="set AWS_REGION to it")
-    if re.search("non-partial|NotPartial", text):
+    if re.search("non-partial|NotPartial|Range request not supported", text):
         return UserError(place, f"{lead}the server does not serve parts of files (range requests)", remedy="use another server, or copy it")
     return UserError(place, f"{lead}the server did not answer as it should ({_said(text)})",
                      remedy="check the network, the address and the credentials, and run again: what is done is kept")  # fmt: skip
