@@ -105,6 +105,6 @@ def _kind(crs: str | None) -> str:
 
 def _centres(name: str, step: float, origin: float, count: int, attributes: Mapping[str, Any]) -> Coordinate:
     # The same operations in the same order as rioxarray, so that both give the same last bit.
-    centres = (np.arange(count, dtype="<f8") + 0.5) * step + origin
+    centres = np.arange(count, dtype="<f8") * step + (step * 0.5 + origin)
     metadata = plain_metadata((count,), "float64", (name,), _LITTLE, attributes, fill_value=0.0)
     return Coordinate(name=name, metadata=metadata, chunk=centres.tobytes())
