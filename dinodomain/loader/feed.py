@@ -64,14 +64,17 @@ class Feed:
             run.close()
 
     def ring(self) -> Ring:
-        """Memory for one run: a slot for each part that is read ahead, held, or in the consumer's hands."""
+        """Memory for one run."""
+        return Ring(*self.ring_size(), shared=bool(self.plan.workers), folder=self.plan.ring_dir)
+
+    def ring_size(self) -> tuple[int, int]:
+        """Slots of a run's ring and bytes of each: a slot for each part that is read ahead, held, or in the consumer's hands."""
         plan = self.plan
         held = (plan.draws - 1) * plan.spread
         slots = self.prefetch + _IN_USE
         # Parts of a CUDA device are held there; else each bucket has its own.
         slots += plan.draws if self.device.type == "cuda" else len(self.buckets) * (held + plan.draws) if held else 0
-        size = max(self.layout(number, self._part * self.dates).nbytes for number in range(len(self.buckets)))
-        return Ring(slots, size, shared=bool(plan.workers), folder=plan.ring_dir)
+        return slots, max(self.layout(number, self._part * self.dates).nbytes for number in range(len(self.buckets)))
 
     def layout(self, number: int, images: int) -> Layout:
         """How ``images`` images of a bucket lie in memory."""
