@@ -38,10 +38,11 @@ class Boxes:
     def __init__(self, store: Store, tiles: Tiles, plan: LoaderPlan, seed: int) -> None:
         assert (tiles.dates is None) == (plan.pairs == "none"), "tiles of another plan"
         self._tiles, self._seed, self._min_valid = tiles, seed, plan.min_valid
-        self._tries = 0 if plan.aligned else _TRIES
+        # Most tiles take their first offset; what is left tries all others at once, because calls are dear and boxes are cheap.
+        self._rounds = () if plan.aligned else (range(1), range(1, _TRIES))
         self._dates = tiles.dates
         self._grid: ChunkGrid | None = None
-        if self._dates is not None or self._tries:
+        if self._dates is not None or self._rounds:
             self._grid = ChunkGrid.of(store) if self._dates is None else self._dates.grid
 
     @property
@@ -69,41 +70,45 @@ class Boxes:
         keys = key_of(self._seed, epochs, self._tiles.tile_ids[tiles])
         found_rows, found_starts = np.empty((len(rows), self.dates), np.int64), np.empty((len(rows), self.dates, starts.shape[1]), np.int64)
         waiting = np.arange(len(rows))
-        for attempt in range(self._tries + 1):
-            last = attempt == self._tries
-            boxes = anchors.take(waiting) if last else self._moved(anchors.take(waiting), keys[waiting], attempt)
-            fit, chosen = self._tried(boxes, keys[waiting], check=not last)
-            assert not last or fit.all(), "a tile that is listed can be drawn where it is"
-            done = waiting[fit]
-            found_rows[done], found_starts[done] = self._placed(boxes.take(np.flatnonzero(fit)), chosen)
-            waiting = waiting[~fit]
+        for tries in self._rounds:
+            moved = self._moved(anchors.take(np.repeat(waiting, len(tries))), np.repeat(keys[waiting], len(tries)), tries)
+            fit, chosen = self._tried(moved, np.repeat(keys[waiting], len(tries)))
+            by_tile = fit.reshape(-1, len(tries))
+            best = by_tile.argmax(axis=1) + np.arange(len(waiting)) * len(tries)
+            some = by_tile.any(axis=1)
+            found_rows[waiting[some]], found_starts[waiting[some]] = self._placed(moved.take(best[some]), chosen[best[some]])
+            waiting = waiting[~some]
+        where, chosen = anchors.take(waiting), self._chosen(anchors.take(waiting), keys[waiting])
+        assert (chosen >= 0).all(), "a tile that is listed can be drawn where it is"
+        found_rows[waiting], found_starts[waiting] = self._placed(where, chosen)
         return found_rows, found_starts
 
-    def _moved(self, boxes: Anchors, keys: np.ndarray, attempt: int) -> Anchors:
+    def _moved(self, boxes: Anchors, keys: np.ndarray, tries: range) -> Anchors:
+        """The boxes under the offsets of ``tries``, which they go through in turn."""
         assert self._grid is not None
-        axes = np.arange(boxes.starts.shape[1], dtype=np.uint64) + np.uint64(attempt * boxes.starts.shape[1])
+        ndim = boxes.starts.shape[1]
+        number = np.resize(np.arange(tries.start * ndim, tries.stop * ndim, dtype=np.uint64), (len(boxes), ndim))
         half = boxes.extents // 2
-        drawn = mix(mix(keys ^ np.uint64(_OFFSET))[:, None] ^ mix(axes)) >> np.uint64(32)
+        drawn = mix(mix(keys ^ np.uint64(_OFFSET))[:, None] ^ mix(number)) >> np.uint64(32)
         # The high half of a 32-bit number times the number of values: uniform to within values / 2^32.
         offset = ((drawn * (2 * half + 1).astype(np.uint64)) >> np.uint64(32)).astype(np.int64) - half
         room = self._grid.size[boxes.rows] - boxes.extents
         moved = np.where((room > 0) & ~boxes.held[:, None], np.clip(boxes.starts + offset, 0, np.maximum(room, 0)), boxes.starts)
         return Anchors(boxes.rows, moved, boxes.extents, boxes.held)
 
-    def _tried(self, boxes: Anchors, keys: np.ndarray, *, check: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Which boxes [n] bool can be drawn, and the chosen dates of those."""
+    def _tried(self, boxes: Anchors, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which boxes [n] bool can be drawn, and the entries of their other dates [n, T - 1]."""
         assert self._grid is not None
-        fit = np.ones(len(boxes), dtype=bool)
-        if check:
-            measured = self._grid.measure(boxes.rows, boxes.starts, boxes.extents)
-            fit = (measured.share >= self._min_valid - 1e-6) & (boxes.held | ~measured.held)
-        if self._dates is None:
-            return fit, np.empty((int(fit.sum()), 0), dtype=np.int64)
-        able = np.flatnonzero(fit)
-        chosen = self._dates.choose(boxes.take(able), mix(keys[able] ^ np.uint64(_DATES)))
-        enough = (chosen >= 0).all(axis=1)
-        fit[able] = enough
-        return fit, chosen[enough]
+        measured = self._grid.measure(boxes.rows, boxes.starts, boxes.extents)
+        fit = (measured.share >= self._min_valid - 1e-6) & (boxes.held | ~measured.held)
+        chosen = np.full((len(boxes), self.dates - 1), -1, dtype=np.int64)
+        chosen[fit] = self._chosen(boxes.take(fit), keys[fit])
+        return fit & (chosen >= 0).all(axis=1), chosen
+
+    def _chosen(self, boxes: Anchors, keys: np.ndarray) -> np.ndarray:
+        if self._dates is None or not len(boxes):
+            return np.empty((len(boxes), self.dates - 1), dtype=np.int64)
+        return self._dates.choose(boxes, mix(keys ^ np.uint64(_DATES)))
 
     def _placed(self, boxes: Anchors, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self._dates is None:

@@ -113,7 +113,7 @@ class Dates:
             for part in _even(missing, int((stop - begin)[missing].max(initial=1))):
                 chosen[part] = self._in_order(boxes.take(part), keys[part], limit)
         short = np.flatnonzero((chosen < 0).any(axis=1))
-        if len(short):
+        if len(short) and self.num > 2:  # two dates: every partner was tried
             chosen[short] = self._packed(boxes.take(short))
         return chosen
 

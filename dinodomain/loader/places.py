@@ -119,7 +119,9 @@ def find_partners(sources: Sources) -> Partners:
     ends = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(first)))])
     pair, member = expand(np.diff(ends)[two])
     rows = members[ends[two][pair] + member]
-    order = np.lexsort((rows, sources.days[rows], one[pair]))
+    rank = np.empty(len(sources.days), dtype=np.int64)
+    rank[np.argsort(sources.days, kind="stable")] = np.arange(len(rank))
+    order = np.argsort(one[pair] * len(rank) + rank[rows])  # one key: a sort by place, day and row takes ten times as long
     rows, pair = rows[order], pair[order]
     counts = np.bincount(one[pair], minlength=len(first) + 1)
     return Partners(
@@ -165,9 +167,9 @@ def _neighbours(sources: Sources, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
     group, first = row_codes(_alike(sources, rows)[:, None])
     corners = _in_frame(sources, rows, rows[first][group])
     for one, two in _overlapping(group, np.floor(corners.min(axis=1)) - 1, np.ceil(corners.max(axis=1)) + 1):
-        for here, there in ((one, two), (two, one)):
-            shift, same = _shift(sources, rows[here], rows[there])
-            found.append((here[same], there[same], shift[same]))
+        shift, same = _shift(sources, rows[one], rows[two])
+        one, two, shift = one[same], two[same], shift[same]
+        found += [(one, two, shift), (two, one, -shift)]
     return tuple(np.concatenate(parts) for parts in zip(*found))  # type: ignore[return-value] # three of them
 
 
@@ -187,22 +189,28 @@ def _alike(sources: Sources, rows: np.ndarray) -> np.ndarray:
 
 def _shift(sources: Sources, one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whole pixels [n, 2] from grid ``one`` to grid ``two``, and whether they are whole to within ``TOLERANCE`` where both have pixels."""
-    inverse, a, b = _inverse(sources.affine[two]), sources.affine[one], sources.affine[two]
-    turn = inverse @ a[:, [0, 1, 3, 4]].reshape(-1, 2, 2)
-    move = (inverse @ (a[:, [2, 5]] - b[:, [2, 5]])[:, :, None])[:, :, 0]
+    a, b = sources.affine[one], sources.affine[two]
+    # Columns of ``turn`` are a pixel step of ``one`` along columns and rows, in pixels of ``two``.
+    turn = np.stack([_solved(b, a[:, [0, 3]]), _solved(b, a[:, [1, 4]])], axis=2)
+    move = _solved(b, a[:, [2, 5]] - b[:, [2, 5]])
     shift = np.rint(np.clip(move, -_FAR, _FAR))
     size = sources.size[:, ::-1]
     low, high = np.maximum(-shift, 0), np.minimum(size[one], size[two] - shift)
     off = np.zeros(len(one))
     for corner in ((low[:, 0], low[:, 1]), (high[:, 0], low[:, 1]), (low[:, 0], high[:, 1]), (high[:, 0], high[:, 1])):
         at = np.stack(corner, axis=1)
-        there = (turn @ at[:, :, None])[:, :, 0] + move
-        off = np.maximum(off, np.abs(there - at - shift).max(axis=1, initial=0))
+        there = turn[:, :, 0] * at[:, :1] + turn[:, :, 1] * at[:, 1:] + move
+        for axis in (0, 1):
+            off = np.maximum(off, np.abs(there[:, axis] - at[:, axis] - shift[:, axis]))
     return shift[:, ::-1].astype(np.int64), (off <= TOLERANCE) & (high > low).all(axis=1)
 
 
-def _inverse(affine: np.ndarray) -> np.ndarray:
-    return np.linalg.inv(affine[:, [0, 1, 3, 4]].reshape(-1, 2, 2))
+def _solved(affine: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """(column, row) [..., 2] of map distances [..., 2] under the pixel vectors of affines [..., 6] (Cramer's rule)."""
+    a, b, d, e = (affine[..., i] for i in (0, 1, 3, 4))
+    x, y = xy[..., 0], xy[..., 1]
+    solved: np.ndarray = np.stack([e * x - b * y, a * y - d * x], axis=-1) / (a * e - b * d)[..., None]
+    return solved
 
 
 def _on_map(sources: Sources, rows: np.ndarray) -> np.ndarray:
@@ -215,9 +223,8 @@ def _on_map(sources: Sources, rows: np.ndarray) -> np.ndarray:
 
 def _in_frame(sources: Sources, rows: np.ndarray, frame: np.ndarray) -> np.ndarray:
     """[n, 4, 2] column, row of the corners in the pixel grid of the sources ``frame``."""
-    moved = _on_map(sources, rows) - sources.affine[frame][:, None, [2, 5]]
-    turned: np.ndarray = np.einsum("nij,nkj->nki", _inverse(sources.affine[frame]), moved)
-    return turned
+    whose = sources.affine[frame][:, None]
+    return _solved(whose, _on_map(sources, rows) - whose[..., [2, 5]])
 
 
 def _overlapping(group: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
