@@ -1,13 +1,15 @@
 """The loop around the step: when to log, when to save, when to stop. Takes objects, so it runs on a bare accelerator machine too.
 
 A checkpoint holds the state after n steps and metrics.jsonl the rows 0..n-1; rows are made durable before the checkpoint is
-announced, so a run killed at any instant goes on without a gap and without a row twice.
+announced, so a run killed at any instant goes on without a gap and without a row twice. Data that cannot be read end a run, not its work:
+what was trained is saved first, on every rank alike.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,8 +29,8 @@ from dinodomain.types import Batch
 class Batches(Protocol):
     """What the loop needs of a loader."""
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches for ever, from the loaded state on."""
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """Batches for ever, from the loaded state on; closing it ends whatever reads them."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -52,14 +54,19 @@ def fit(training: Training, batches: Batches, out: Path, *, recorder: Recorder |
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; everything was saved.
-        TrainingStopped: Too many steps in a row gave NaN or Inf.
+        TrainingStopped: Too many steps in a row gave NaN or Inf, or another process could not read its data.
+        UserError: The data of the next step cannot be read; everything was saved.
     """
-    plan, total = training.plan, training.plan.engine.steps
-    stream = iter(batches)
-    with Interrupt() as interrupt:
+    plan, total, saved = training.plan, training.plan.engine.steps, training.step
+    with Interrupt() as interrupt, closing(iter(batches)) as stream:
         while training.step < total:
             started = time.perf_counter()
-            batch = next(stream)
+            batch, error = _next(stream)
+            failed = _any_rank(error is not None, plan.engine.device)
+            if failed or batch is None:
+                if training.step > saved:
+                    save(training, batches, out, recorder=recorder, record=record)
+                raise error or _other_rank(training.step)
             waited = time.perf_counter() - started
             result = train_step(training, batch)
             row = make_row(result, training.step - 1, host_values(result))
@@ -71,9 +78,24 @@ def fit(training: Training, batches: Batches, out: Path, *, recorder: Recorder |
             stop = _any_rank(interrupt.asked, plan.engine.device)
             if stop or training.step % plan.checkpoint.every == 0 or training.step == total:
                 save(training, batches, out, recorder=recorder, record=record)
+                saved = training.step
             if stop and training.step < total:
                 logger.info("interrupted after step %d; saved. Run the same command again to go on", training.step - 1)
                 raise KeyboardInterrupt
+
+
+def _next(stream: Generator[Batch, None, None]) -> tuple[Batch | None, Exception | None]:
+    """The next batch, or why there is none."""
+    try:
+        return next(stream), None
+    except Exception as error:  # raised again, once all ranks know
+        return None, error
+
+
+def _other_rank(step: int) -> TrainingStopped:
+    return TrainingStopped(
+        "run", f"another process could not read the data of step {step}", remedy="its own message says why; what was trained is saved"
+    )
 
 
 def save(training: Training, batches: Batches, out: Path, *, recorder: Recorder | None, record: Callable[[int], Mapping[str, Any]]) -> None:
