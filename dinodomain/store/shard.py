@@ -25,8 +25,8 @@ from dinodomain.store.pieces import Box, Cell, Piece
 
 RESTORE = "restore the file from a copy, or ingest its source again"
 _AGAIN = "open the store again; where nobody changed it on purpose, restore the file from a copy"
-_TICK_NS = 10**9
-"""Changes less than this apart may bear one time: file systems count by clock ticks, some by seconds."""
+_TICK_NS, _COARSE_NS = 20 * 10**6, 10**9
+"""Two changes of a file less than this apart may bear one time: most file systems count by clock ticks, some by seconds."""
 
 
 def cells_of(layout: FastLayout) -> Cell:
@@ -104,6 +104,16 @@ def _scratch(layout: FastLayout) -> np.ndarray:
     return shaped
 
 
+def _settled(handle: int, name: str) -> os.stat_result:
+    """The entry of a file, once its last change lies a tick back: a later one then shows."""
+    for _ in range(100):
+        entry = os.fstat(handle)
+        if not 0 <= time.time_ns() - entry.st_mtime_ns < _TICK_NS:
+            return entry
+        time.sleep(_TICK_NS / 2 / 1e9)
+    raise UserError(name, "is being written to", remedy="wait until that is done, and open the store again")
+
+
 class Shard:
     """A mapped shard.
 
@@ -121,7 +131,7 @@ class Shard:
         cells = cells_of(layout)
         tail = index_bytes(cells)
         with open(path, "rb") as handle:
-            entry = os.fstat(handle.fileno())
+            entry = _settled(handle.fileno(), self._name)
             if entry.st_size < tail:
                 raise damaged(self._name, f"{entry.st_size} bytes, shorter than its index of {tail}")
             self._data = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
@@ -139,7 +149,7 @@ class Shard:
         """
         first = found[0][0]
         self._check(first)
-        lasting = time.time_ns() - self._changed_ns > _TICK_NS
+        lasting = time.time_ns() - self._changed_ns > _COARSE_NS
         for cell, target, part in found:
             span = self._index.span(cell)
             if span is None:
