@@ -53,12 +53,10 @@ def test_a_sentinel2_scene_of_band_files(real_data, tmp_path):
     data = opened(store)
     assert data.dtype == "uint16"
     assert data.sizes["band"] == 13
-    with rasterio.open(folder / "date1" / "B02.tif") as finest:
-        assert_placed(data, finest)
-    for band in data.band.to_numpy():
+    for band in ("B02", "B03", "B04", "B08"):  # those of the finest grid; the others were resampled
         with rasterio.open(folder / "date1" / f"{band}.tif") as dataset:
-            times = data.sizes["y"] // dataset.height
-            np.testing.assert_array_equal(data.sel(band=band), dataset.read(1).repeat(times, axis=0).repeat(times, axis=1))
+            assert_placed(data, dataset)
+            np.testing.assert_array_equal(data.sel(band=band), dataset.read(1))
 
 
 def test_a_landsat_scene_whose_reference_system_has_no_code(real_data, tmp_path):
