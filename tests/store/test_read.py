@@ -13,20 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dinodomain.errors import UserError
-from dinodomain.store import StorePlan, array_record, build_store, open_store
+from dinodomain.store import ArrayWriter, StorePlan, array_record, build_store, open_store
 from dinodomain.store.cache import Cache
 from dinodomain.store.codec import MISSING, decode_index, encode_index, parse_layout
 from dinodomain.store.pieces import outside_boxes
 from dinodomain.store.reader import DirectArray, ZarrArray, open_array
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
-
-
-def plain_box(pixels: np.ndarray, start, extent) -> np.ndarray:
-    """The slow twin of read_box: pad with zeros, then slice."""
-    pads = [(0, 0)] + [(max(0, -a), max(0, a + n - size)) for a, n, size in zip(start, extent, pixels.shape[1:])]
-    moved = [a + low for a, (low, _) in zip(start, pads[1:])]
-    return np.pad(pixels, pads)[(slice(None), *(slice(a, a + n) for a, n in zip(moved, extent)))]
 
 
 def shard_of(store, row=0) -> Path:
@@ -43,7 +36,7 @@ def read(store, start, extent, row=0):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("codec", ["fast", "small", "none"])
 @pytest.mark.parametrize("shape", [(3, 70, 90), (1, 40, 40), (1, 20, 40, 50), (2, 20, 40, 50)])
-def test_boxes_equal_plain_slicing_wherever_they_lie(tmp_path, make_pixels, dtype, codec, shape):
+def test_boxes_equal_plain_slicing_wherever_they_lie(tmp_path, make_pixels, plain_box, dtype, codec, shape):
     pixels = make_pixels(shape, dtype)
     store = build_store(tmp_path / "s", {"a": array_record(pixels)}, domain="made-up", plan=StorePlan(chunk=16, codec=codec))
     rng = np.random.default_rng(0)
@@ -65,7 +58,7 @@ def test_outside_boxes_cover_exactly_what_the_array_does_not(start, extent, shap
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_whole_images_come_back_from_their_slot(tmp_path, make_pixels, dtype):
+def test_whole_images_come_back_from_their_slot(tmp_path, make_pixels, plain_box, dtype):
     images = {f"{i:03d}": make_pixels((1 + i % 2, 28, 30 + i), dtype, seed=i) for i in range(8)}
     store = build_store(tmp_path / "s", {k: array_record(v, layout="whole") for k, v in images.items()}, domain="made-up")
     for row, image in enumerate(images.values()):
@@ -117,10 +110,16 @@ def foreign_array(path: Path, pixels: np.ndarray, **options) -> None:
         {"chunks": (2, 16, 16), "shards": (2, 32, 32)},
         {"chunks": (1, 24, 17), "compressors": None},
         {"chunks": (2, 16, 16), "shards": (2, 32, 32), "compressors": zarr.codecs.GzipCodec()},
+        {"chunks": (2, 16, 16), "compressors": zarr.codecs.ZstdCodec(level=1)},
+        {"chunks": (2, 16, 16), "serializer": zarr.codecs.BytesCodec(endian="big"), "fill_value": 9},
+        {"chunks": (2, 16, 16), "shards": (2, 32, 32), "serializer": zarr.codecs.BytesCodec(endian="big")},
+        {"chunks": (2, 16, 16), "shards": (2, 32, 32), "chunk_key_encoding": {"name": "default", "separator": "."}},
+        {"chunks": (2, 16, 16), "chunk_key_encoding": {"name": "v2", "separator": "/"}},
     ],
 )
-def test_foreign_codecs_and_grids_go_through_zarr_python_with_equal_results(tmp_path, make_pixels, options):
+def test_foreign_codecs_and_grids_go_through_zarr_python_with_equal_results(tmp_path, make_pixels, plain_box, options):
     pixels = make_pixels((2, 50, 60), "uint16")
+    pixels[:, :16, :16] = 9
     foreign_array(tmp_path / "a", pixels, **options)
     reader = open_array(tmp_path / "a", Cache(4))
     assert isinstance(reader, ZarrArray)
@@ -130,7 +129,37 @@ def test_foreign_codecs_and_grids_go_through_zarr_python_with_equal_results(tmp_
         np.testing.assert_array_equal(out, plain_box(pixels, start[1:], extent[1:]))
 
 
-def test_the_direct_reader_reads_shards_that_zarr_python_wrote(tmp_path, make_pixels):
+def test_a_damaged_chunk_of_a_foreign_array_is_named(tmp_path, make_pixels):
+    foreign_array(tmp_path / "a", make_pixels((2, 50, 60), "uint16"), chunks=(2, 16, 16), compressors=zarr.codecs.ZstdCodec(checksum=True))
+    path = tmp_path / "a" / "c" / "0" / "1" / "1"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"/a: zarr-python cannot read it: .*; restore the file"):
+        open_array(tmp_path / "a", Cache(4)).read((0, 0, 0), np.empty((2, 50, 60), np.uint16))
+
+
+@pytest.mark.parametrize("shape", [(3, 70, 90), (20, 40, 50), (2, 20, 40, 50)])
+@pytest.mark.parametrize("codec", ["fast", "none"])
+def test_the_direct_reader_and_its_plain_twin_agree_on_any_box(tmp_path, make_pixels, shape, codec):
+    pixels = make_pixels(shape, "int16")
+    pixels[..., 16:32] = 0  # some chunks are not stored
+    side = (16,) * (len(shape) - 1)
+    lead = (shape[0],) if len(shape) == 3 and shape[0] == 3 else (16,) if len(shape) == 3 else (2,)
+    outer = (lead[0], *(32 for _ in side))
+    dims = tuple("abcd"[: len(shape)])
+    with ArrayWriter.create(tmp_path / "a", shape=shape, dtype="int16", dims=dims, chunk=lead + side, shard=outer, codec=codec) as writer:
+        writer.write((0,) * len(shape), pixels)
+    fast, plain = open_array(tmp_path / "a", Cache(9)), ZarrArray(str(tmp_path / "a"), "a")
+    assert isinstance(fast, DirectArray)
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        start, extent = rng.integers(-25, 80, len(shape)), tuple(rng.integers(1, 45, len(shape)))
+        ours, theirs = np.full(extent, 7, np.int16), np.full(extent, 8, np.int16)
+        fast.read(tuple(start.tolist()), ours)
+        plain.read(tuple(start.tolist()), theirs)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_direct_reader_reads_shards_that_zarr_python_wrote(tmp_path, make_pixels, plain_box):
     pixels = make_pixels((2, 50, 60), "uint16")
     pixels[:, :32, :32] = 5  # a chunk of fill values is missing from the index
     blosc = zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=2)
@@ -223,7 +252,7 @@ def test_a_missing_inner_chunk_is_fill_and_a_missing_shard_is_an_error(tmp_path,
         read(open_store(store.path), (0, 0), (8, 8))
 
 
-def test_reads_agree_in_threads(tmp_path, make_pixels):
+def test_reads_agree_in_threads(tmp_path, make_pixels, plain_box):
     pixels = make_pixels((2, 200, 200), "uint16")
     store = build_store(tmp_path / "s", {"a": array_record(pixels)}, domain="made-up", plan=StorePlan(chunk=32))
     starts = [tuple(start) for start in np.random.default_rng(0).integers(0, 150, (60, 2))]
@@ -236,7 +265,7 @@ def test_reads_agree_in_threads(tmp_path, make_pixels):
 def test_few_open_shards_are_enough(tmp_path, make_pixels):
     sources = {str(i): array_record(make_pixels((1, 16, 16), "uint8", seed=i)) for i in range(6)}
     store = build_store(tmp_path / "s", sources, domain="made-up")
-    store._shards = Cache(2)
+    store.arrays._shards = Cache(2)
     for row in [*range(6), *range(6)]:
         np.testing.assert_array_equal(read(store, (0, 0), (16, 16), row), make_pixels((1, 16, 16), "uint8", seed=row))
 
