@@ -27,7 +27,7 @@ from dinodomain.errors import UserError
 from dinodomain.loader.task import LENGTH, READY, Images, Reply, Task, packed, read_images, units
 from dinodomain.store import OpenArrays
 
-_ALIVE_SECONDS = 5.0
+_ALIVE_SECONDS = 2.0
 
 
 class Line:
@@ -40,6 +40,8 @@ class Line:
 
     def __init__(self, sock: socket.socket, parent: int) -> None:
         self._sock, self._parent, self._lock = sock, parent, threading.Lock()
+        self._heard = select.poll()  # not select.select, which knows no descriptor past 1023
+        self._heard.register(sock, select.POLLIN)
 
     def say(self, reply: Reply) -> None:
         """Sends a reply; safe in threads."""
@@ -59,7 +61,7 @@ class Line:
         found, got = bytearray(count), 0
         while got < count:
             # The socket tells of the parent's end, unless a process that it forked still holds a copy of the other side.
-            while not select.select([self._sock], [], [], _ALIVE_SECONDS)[0]:
+            while not self._heard.poll(1000 * _ALIVE_SECONDS):
                 if os.getppid() != self._parent:
                     os._exit(0)
             try:

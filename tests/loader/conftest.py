@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dinodomain.loader.job import Job, Part
 from dinodomain.store import Store, StorePlan, array_record, build_store
 from dinodomain.store.format import extent_of
 from dinodomain.store.schema import CHUNK_SCHEMA, INDEX_SCHEMA
@@ -89,3 +90,27 @@ def _tables_only(shapes, *, chunks, layouts="window", fraction=1.0, holdout=Fals
         pa.Table.from_arrays(chunk, schema=CHUNK_SCHEMA),
         {},
     )
+
+
+@pytest.fixture(scope="session")
+def make_jobs():
+    """Jobs of one bucket, made by hand: ``draws`` parts a job, each drawn again ``spread`` jobs later, ``dates`` images a sample."""
+
+    def make(tiles, count, *, batch=8, draws=1, spread=2, dates=1, bucket=0, first=0):
+        members, size = tiles.members[bucket], batch // draws
+
+        def part(group, step):
+            rng = np.random.default_rng(group)
+            chosen = rng.choice(members, (size, dates))
+            key, last = (bucket, group), step >= group + (draws - 1) * spread
+            return Part(key=key, rows=tiles.rows[chosen], starts=tiles.starts[chosen], last=last), tiles.tile_ids[chosen[:, 0]]
+
+        def job(step):
+            parts, ids = zip(*[part(group, step) for j in range(draws) if (group := step - j * spread) >= 0])
+            total = sum(len(found) for found in ids)
+            numbers = np.arange(total, dtype=np.int64)
+            return Job(bucket=bucket, parts=parts, tile_ids=np.concatenate(ids), epochs=numbers + step, draws=numbers % 3, slots=numbers)
+
+        return (job(step) for step in range(first, count))
+
+    return make
