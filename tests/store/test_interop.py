@@ -77,7 +77,7 @@ def test_the_consolidated_metadata_of_a_group_is_that_of_its_arrays(tmp_path, ma
         assert members == {path.parent.name: json.loads(path.read_bytes()) for path in folder.glob("*/zarr.json")}
 
 
-def test_a_group_is_opened_by_one_request_and_without_a_warning(tmp_path, make_pixels):
+def test_a_group_is_opened_from_its_own_metadata_and_without_a_warning(tmp_path, make_pixels):
     write_scene(tmp_path, placed(make_pixels((3, 40, 40), "uint8")), StorePlan())
     (tmp_path / "data" / "zarr.json").unlink()
     assert set(xarray.open_zarr(tmp_path).variables) == {"data", "x", "y", "band", "spatial_ref"}
@@ -318,6 +318,16 @@ def test_every_volume_is_valid_ome_zarr(tmp_path, make_pixels, channels, spacing
     lead = [1.0] * (channels > 1)
     assert moves["scale"] == lead + list(spacing or (1.0, 1.0, 1.0))
     assert moves.get("translation") == (None if spacing is None else [0.0] * (channels > 1) + [-9, -8, -7])
+
+
+def test_every_volume_below_a_store_is_found_and_valid(tmp_path, make_pixels):
+    models = pytest.importorskip("ome_zarr_models")
+    sources = {f"{i}.nii": array_record(make_pixels((1, 20, 20, 20), "int16", seed=i)) for i in range(3)}
+    store = build_store(tmp_path / "s", sources, domain="x")
+    volumes = zarr.open_group(str(store.path / "volumes"), mode="r")
+    assert sorted(f"volumes/{name}/0" for name in volumes.group_keys()) == sorted(store.column("array"))
+    for _, group in volumes.groups():
+        models.open_ome_zarr(group, version="0.5")
 
 
 def test_viewers_are_told_names_and_a_window_in_stored_values(tmp_path, make_pixels):

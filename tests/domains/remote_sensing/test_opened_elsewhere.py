@@ -59,6 +59,15 @@ def test_a_sentinel2_scene_of_band_files(real_data, tmp_path):
             np.testing.assert_array_equal(data.sel(band=band), dataset.read(1))
 
 
+def test_wavelengths_come_from_the_domain_by_the_names_of_bands(real_data, tmp_path):
+    folder = real_data / "sat_multispectral" / "dev" / "oscd_dubai"
+    data = opened(ingested(folder, tmp_path / "s", "sentinel2", include=("date1/*",)))
+    channels = find_domain("sentinel2").channels
+    data = data.assign_coords(wavelength_nm=("band", [channels[name].wavelength_nm for name in data.band.to_numpy()]))
+    assert float(data.sel(band="B04").wavelength_nm) == pytest.approx(665, abs=2)
+    assert data.wavelength_nm.notnull().all()
+
+
 def test_a_landsat_scene_whose_reference_system_has_no_code(real_data, tmp_path):
     path = real_data / "sat_multispectral" / "dev" / "landsat7_nc" / "lsat7_2000_6band.tif"
     store = ingested(path.parent, tmp_path / "s", "landsat", include=(path.name,))
