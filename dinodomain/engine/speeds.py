@@ -19,6 +19,7 @@ from dinodomain.engine.machine import available_memory, readable_size, usable_co
 from dinodomain.lineage import Json
 from dinodomain.loader import Loader, LoaderPlan
 from dinodomain.store import Store
+from dinodomain.store.place import shown
 
 ROUNDS = 3
 """Times that every setting is measured, all settings in turn; the median counts, because machines are rarely idle."""
@@ -118,7 +119,7 @@ def measure_speeds(store: Store, plan: LoaderPlan, *, seconds: float) -> Speeds:
             found[workers, threads].append(_rate(loader, plan.prefetch, seconds / ROUNDS))
     speeds = tuple(_speed(workers, threads, rates) for (workers, threads), rates in found.items())
     best = recommend(speeds, cores)
-    return Speeds(store=str(store.path), batch=plan.batch, speeds=speeds, best=best, notes=_notes(store, plan, best))
+    return Speeds(store=shown(store.location), batch=plan.batch, speeds=speeds, best=best, notes=_notes(store, plan, best))
 
 
 def settings(most: int, threads: int) -> list[tuple[int, int]]:

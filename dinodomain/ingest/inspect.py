@@ -24,6 +24,7 @@ from dinodomain.ingest.tally import Spread, Tally, spread_lines
 from dinodomain.lineage import Json, to_json, write_bytes, write_json
 from dinodomain.show.contact_sheet import draw_contact_sheet
 from dinodomain.show.histograms import Bars, draw_histograms
+from dinodomain.store.place import is_remote, shown
 from dinodomain.store.read import Store, open_store
 
 _PICTURES = 24
@@ -83,7 +84,7 @@ class Inspection:
         warnings: Number of sources that were taken with a warning, by kind of warning.
         withdrawn: Withdrawals so far, as the manifest records them.
         licences: Number of sources by licence.
-        bytes_on_disk: Size of the folder.
+        bytes_on_disk: Size of the folder; None where the store lies on a server.
         bytes_raw: Size of the pixels uncompressed and unpadded.
         digest: Digest of index and chunk table.
         figure: The contact sheet, or None.
@@ -117,7 +118,7 @@ class Inspection:
     warnings: Mapping[str, int]
     withdrawn: tuple[Mapping[str, Json], ...]
     licences: Mapping[str, int]
-    bytes_on_disk: int
+    bytes_on_disk: int | None
     bytes_raw: int
     digest: str
     figure: str | None = None
@@ -126,9 +127,9 @@ class Inspection:
     top: int = _SHOWN
 
     @property
-    def ratio(self) -> float:
+    def ratio(self) -> float | None:
         """Raw size over size on disk."""
-        return self.bytes_raw / self.bytes_on_disk
+        return None if self.bytes_on_disk is None else self.bytes_raw / self.bytes_on_disk
 
     def as_json(self) -> dict[str, Json]:
         """Plain values."""
@@ -136,7 +137,14 @@ class Inspection:
         del body["top"]
         if not self.skipped_files:
             del body["skipped_files"]
-        return {**body, "ratio": round(self.ratio, 3)}
+        return {**body, "ratio": None if self.ratio is None else round(self.ratio, 3)}
+
+    def _size_line(self) -> str:
+        if self.bytes_on_disk is None:
+            return f"on a server: {_size(self.bytes_raw)} of pixels"
+        return (
+            f"on disk: {_size(self.bytes_on_disk)} for {_size(self.bytes_raw)} of pixels (ratio {self.bytes_raw / self.bytes_on_disk:.2f})"
+        )
 
     def text(self) -> str:
         """Some lines for a person."""
@@ -154,7 +162,7 @@ class Inspection:
             *([f"quantities: {self._counted(self.quantities)}"] if self.quantities else []),
             *spread_lines(self.fields, self.top),
             f"licences: {self._counted(self.licences)}",
-            f"on disk: {_size(self.bytes_on_disk)} for {_size(self.bytes_raw)} of pixels (ratio {self.ratio:.2f})",
+            self._size_line(),
             *self._skipped_lines(),
             *_reason_lines("warnings", self.warnings),
             *(f"withdrawn on {event['date']}: {event['sources']} sources of {event['units']} units" for event in self.withdrawn),
@@ -226,7 +234,7 @@ def _facts(store: Store, top: int) -> Inspection:
     days = sorted(row["acquired"] for row in rows if row["acquired"])
     splits, several = _splits(store)
     return Inspection(
-        store=str(store.path),
+        store=shown(store.location),
         domain=store.domain,
         ndim=store.ndim,
         sources=len(rows),
@@ -251,11 +259,15 @@ def _facts(store: Store, top: int) -> Inspection:
         warnings=_by_reason(row["warning"] for row in manifest.get("warnings", ())),
         withdrawn=tuple(manifest.get("withdrawn", ())),
         licences=_ranked(row["licence"] or "not stated" for row in rows),
-        bytes_on_disk=sum(path.stat().st_size for path in Path(store.path).rglob("*") if path.is_file()),
+        bytes_on_disk=_bytes_on_disk(store),
         bytes_raw=sum(math.prod(row["shape"]) * np.dtype(row["dtype"]).itemsize for row in rows),
         digest=store.digest,
         top=top,
     )
+
+
+def _bytes_on_disk(store: Store) -> int | None:
+    return None if is_remote(store.location) else sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file())
 
 
 def _splits(store: Store) -> tuple[dict[str, dict[str, int]], int]:

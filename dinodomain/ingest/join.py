@@ -343,6 +343,9 @@ def store_hash(store: Store, given: str | None) -> Hash:
     """
     if not store.manifest["personal"]:
         return str
-    secret = find_secret(Path(store.path), given, personal=True, known=store.manifest["secret_fingerprint"])
+    # A secret that is given opens a store on a server, too; without one it is looked for beside the store.
+    secret = find_secret(
+        store.path if given is None else Path(store.location), given, personal=True, known=store.manifest["secret_fingerprint"]
+    )
     assert secret is not None, "find_secret raises where a known secret is missing"
     return lambda value: pseudonym(secret, value)

@@ -22,6 +22,7 @@ from dinodomain.loader.dates import Dates
 from dinodomain.loader.grid import ChunkGrid
 from dinodomain.loader.plan import LoaderPlan
 from dinodomain.store import Store, bucket_of
+from dinodomain.store.place import shown
 
 Holdout = Literal["exclude", "only", "include"]
 _BLOCK = {2: 1, 3: 3}
@@ -97,7 +98,13 @@ class Tiles:
         if not kept.any():
             raise UserError("rows", "none of the chosen sources has an eligible tile", remedy="lower loader.min_valid, or choose others")
         left = self._only(kept)
-        return left if self.dates is None else left._dated(self.dates.of_rows(chosen))
+        if self.dates is None:
+            return left
+        dated = left._dated(self.dates.of_rows(chosen))
+        if not len(dated):
+            problem = f"none of the chosen sources has an eligible tile with {self.dates.num} dates among them"
+            raise UserError("rows", problem, remedy="choose others, or set loader.pairs=none")
+        return dated
 
     def _only(self, kept: np.ndarray) -> Tiles:
         columns = ("rows", "starts", "bucket", "tile_ids", "units", "valid_fraction")
@@ -182,7 +189,7 @@ def _rule(plan: LoaderPlan) -> str:
 def _nothing(store: Store, plan: LoaderPlan, holdout: Holdout) -> UserError:
     what = {"exclude": "outside the audit holdout", "only": "inside the audit holdout", "include": "at all"}[holdout]
     remedy = "lower loader.min_valid, or add sources to the store"
-    return UserError(str(store.path), f"no tile {what} has {plan.min_valid:.0%} valid pixels", remedy=remedy)
+    return UserError(shown(store.location), f"no tile {what} has {plan.min_valid:.0%} valid pixels", remedy=remedy)
 
 
 def _cut(store: Store, plan: LoaderPlan, grid: ChunkGrid) -> _Cut:
