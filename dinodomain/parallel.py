@@ -76,6 +76,11 @@ def world() -> int:
     return distributed.get_world_size() if is_distributed() else 1
 
 
+def local_world() -> int:
+    """Number of processes on this machine; all of them where the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if is_distributed() else 1
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if is_distributed():

@@ -17,7 +17,9 @@ import torch
 import dinodomain
 from dinodomain import parallel
 from dinodomain.domain import Domain, find_domain
+from dinodomain.engine.drawn import Drawn
 from dinodomain.engine.facts import Facts
+from dinodomain.engine.machine import usable_cores
 from dinodomain.engine.plan import PretrainPlan
 from dinodomain.engine.precision import apply_switches
 from dinodomain.engine.resolve import resolve
@@ -39,31 +41,31 @@ class Setup:
 
     Attributes:
         training: Fresh.
-        loader: At step 0.
-        store: Opened.
+        drawn: Store and loader, and what was drawn from others before.
         reasons: What was settled and why, one line each.
     """
 
     training: Training
-    loader: Loader
-    store: Store
+    drawn: Drawn
     reasons: tuple[str, ...]
+
+    @property
+    def store(self) -> Store:
+        """Opened; several mixed are one."""
+        return self.drawn.store
+
+    @property
+    def loader(self) -> Loader:
+        """At step 0, until a state is loaded."""
+        return self.drawn.loader
 
     def record(self, kind: str, step: int) -> dict[str, Any]:
         """Lineage of a run or a checkpoint after ``step`` steps: the store, the plan and how often each unit was drawn."""
         plan = {key: value for key, value in to_json(self.training.plan).items() if key not in ("store", "out")}
-        drawn = self.loader.drawn_units(step)
-        counts = {
-            "steps": step,
-            "samples": int(sum(drawn.values())),
-            "tiles": self.loader.num_tiles,
-            "units": len(drawn),
-            "units_drawn": dict(drawn),
-        }
-        history = (self.store.lineage,)
         return Lineage(
-            kind=kind, parents={"store": self.store.digest}, plan=plan, counts=counts, versions=versions(), history=history
-        ).as_json()
+            kind=kind, parents={"store": self.store.digest}, plan=plan, counts=self.drawn.counts(step), versions=versions(),
+            history=self.drawn.history(),
+        ).as_json()  # fmt: skip
 
 
 def build(plan: PretrainPlan, domain: Domain | None = None) -> Setup:
@@ -77,17 +79,23 @@ def build(plan: PretrainPlan, domain: Domain | None = None) -> Setup:
         UserError: The store is of another domain, or the plan cannot work.
     """
     domain = domain if domain is not None else find_domain(plan.domain)
-    store = open_store(plan.store)
+    store = open_store(plan.store, mixed=True)
     check_domain(store, domain)
-    facts = facts_of(store, plan, domain)
+    tiles = find_tiles(store, plan.loader)
+    facts = facts_of(store, tiles, plan, domain)
     resolved = resolve(plan, facts)
     plan = resolved.plan
     apply_switches(device=plan.engine.device, threads=plan.engine.threads or 1, deterministic=plan.engine.deterministic)
     device = parallel.local_device(plan.engine.device)
     normalisation = resolve_normalisation(plan.views.normalise, domain.view_policy(), domain.channels, facts.channels, store.stats)
-    loader = Loader(store, plan.loader, seed=plan.seed, rank=parallel.rank(), world=parallel.world(), device=str(device))
+    loader = Loader(store, plan.loader, seed=plan.seed, rank=parallel.rank(), world=parallel.world(), device=device, tiles=tiles)
     training = make_training(plan, domain, normalisation, ndim=store.ndim, device=device)
-    return Setup(training=training, loader=loader, store=store, reasons=resolved.reasons)
+    return Setup(training=training, drawn=Drawn(store=store, loader=loader), reasons=(*resolved.reasons, _memory(loader)))
+
+
+def _memory(loader: Loader) -> str:
+    slots, size = loader.ring
+    return f"batches are read into a ring of {slots * size} bytes per process ({slots} parts of {size / 2**20:.3g} MiB)"
 
 
 def make_training(plan: PretrainPlan, domain: Domain, normalisation: Normalisation, *, ndim: int, device: torch.device) -> Training:
@@ -116,13 +124,15 @@ def make_training(plan: PretrainPlan, domain: Domain, normalisation: Normalisati
     )
 
 
-def facts_of(store: Store, plan: PretrainPlan, domain: Domain) -> Facts:
-    """What ``resolve`` needs to know about a store's tiles."""
-    tiles = find_tiles(store, plan.loader)
+def facts_of(store: Store, tiles: Tiles, plan: PretrainPlan, domain: Domain) -> Facts:
+    """What ``resolve`` needs to know about a store's tiles and the machine."""
     extents: Counter[tuple[int, ...]] = Counter()
     for bucket, members in zip(tiles.buckets, tiles.members):
         extents[bucket.extent] += len(members)
-    return Facts(ndim=store.ndim, channels=channels_of(tiles, plan), extents=extents, policy=domain.view_policy(), world=parallel.world())
+    return Facts(
+        ndim=store.ndim, channels=channels_of(tiles, plan), extents=extents, policy=domain.view_policy(), world=parallel.world(),
+        cores=max(1, usable_cores() // parallel.local_world()),
+    )  # fmt: skip
 
 
 def channels_of(tiles: Tiles, plan: PretrainPlan) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ class Facts:
         extents: Tile extent in pixels (array order) to number of eligible tiles.
         policy: The domain's augmentations.
         world: Number of processes.
+        cores: Processors that each of them may use.
     """
 
     ndim: int
@@ -26,6 +27,7 @@ class Facts:
     extents: Mapping[tuple[int, ...], int]
     policy: ViewPolicy
     world: int = 1
+    cores: int = 1
 
     @property
     def num_tiles(self) -> int:

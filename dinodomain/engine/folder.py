@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,29 @@ OPERATIONAL = (
 The store is compared by its content digest instead of its path.
 """
 
+WHAT_IS_DRAWN = (
+    "loader.tile",
+    "loader.min_valid",
+    "loader.aligned",
+    "loader.draws",
+    "loader.spread",
+    "loader.pairs",
+    "loader.dates",
+    "loader.min_days",
+    "loader.weights",
+)
+"""Keys that say which tiles come when; ``resume=force`` takes them, and another store, as they are now."""
+
+_ADDED: Mapping[str, Any] = {
+    "loader.aligned": True,
+    "loader.draws": 1,
+    "loader.spread": 4,
+    "loader.pairs": "none",
+    "loader.dates": 2,
+    "loader.min_days": 1,
+}
+"""Keys that plans of earlier versions lack, with the values that say what those versions did."""
+
 
 def flatten(plan: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys; empty mappings stay as values."""
@@ -55,9 +78,12 @@ def flatten(plan: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ between two plans, operational ones left out, with (old, new); an absent key counts as None."""
-    before, after = flatten(old), flatten(new)
-    keys = [key for key in sorted({*before, *after}) if not _is_operational(key)]
+    """Keys whose values differ between two plans, operational ones left out, with (old, new).
+
+    A key that came with a later version counts as what there was before it; any other absent key counts as None.
+    """
+    before, after = ({**_ADDED, **flatten(plan)} for plan in (old, new))
+    keys = [key for key in sorted({*before, *after}) if not _is_below(key, OPERATIONAL)]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
@@ -71,7 +97,7 @@ def check_folder(out: Path, resume: str, plan: Mapping[str, Any]) -> bool:
 
     Args:
         out: Run folder.
-        resume: ``auto`` or ``never``.
+        resume: ``auto``, ``never`` or ``force``.
         plan: The resolved plan, as plain values.
 
     Returns:
@@ -91,27 +117,31 @@ def check_folder(out: Path, resume: str, plan: Mapping[str, Any]) -> bool:
             remedy="choose another folder, empty this one, or use resume=auto to go on",
         )
     if (out / PLAN).is_file():  # else it was killed before its plan was written: nothing to contradict
-        check_same_plan(_read_plan(out / PLAN), plan, out)
+        check_same_plan(_read_plan(out / PLAN), plan, out, force=resume == "force")
     return True
 
 
-def check_same_plan(old: Mapping[str, Any], new: Mapping[str, Any], out: Path) -> None:
+def check_same_plan(old: Mapping[str, Any], new: Mapping[str, Any], out: Path, *, force: bool = False) -> None:
     """Refuses to go on under another plan.
 
     Args:
         old: The plan of the run, or of its checkpoint.
         new: The plan asked for.
         out: Run folder, for the message.
+        force: Let what is drawn differ.
 
     Raises:
         UserError: They differ in more than where and how the run works; names the keys.
     """
     differing = differing_keys(old, new)
-    if differing:
-        shown = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in differing.items())
-        raise UserError(
-            "out", f"{out} holds a run with another plan: {shown}", remedy="give these keys their old values, or choose another out folder"
-        )
+    drawn = {key for key in differing if _is_below(key, WHAT_IS_DRAWN)}
+    refused = {key: values for key, values in differing.items() if not (force and key in drawn)}
+    if refused:
+        shown = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in refused.items())
+        remedy = "give these keys their old values, or choose another out folder"
+        if drawn == set(refused):
+            remedy += "; resume=force goes on at the same step with what is drawn now, and records the change"
+        raise UserError("out", f"{out} holds a run with another plan: {shown}", remedy=remedy)
 
 
 @contextmanager
@@ -142,5 +172,5 @@ def _read_plan(path: Path) -> dict[str, Any]:
         raise UserError(str(path), f"is not a plan this package wrote ({error})", remedy="choose another out folder") from error
 
 
-def _is_operational(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in OPERATIONAL)
+def _is_below(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -58,9 +58,11 @@ class PretrainPlan:
 
     Attributes:
         domain: Name of an installed domain, for example ``ct`` or ``sentinel2``.
-        store: Folder of the store to train on.
+        store: Folder or URL of the store to train on, or a YAML file that lists several with their shares of all samples:
+            ``stores: [{path: A, share: 0.7}, {path: B, share: 0.3}]``.
         out: Run folder; new, empty, or holding this very run.
-        resume: ``auto`` goes on where the run in ``out`` stopped; ``never`` refuses a folder that holds one.
+        resume: ``auto`` goes on where the run in ``out`` stopped, if it would draw the same tiles; ``force`` goes on at the same step with
+            whatever store, tiles and weights there are now, and records the change; ``never`` refuses a folder that holds a run.
         seed: Decides weights, order of tiles, views, masks and stochastic depth.
         recipe: Name of the recipe this plan was composed from; ``auto`` derives what was left at its default from the data.
         loader: Tiles and batches.
@@ -75,7 +77,7 @@ class PretrainPlan:
     domain: str
     store: str
     out: str
-    resume: Literal["auto", "never"] = "auto"
+    resume: Literal["auto", "never", "force"] = "auto"
     seed: int = 0
     recipe: str | None = None
     loader: LoaderPlan = field(default_factory=LoaderPlan)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dinodomain import lineage, parallel
-from dinodomain.checkpoint import checkpoint_folders, load_checkpoint
+from dinodomain.checkpoint import TrainState, checkpoint_folders, load_checkpoint
 from dinodomain.domain import Domain
 from dinodomain.engine.build import Setup, build
+from dinodomain.engine.drawn import continued, what_changed
 from dinodomain.engine.folder import BOARD, LINEAGE, LOG, PLAN, check_folder, check_same_plan, lock
 from dinodomain.engine.log import TensorBoardTracker, Tracker, log_to, logger, write_plan
 from dinodomain.engine.loop import fit
 from dinodomain.engine.plan import PretrainPlan
 from dinodomain.engine.record import Recorder, on_terminal
 from dinodomain.engine.run import Run
+from dinodomain.errors import UserError
 from dinodomain.lineage import to_json
+from dinodomain.model import normalisation_of
 
 
 def pretrain(plan: PretrainPlan, *, domain: Domain | None = None, trackers: Sequence[Tracker] = ()) -> Run:
@@ -58,9 +62,8 @@ def _opened(out: Path) -> Iterator[None]:
 
 
 def _train(setup: Setup, out: Path, *, resume: bool, trackers: Sequence[Tracker]) -> None:
+    setup = _restored(setup, out) if resume else setup
     training = setup.training
-    if resume:
-        _restore(setup, out)
     if training.step >= training.plan.engine.steps:
         logger.info("the run in %s is finished (%d steps)", out, training.step)
         return
@@ -74,18 +77,34 @@ def _train(setup: Setup, out: Path, *, resume: bool, trackers: Sequence[Tracker]
             lineage.write_json(out / LINEAGE, setup.record("run", training.step))
 
 
-def _restore(setup: Setup, out: Path) -> None:
+def _restored(setup: Setup, out: Path) -> Setup:
     """Loads the newest whole checkpoint, if there is any."""
     if not checkpoint_folders(out):
         logger.info("%s holds no checkpoint yet: starting from step 0", out)
-        return
+        return setup
     loaded = load_checkpoint(out)
     for note in loaded.notes:
         logger.warning("%s", note)
-    check_same_plan(loaded.state.plan, to_json(setup.training.plan), out)
-    setup.training.restore(loaded.state, str(loaded.folder))
-    setup.loader.load_state_dict(loaded.state.loader)
+    state, training = loaded.state, setup.training
+    force = training.plan.resume == "force"
+    check_same_plan(state.plan, to_json(training.plan), out, force=force)
+    changed = state.loader["index_digest"] != setup.loader.index_digest
+    if changed:
+        _take_change(setup, state, out, force=force)
+    training.restore(state, str(loaded.folder))
+    setup.loader.load_state_dict(state.loader, changed=changed)
     logger.info("going on from %s", loaded.folder)
+    return replace(setup, drawn=continued(setup.store, setup.loader, state.step, state.lineage, state.loader))
+
+
+def _take_change(setup: Setup, state: TrainState, out: Path, *, force: bool) -> None:
+    """Goes on with other tiles, or refuses to; the network's range stays what the weights were trained with."""
+    what = what_changed(setup.store, setup.loader, state.lineage)
+    if not force:
+        remedy = "give it what it had, or choose another out folder; resume=force goes on at the same step with what is there now"
+        raise UserError("store", f"what the run in {out} would draw is not what it drew: {what}", remedy=remedy)
+    setup.training.keep_normalisation(normalisation_of(state.backbone))
+    logger.warning("resume=force: from step %d on other tiles are drawn: %s", state.step, what)
 
 
 def _begin(setup: Setup, out: Path, trackers: Sequence[Tracker]) -> Recorder:

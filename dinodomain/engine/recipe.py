@@ -39,7 +39,7 @@ def auto_recipe(plan: PretrainPlan, facts: Facts, device: str) -> list[Choice]:
     cap = {(2, True): 96, (2, False): 224, (3, True): 48, (3, False): 96}[facts.ndim, small]
     big = _own(plan, "views.global_size", max(patch, min(facts.side, cap) // patch * patch))
     share = 96 / 224 if facts.ndim == 2 else 0.5
-    batch = _own(plan, "loader.batch", _batch(facts))
+    batch = _own(plan, "loader.batch", _batch(facts, plan.loader.draws))
     wanted = [
         Choice(key="model.patch", value=patch, reason=f"{facts.side} pixel tiles in {facts.ndim}-D on {device}"),
         Choice(key="views.global_size", value=big, reason=f"largest multiple of the patch within tile and {cap} pixels"),
@@ -64,10 +64,11 @@ def _patch(facts: Facts, small: bool) -> int:
     return 16 if facts.side >= 112 and not small else 8 if facts.side >= 32 else 4
 
 
-def _batch(facts: Facts) -> int:
-    """64, or the largest power of two within the tiles; at least two samples a process, which KoLeo needs."""
+def _batch(facts: Facts, draws: int) -> int:
+    """64, or the largest power of two within the tiles; at least two samples a process, which KoLeo needs, and whole reads."""
     fitting = 1 << max(facts.num_tiles, 1).bit_length() - 1
-    return max(min(64, fitting) // facts.world, 2) * facts.world
+    each = max(min(64, fitting) // facts.world, 2)
+    return -(-each // draws) * draws * facts.world
 
 
 def _prototypes(facts: Facts) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dinodomain.engine.cores import choose_workers
 from dinodomain.engine.facts import Facts
 from dinodomain.engine.plan import PretrainPlan
 from dinodomain.engine.precision import choose_precision, choose_threads
@@ -32,7 +33,7 @@ class Resolved:
 
 
 def resolve(plan: PretrainPlan, facts: Facts) -> Resolved:
-    """Settles device, precision, threads, views and the automatic recipe.
+    """Settles device, precision, threads, readers, views and the automatic recipe.
 
     Args:
         plan: As composed; may hold ``auto`` and None.
@@ -45,7 +46,7 @@ def resolve(plan: PretrainPlan, facts: Facts) -> Resolved:
         raise UserError(
             "store", "has no tile to train on: all are held out or below loader.min_valid", remedy="lower loader.min_valid, or ingest more"
         )
-    choices = _machine(plan)
+    choices = _machine(plan, facts)
     device = torch.device(str(choices[0].value)).type
     if plan.recipe == "auto":
         choices += auto_recipe(plan, facts, device)
@@ -67,14 +68,17 @@ def check(plan: PretrainPlan, facts: Facts) -> None:
         raise Problems(problems)
 
 
-def _machine(plan: PretrainPlan) -> list[Choice]:
+def _machine(plan: PretrainPlan, facts: Facts) -> list[Choice]:
     device, why_device = choose_device(plan.engine.device)
     precision, why_precision = choose_precision(plan.engine.precision, device)
     threads, why_threads = choose_threads(plan.engine.threads)
+    kind = torch.device(device).type
+    workers, why_workers = choose_workers(plan.loader, device=kind, cores=facts.cores, arithmetic=threads)
     return [
         Choice(key="engine.device", value=device, reason=why_device),
         Choice(key="engine.precision", value=precision, reason=why_precision),
         Choice(key="engine.threads", value=threads, reason=why_threads),
+        Choice(key="loader.workers", value=workers, reason=why_workers),
     ]
 
 
@@ -137,9 +141,10 @@ def _date_problems(plan: PretrainPlan) -> list[UserError]:
 
 
 def _batch_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
-    batch, world = plan.loader.batch, facts.world
-    if batch % world:
-        return [UserError("loader.batch", f"is {batch} on {world} processes", allowed=f"a multiple of {world}")]
+    batch, world, draws = plan.loader.batch, facts.world, plan.loader.draws
+    if batch % (world * draws):
+        each = "" if draws == 1 else f", with {draws} draws of each tile"
+        return [UserError("loader.batch", f"is {batch} on {world} processes{each}", allowed=f"a multiple of {world * draws}")]
     if batch // world < 2 and plan.objective.koleo_weight > 0:
         return [UserError("loader.batch", f"is {batch} on {world} processes", allowed=f"{2 * world} or more",
                           remedy="KoLeo compares samples of one process; objective.koleo_weight=0 turns it off")]  # fmt: skip
@@ -150,14 +155,15 @@ def _remarks(plan: PretrainPlan, facts: Facts) -> list[str]:
     remarks = []
     if plan.views.global_size > facts.smallest_side:
         remarks.append(f"views.global_size = {plan.views.global_size} enlarges the smallest tiles ({facts.smallest_side} pixels a side)")
-    if facts.num_tiles < plan.loader.batch:
+    if facts.num_tiles < plan.loader.batch // plan.loader.draws:
         remarks.append(
             f"loader.batch = {plan.loader.batch} is more than the {facts.num_tiles} eligible tiles: a batch holds a tile several times"
         )
     if plan.loader.pairs == "dates" and plan.loader.dates > plan.views.num_global:
         remarks.append(f"loader.dates = {plan.loader.dates}: the {plan.views.num_global} global crops show the first ones, local crops all")
-    epochs = plan.engine.steps * plan.loader.batch / facts.num_tiles
-    remarks.append(f"{plan.engine.steps} steps of {plan.loader.batch} samples are {epochs:.3g} epochs of {facts.num_tiles} tiles")
+    epochs = plan.engine.steps * plan.loader.batch / plan.loader.draws / facts.num_tiles
+    each = "" if plan.loader.draws == 1 else f", each read once and drawn {plan.loader.draws} times an epoch"
+    remarks.append(f"{plan.engine.steps} steps of {plan.loader.batch} samples are {epochs:.3g} epochs of {facts.num_tiles} tiles{each}")
     return remarks
 
 

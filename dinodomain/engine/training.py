@@ -16,6 +16,7 @@ from dinodomain import lineage
 from dinodomain.checkpoint import TrainState, optimizer_tensors, restore_module, restore_optimizer
 from dinodomain.domain import ViewPolicy
 from dinodomain.engine.plan import PretrainPlan
+from dinodomain.errors import UserError
 from dinodomain.model import Pair
 from dinodomain.objective import Objective
 from dinodomain.optim import Schedules
@@ -74,6 +75,19 @@ class Training:
             counters={"bad_in_row": self.bad_in_row, "bad_total": self.bad_total},
             lineage=record,
         )
+
+    def keep_normalisation(self, normalisation: Normalisation) -> None:
+        """Goes on with the network's range of earlier steps, whatever the store's own statistics would say now.
+
+        Raises:
+            UserError: It is of other channels.
+        """
+        if normalisation.channels != self.normalisation.channels:
+            names, own = (", ".join(one.channels) for one in (normalisation, self.normalisation))
+            raise UserError("store", f"has the channels {own}, the run was trained on {names}", remedy="start a new run")
+        self.normalisation = normalisation
+        for branch in (self.pair.student, self.pair.teacher):
+            branch.backbone.normalisation = normalisation
 
     def restore(self, state: TrainState, place: str) -> None:
         """Takes a state back, checking every name and shape.

@@ -79,6 +79,11 @@ class Loader:
         """The buckets that tiles fall into, sorted by name."""
         return self.tiles.buckets
 
+    @property
+    def ring(self) -> tuple[int, int]:
+        """Memory that batches lie in while they are read and used: number of parts (batches, or groups of them) and bytes of each."""
+        return self._feed.ring_size()
+
     def __iter__(self) -> Generator[Batch, None, None]:
         """Batches from the current step on, without end; a new iterator goes on where the last one stopped.
 
@@ -131,16 +136,17 @@ class Loader:
                 raise UserError("loader state", f"was saved with {name} {state[name]}, now {mine[name]}", remedy=remedy)
         self._step = int(state["step"])
 
-    def drawn_units(self, step: int, *, store: int | None = None) -> Mapping[str, int]:
-        """How many samples of each unit all ranks drew in steps 0..step-1, from the order alone; units never drawn are left out.
+    def drawn_units(self, step: int, *, since: int = 0, store: int | None = None) -> Mapping[str, int]:
+        """How many samples of each unit all ranks draw in steps since..step-1, from the order alone; units never drawn are left out.
 
         Args:
             step: Number of steps.
+            since: First step that counts.
             store: Only from this store of a mix; None for all.
         """
         counts = np.zeros(len(self.tiles), dtype=np.int64)
-        for members, drawn in zip(self.tiles.members, self.order.counts(step)):
-            counts[members] = drawn
+        for members, until, before in zip(self.tiles.members, self.order.counts(step), self.order.counts(since)):
+            counts[members] = until - before
         kept = np.flatnonzero(counts if store is None else counts * (self._stores == store))
         names, inverse = np.unique(self.tiles.units[kept].astype(str), return_inverse=True)
         totals = np.zeros(len(names), dtype=np.int64)

@@ -74,7 +74,7 @@ class Backbone(nn.Module):
             ModelPlan(**spec["model"]),
             ndim=spec["ndim"],
             image_size=tuple(spec["image_size"]),
-            normalisation=_normalisation(spec["normalisation"]),
+            normalisation=normalisation_of(spec),
             domain=spec["domain"],
             pooling=spec["pooling"],
         )
@@ -180,7 +180,9 @@ def random_like(backbone: Backbone, seed: int) -> Backbone:
     return fresh.to(backbone.device).eval()
 
 
-def _normalisation(values: Mapping[str, Any]) -> Normalisation:
+def normalisation_of(spec: Mapping[str, Any]) -> Normalisation:
+    """The numbers of the network's range that ``Backbone.spec`` holds."""
+    values = spec["normalisation"]
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Normalisation(**fields)
 
