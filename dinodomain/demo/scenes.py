@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,8 @@ def run_tiles(plan: DemoPlan, out: Path) -> Story:
 def _pictures(out: Path, store: Store) -> tuple[Path, Path]:
     """PCA, attention and similarity over a few windows of the scene."""
     backbone, domain = api.load(out / "run"), find_domain(store.domain)
-    batch = next(sweep(store, LoaderPlan(batch=9, tile=WINDOW)))
+    with closing(sweep(store, LoaderPlan(batch=9, tile=WINDOW))) as batches:
+        batch = next(batches)
     x, _ = to_network(batch, to_float=domain.to_float, normalisation=backbone.normalisation)
     chosen = x[[0, len(x) // 2, len(x) - 1]]
     features = backbone.encode(chosen)

@@ -8,6 +8,7 @@ Shapes: B tiles, C channels, D axes, P tokens, E width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal, overload
 
@@ -240,7 +241,8 @@ def _collect(
     device: torch.device,
 ) -> FeatureTable:
     """Runs over all tiles and puts them into index order, whatever buckets they came in."""
-    parts = list(_parts(sweep(store, plan, rows=rows, holdout=holdout, device=device), describe))
+    with closing(sweep(store, plan, rows=rows, holdout=holdout, device=device)) as batches:
+        parts = list(_parts(batches, describe))
     if not parts:
         raise UserError("rows", "choose no eligible tile of the store")
     row, origin, ids, features = (np.concatenate([getattr(part, name) for part in parts]) for name in _Part.__slots__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class ViewsFigurePlan:
     """A figure of source tiles, their crops and the crops' boxes.
 
     Attributes:
-        store: The store.
+        store: The store, or a YAML file that lists several with their shares.
         out: Folder for the figure.
         domain: Domain whose policy is drawn; None takes the store's.
         num: Number of tiles.
@@ -76,10 +77,11 @@ def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Writt
     Raises:
         UserError: The store cannot be used, or a band is not in it.
     """
-    store = open_store(plan.store)
+    store = open_store(plan.store, mixed=True)
     domain = domain or find_domain(plan.domain or store.domain)
     # Several draws of a read come in later steps of a run; here each tile is shown once.
-    batch = next(iter(Loader(store, replace(plan.loader, batch=plan.num, draws=1), seed=plan.seed)))
+    with closing(iter(Loader(store, replace(plan.loader, batch=plan.num, draws=1, prefetch=1), seed=plan.seed))) as batches:
+        batch = next(batches)
     unknown = [name for name in plan.bands if name not in batch.channels]
     if unknown:
         raise UserError("bands", f"the store has no {', '.join(unknown)}", allowed=", ".join(batch.channels))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -69,18 +70,19 @@ def _train(
     loader = Loader(store, LoaderPlan(batch=plan.batch), seed=plan.seed, device=device, rows=rows)
     optimizer = _optimizer(predictor, plan)
     losses = []
-    for step, batch in enumerate(islice(loader, plan.steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * _share(step, plan.steps)
-        position = order[np.searchsorted(rows, batch.rows.cpu().numpy(), sorter=order)]
-        # The backbone stays in evaluation mode: few labels do not feed stochastic depth.
-        loss = predictor.loss(predictor(_augmented(batch, predictor.backbone, domain, plan)), labels[position].to(device))
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_([p for p in predictor.parameters() if p.requires_grad], 3.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-        report(step, losses[-1])
+    with closing(iter(loader)) as batches:
+        for step, batch in enumerate(islice(batches, plan.steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * _share(step, plan.steps)
+            position = order[np.searchsorted(rows, batch.rows.cpu().numpy(), sorter=order)]
+            # The backbone stays in evaluation mode: few labels do not feed stochastic depth.
+            loss = predictor.loss(predictor(_augmented(batch, predictor.backbone, domain, plan)), labels[position].to(device))
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_([p for p in predictor.parameters() if p.requires_grad], 3.0)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            report(step, losses[-1])
     return losses
 
 
@@ -118,18 +120,18 @@ def _predict(predictor: Predictor, store: Store, domain: Domain, split: Split, p
     rows = split.rows[split.test]
     sums: dict[int, np.ndarray] = {}
     counts: dict[int, int] = {}
-    for found, outputs in _outputs(
-        predictor, sweep(store, LoaderPlan(batch=plan.batch), rows=rows, holdout="exclude", device=device), domain
-    ):
+    batches = sweep(store, LoaderPlan(batch=plan.batch), rows=rows, holdout="exclude", device=device)
+    for found, outputs in _outputs(predictor, batches, domain):
         for row, values in zip(found, outputs):
             sums[row] = sums.get(row, 0) + values
             counts[row] = counts.get(row, 0) + 1
     return np.stack([sums[row] / counts[row] for row in rows.tolist()])
 
 
-def _outputs(predictor: Predictor, batches: Iterable[Batch], domain: Domain) -> Iterable[tuple[list[int], np.ndarray]]:
+def _outputs(predictor: Predictor, batches: Generator[Batch, None, None], domain: Domain) -> Iterator[tuple[list[int], np.ndarray]]:
     backbone = predictor.backbone
-    for batch in batches:
-        sides = sides_for(tuple(batch.pixels.shape[3:]), max(backbone.image_size), backbone.patch)
-        x, _ = to_network(batch, to_float=domain.to_float, normalisation=backbone.normalisation, size=sides)
-        yield batch.rows.tolist(), predictor.predict(predictor(x)).float().cpu().numpy()
+    with closing(batches):
+        for batch in batches:
+            sides = sides_for(tuple(batch.pixels.shape[3:]), max(backbone.image_size), backbone.patch)
+            x, _ = to_network(batch, to_float=domain.to_float, normalisation=backbone.normalisation, size=sides)
+            yield batch.rows.tolist(), predictor.predict(predictor(x)).float().cpu().numpy()
