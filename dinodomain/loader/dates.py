@@ -125,10 +125,13 @@ class Dates:
 
     def too_few(self, store: Store, rows: np.ndarray, starts: np.ndarray, extents: np.ndarray) -> UserError:
         """Says why no tile has T dates."""
-        counts = np.bincount(self._num_dates(rows, starts, extents))
-        tiles = ", ".join(f"{count} with {dates}" for dates, count in enumerate(counts.tolist()) if count)
-        reasons = "; ".join(f"{count} {why}" for why, count in self._reasons(store, np.unique(rows)) if count)
-        problem = f"no tile has {self.num} dates at least {self.min_days} days apart (tiles: {tiles}; sources: {reasons})"
+        counts = np.bincount(self._num_dates(rows, starts, extents)).tolist()
+        tiles = ", ".join(
+            f"{count}{' tiles' * (dates == 1)} with {dates} date{'s' * (dates > 1)}" for dates, count in enumerate(counts) if count
+        )
+        sources = np.unique(rows)
+        reasons = "; ".join(f"{count} {why}" for why, count in self._reasons(store, sources) if count)
+        problem = f"no tile has {self.num} dates at least {self.min_days} days apart ({tiles}; of {len(sources)} sources {reasons})"
         remedy = (
             "ingest further dates on one grid (domain, ingest.bands, ingest.grid and ingest.crs alike), lower loader.dates, "
             "loader.min_days or loader.min_valid, or set loader.pairs=none"
@@ -143,8 +146,11 @@ class Dates:
             ("without an acquisition date", ~sources.dated),
             ("without a CRS or affine", ~sources.placed),
             ("that no other overlaps in their CRS", ~overlaps_any(sources)),
-            ("overlapped, but on no equal grid (pixel size, a fraction of a pixel, channels, dtype) or without a date", alone),
-            ("with partners, but too near in date, not holding whole tiles, not valid or held out there", np.ones_like(alone)),
+            ("overlapped, but on no equal grid (pixel size, a fraction of a pixel, channels, dtype) or by none with a date", alone),
+            (
+                "with partners that are too near in date, or there do not hold a whole tile, are not valid or are held out",
+                np.ones_like(alone),
+            ),
         )
         left = np.isin(np.arange(len(place)), rows)
         for why, found in steps:
