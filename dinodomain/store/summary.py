@@ -9,7 +9,8 @@ weighted among those that have it. A percentile is the smallest sampled value at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _CHUNKS, _PIXELS = 512, 8192
 """At most so many chunks are read, and so many pixels of each are used: about 4 million values per channel."""
+_TOGETHER = 16
+"""Chunks that are asked for at a time, where they lie on a server."""
 
 
 class ChannelSummary(NamedTuple):
@@ -78,11 +81,12 @@ def sampled(store: Store, *, member: int | None = None) -> dict[str, np.ndarray]
         member: Only from this store of a mix; None for all rows alike.
     """
     values: dict[str, list[np.ndarray]] = {}
-    for row, start in _chosen(store, member):
-        facts = store.row(row)
-        pixels = _valid_pixels(store, row, start, facts["dtype"])
-        for name, channel, gain, shift in zip(facts["channels"], pixels, facts["scale"], facts["offset"]):
-            values.setdefault(name, []).append(channel.astype(np.float64) * gain + shift)
+    chosen = _chosen(store, member)
+    while group := list(itertools.islice(chosen, _TOGETHER)):
+        for (row, _), pixels in zip(group, _valid_pixels(store, group)):
+            facts = store.row(row)
+            for name, channel, gain, shift in zip(facts["channels"], pixels, facts["scale"], facts["offset"]):
+                values.setdefault(name, []).append(channel.astype(np.float64) * gain + shift)
     return {name: np.concatenate(parts) for name, parts in values.items() if sum(part.size for part in parts)}
 
 
@@ -100,17 +104,21 @@ def _chosen(store: Store, member: int | None) -> Iterator[tuple[int, tuple[int, 
         yield row, (0,) * len(chunk) if whole else tuple(i * side for i, side in zip(cell, chunk))
 
 
-def _valid_pixels(store: Store, row: int, start: tuple[int, ...], dtype: str) -> np.ndarray:
-    """[C, n] stored values of at most ``_PIXELS`` valid pixels inside the real image."""
-    extent, box = store.chunk_shape(row), store.valid_box(row, start, store.chunk_shape(row))
-    pixels = np.empty((len(store.row(row)["channels"]), *extent), dtype=dtype)
-    bits = np.empty(extent, dtype=np.uint8)
-    store.read_box(row, start, pixels)
-    store.read_valid(row, start, bits)
-    inside = tuple(slice(low, high) for low, high in box.tolist())
-    values = pixels[(slice(None), *inside)][:, bits[inside] == 0]
-    # An odd stride shares no factor with the usual even row lengths.
-    return values[:, :: (-(-values.shape[1] // _PIXELS)) | 1]
+def _valid_pixels(store: Store, chosen: Sequence[tuple[int, tuple[int, ...]]]) -> Iterator[np.ndarray]:
+    """[C, n] stored values of at most ``_PIXELS`` valid pixels inside the real image, for each of some chunks that are read together."""
+    extents = [store.chunk_shape(row) for row, _ in chosen]
+    pixels = [
+        np.empty((len(facts["channels"]), *extent), facts["dtype"]) for facts, extent in zip((store.row(row) for row, _ in chosen), extents)
+    ]
+    bits = [np.zeros(extent, np.uint8) for extent in extents]
+    fields = [(store.valid_address(row, start), out) for (row, start), out in zip(chosen, bits)]
+    boxes = [(store.address(row, start), out) for (row, start), out in zip(chosen, pixels)]
+    store.arrays.read_many([*boxes, *((address, out) for address, out in fields if address is not None)])
+    for (row, start), extent, image, field in zip(chosen, extents, pixels, bits):
+        inside = tuple(slice(low, high) for low, high in store.valid_box(row, start, extent).tolist())
+        values = image[(slice(None), *inside)][:, field[inside] == 0]
+        # An odd stride shares no factor with the usual even row lengths.
+        yield values[:, :: (-(-values.shape[1] // _PIXELS)) | 1]
 
 
 def _summary(values: np.ndarray) -> ChannelSummary:
