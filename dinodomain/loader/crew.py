@@ -279,6 +279,8 @@ class Crew:
         member.said.close()
         if code > 0 and not member.up:
             raise _cannot_start(member.number, f"{cause}: {text}")
+        if text:
+            _log.debug("reader process %d said: %s", member.number, text)
         whole = sum(len(share.marked(DONE)) for share in member.unfinished.values())
         idle = member.up and not member.unfinished
         member.deaths = 0 if idle or member.answered or whole > member.whole else member.deaths + 1

@@ -82,7 +82,7 @@ class Host:
                 return parts[0]
             if not self._told:
                 self._told = True
-                _log.info("more than %d batches are in use at a time: those beyond are copied", self._ring.slots)
+                _log.info("batches are kept while others are read: those for which the ring has no room are copied")
         pixels = self._joined([part.pixels for part in parts])
         return Landed(pixels, None if parts[0].valid is None else self._joined([part.valid for part in parts if part.valid is not None]))
 
