@@ -5,6 +5,7 @@ Scenes repeat no part within a chunk; volumes mirror slices across the few chunk
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,19 +30,25 @@ def data_folder() -> Path:
     return folder
 
 
-def scenes(count: int, side: int) -> Iterator[np.ndarray]:
-    """[12, side, side] uint16 each; ``side`` divides by 256.
-
-    The base, 512 x 2048, holds 42 patches of two places and a scene of 512 x 512; strips of it are shifted and mirrored, each scene otherwise.
-    """
+@functools.cache
+def _base() -> np.ndarray:
+    """[12, 512, 2048] uint16."""
     import rasterio
 
     data = data_folder()
     with rasterio.open(next((data / "sat_multispectral/dev/sen1floods11_spain").rglob("*S2*.tif"))) as dataset:
         chip = dataset.read([i for i in range(1, 14) if i != 11]).astype(np.uint16)  # the store's twelve bands: without B10
     assert chip.shape == (12, 512, 512), f"the scene of Sen1Floods11 is {chip.shape}"
-    base = np.concatenate([mosaic(data)[:, :, :1536], chip], axis=2)
-    rng = np.random.default_rng(0)
+    return np.concatenate([mosaic(data)[:, :, :1536], chip], axis=2)
+
+
+def scenes(count: int, side: int) -> Iterator[np.ndarray]:
+    """[12, side, side] uint16 each; ``side`` divides by 256.
+
+    The base, 512 x 2048, holds 42 patches of two places and a scene of 512 x 512; strips of it are shifted and mirrored, in each scene
+    otherwise.
+    """
+    base, rng = _base(), np.random.default_rng(0)
     for _ in range(count):
         strips = []
         for _ in range(-(-side // 512)):
@@ -67,7 +74,7 @@ def volumes(count: int, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
 
     data = data_folder()
     for i in range(count):
-        image = nibabel.load(data / VOLUMES[i % len(VOLUMES)])  # type: ignore[attr-defined]
+        image = nibabel.load(data / VOLUMES[i % len(VOLUMES)])
         array = np.asanyarray(image.dataobj.get_unscaled()).T.astype(np.int16)
         turn = i // len(VOLUMES)
         array = array[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1, :]

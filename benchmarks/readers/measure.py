@@ -30,9 +30,7 @@ def rates(readers: Mapping[str, Reader], rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def row(
-    measure: str, given: str, ours: Sequence[float], peer: str, theirs: Sequence[float], unit: str, target: float | None = None
-) -> Row:
+def row(measure: str, given: str, ours: Sequence[float], peer: str, theirs: Sequence[float], unit: str, target: float | None = None) -> Row:
     """A row of the table; the ratio is the median over rounds of the rounds' own ratios, which a busy machine disturbs least."""
     return {
         "measure": measure,
@@ -66,9 +64,10 @@ def line(found: Row) -> str:
 
 def show(rows: Sequence[Row]) -> None:
     """Prints rows, those of one measure and input under one heading."""
-    heading = None
+    groups: dict[tuple[str, str], list[Row]] = {}
     for found in rows:
-        if (found["measure"], found["input"]) != heading:
-            heading = (found["measure"], found["input"])
-            print(f"\n{found['measure']}: {found['input']}, {found['rounds']} rounds\n  {'ours':>10} | {'peer':>10}", flush=True)
-        print(line(found), flush=True)
+        groups.setdefault((found["measure"], found["input"]), []).append(found)
+    for (measure, given), members in groups.items():
+        print(f"\n{measure}: {given}, {members[0]['rounds']} rounds\n  {'ours':>10} | {'peer':>10}")
+        for found in members:
+            print(line(found), flush=True)

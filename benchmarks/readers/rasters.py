@@ -73,7 +73,9 @@ def write(kind: Kind, folder: Path, arrays: Iterator[np.ndarray]) -> Path:
     for i, pixels in enumerate(arrays):
         place = {"crs": "EPSG:32631", "transform": from_origin(ORIGIN[0] + i * STEP, ORIGIN[1], 10, 10)}
         profile = {**kind.options, "height": pixels.shape[1], "width": pixels.shape[2], "dtype": "uint16", **place}
-        parts = {f"T31TDG_2020011{i}T105331_{name}": band[None] for name, band in zip(BANDS, pixels)} if kind.split else {f"scene{i}": pixels}
+        parts = (
+            {f"T31TDG_2020011{i}T105331_{name}": band[None] for name, band in zip(BANDS, pixels)} if kind.split else {f"scene{i}": pixels}
+        )
         for name, part in parts.items():
             with rasterio.open(folder / f"{name}.tif", "w", count=len(part), **profile) as dataset:
                 dataset.write(part)
@@ -185,7 +187,7 @@ def opened(kind: Kind, folder: Path) -> list[list[Any]]:
     return [[rasterio.open(path.with_name(path.name.replace(BANDS[0], band))) for band in BANDS] for path in firsts]
 
 
-def window(datasets: list[Any], start: tuple[int, int], out: np.ndarray) -> None:
+def window(datasets: list[Any], start: tuple[int, ...], out: np.ndarray) -> None:
     """One crop by windowed reads, straight into ``out``."""
     where = tuple((a, a + SIDE) for a in start)
     if len(datasets) == 1:
@@ -214,7 +216,7 @@ def check(kind: Kind, folder: Path, stores: Mapping[str, Store], pixels: np.ndar
     """The same crop of the first scene from every reader, against the array that the files were written from."""
     import pandas as pd
 
-    top, left = 301, 157
+    top, left = 201, 157
     expected = pixels[:, top : top + SIDE, left : left + SIDE]
     found = np.empty_like(expected)
     for store in stores.values():
@@ -238,7 +240,7 @@ def measure(quick: bool, work: Path) -> Iterator[Row]:
     """All rows; the files of a kind are removed when it has been measured."""
     import rasterio
 
-    count, side, rounds = (2, 1024, 2) if quick else (6, 2048, 5)
+    count, side, rounds = (2, 512, 1) if quick else (6, 2048, 5)
     stores = make_stores(work, count, side)
     first = next(scenes(1, side))
     small = count * first.nbytes // 9
@@ -250,7 +252,7 @@ def measure(quick: bool, work: Path) -> Iterator[Row]:
         with rasterio.Env(**GDAL, GDAL_CACHEMAX=small):
             folder = write(kind, work / "files", scenes(count, side))
             check(kind, folder, stores, first)
-        for name, size in caches.items():
+        for name, size in list(caches.items())[: 1 if quick else None]:
             with rasterio.Env(**GDAL, GDAL_CACHEMAX=size):
                 yield from kind_rows(kind, folder, stores, f"{given}; {kind.name}, {name}", rounds, quick, targets=size == small)
         shutil.rmtree(folder)
@@ -268,7 +270,7 @@ def kind_rows(
     kind: Kind, folder: Path, stores: Mapping[str, Store], given: str, rounds: int, quick: bool, *, targets: bool
 ) -> Iterator[Row]:
     """Rows of one kind of file and one size of GDAL's cache."""
-    few, many = (1, 2) if quick else (4, 16)
+    few, many = (1, 1) if quick else (4, 16)
     ours: dict[str, Reader] = {}
     for cast, values in ((False, "uint16"), (True, "float32")):
         for name, store in stores.items():

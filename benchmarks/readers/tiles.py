@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dinodomain.store import Store, StorePlan, array_record, build_store
+from dinodomain.store.format import Codec
 from readers.content import scenes, volumes
 from readers.measure import Reader, Row, rates, row
 
@@ -119,7 +120,8 @@ def _measure(name: str, arrays: Sequence[np.ndarray], cases: Sequence[Case], qui
     raw = [work / f"{i}.bin" for i in range(len(arrays))]
     for path, array in zip(raw, arrays):
         array.tofile(path)
-    for codec in ("fast",) if quick else ("fast", "small", "none"):
+    codecs: tuple[Codec, ...] = ("fast",) if quick else ("fast", "small", "none")
+    for codec in codecs:
         records = {str(i): array_record(array) for i, array in enumerate(arrays)}
         store = build_store(work / codec, records, domain="bench", plan=StorePlan(codec=codec))
         for case in cases:
@@ -129,7 +131,9 @@ def _measure(name: str, arrays: Sequence[np.ndarray], cases: Sequence[Case], qui
             for peer in functions:
                 if peer != "ours":
                     target = case.targets.get(peer) if codec == "fast" else None
-                    yield row(f"aligned tiles, codec {codec}", f"{name}, {case.name}", found["ours"], peer, found[peer], "tiles/CPU-s", target)
+                    yield row(
+                        f"aligned tiles, codec {codec}", f"{name}, {case.name}", found["ours"], peer, found[peer], "tiles/CPU-s", target
+                    )
 
 
 def _turns(functions: Mapping[str, Read], store: Store, arrays: Sequence[np.ndarray], side: int, count: int) -> dict[str, Reader]:
