@@ -92,15 +92,15 @@ class Objects:
             UserError: It cannot be read.
         """
 
-        def ask(client: Any, key: str) -> Any:
+        def ask(client: Any, key: str) -> tuple[memoryview, Version]:
             try:
-                return _obstore().get(client, key, options={"range": {"suffix": length}})
+                answer = _obstore().get(client, key, options={"range": {"suffix": length}})
             except _errors().NotSupportedError:  # Azure
                 size = int(_obstore().head(client, key)["size"])
-                return _obstore().get(client, key, options={"range": (max(0, size - length), max(1, size))})
+                answer = _obstore().get(client, key, options={"range": (max(0, size - length), max(1, size))})
+            return memoryview(answer.bytes()), _version(answer)
 
-        answer = self._ask(location, "its index", ask)
-        return self._ask(location, "its index", lambda *_: memoryview(answer.bytes())), _version(answer)
+        return self._ask(location, "its index", ask)
 
     def span(self, location: str, start: int, stop: int, version: Version, what: str) -> memoryview:
         """Bytes ``start`` to ``stop`` of the object that was opened, with one request.
@@ -144,8 +144,8 @@ class Objects:
         for turn in itertools.count():
             try:
                 return ask(*self._client(location))
-            except FileNotFoundError:
-                raise
+            except (FileNotFoundError, errors.NotFoundError):
+                raise FileNotFoundError(shown(location)) from None
             except errors.PreconditionError:
                 raise _changed(location, what, "was replaced") from None
             except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:

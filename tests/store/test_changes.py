@@ -106,10 +106,11 @@ def test_a_shard_that_changes_while_it_is_mapped_is_named(tmp_path, make_pixels,
 
 
 @pytest.mark.parametrize("change", sorted(CHANGES.keys() - {"truncated"}))  # which may end the process; see below
+@pytest.mark.parametrize("field", ["data", "valid"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_give_right_pixels_or_the_error(tmp_path, make_pixels, kind, change):
+def test_threads_give_right_pixels_or_the_error(tmp_path, make_pixels, kind, field, change):
     store = made(tmp_path, make_pixels, kind)
-    read, path = reader(store, "data"), shard_of(store, "data")
+    read, path = reader(store, field), shard_of(store, field)
     good, changed = read(), threading.Event()
 
     def often(_: int) -> set[str]:
