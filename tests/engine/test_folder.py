@@ -42,6 +42,26 @@ def test_another_plan_is_refused_naming_its_keys(tmp_path):
         check_folder(tmp_path, "auto", {**PLAN, "seed": 1, "optim": {**PLAN["optim"], "lr": 0.3}})
 
 
+def test_a_plan_of_an_earlier_version_goes_on_where_nothing_new_is_asked_for():
+    added = {"aligned": True, "draws": 1, "spread": 4, "pairs": "none", "dates": 2, "min_days": 1, "requests": 9, "ring_dir": None}
+    assert differing_keys(PLAN, {**PLAN, "loader": {**PLAN["loader"], **added}}) == {}
+    assert differing_keys(PLAN, {**PLAN, "loader": {**PLAN["loader"], **added, "draws": 2}}) == {"loader.draws": (1, 2)}
+
+
+def test_keys_of_what_is_drawn_may_change_when_told_and_no_others(tmp_path):
+    write_plan(tmp_path / "plan.yaml", PLAN)
+    drawn = {**PLAN, "loader": {"workers": 0, "weights": {"x": 2.0}, "tile": 64}}
+    with pytest.raises(UserError, match=r"loader\.tile was None, now 64.*resume=force goes on at the same step"):
+        check_folder(tmp_path, "auto", drawn)
+    assert check_folder(tmp_path, "force", drawn)
+    with pytest.raises(
+        UserError, match=r"another plan: seed was 0, now 1; give these keys their old values, or choose another out folder$"
+    ):
+        check_folder(tmp_path, "force", {**drawn, "seed": 1})
+    with pytest.raises(UserError, match=r"another out folder$"):
+        check_folder(tmp_path, "auto", {**drawn, "seed": 1})
+
+
 def test_resume_never_refuses_a_folder_with_a_run(tmp_path):
     write_plan(tmp_path / "plan.yaml", PLAN)
     with pytest.raises(UserError, match=r"already holds a run and resume=never; choose another folder"):

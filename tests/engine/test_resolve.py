@@ -84,6 +84,11 @@ def test_crops_somewhat_larger_than_the_tiles_are_remarked():
     [
         ({"loader.batch": 6}, 4, r"loader\.batch: is 6 on 4 processes; allowed: a multiple of 4"),
         ({"loader.batch": 4}, 4, r"loader\.batch: is 4 on 4 processes; allowed: 8 or more"),
+        (
+            {"loader.batch": 12, "loader.draws": 3},
+            8,
+            r"loader\.batch: is 12 on 8 processes, with 3 draws of each tile; allowed: a multiple of 24",
+        ),
         ({"views.num_global": 1, "views.num_local": 0}, 1, r"views\.num_local: is 0 with one global crop"),
     ],
 )
@@ -119,3 +124,20 @@ def test_dates_that_no_crop_shows_are_refused_and_those_of_local_crops_alone_are
     assert "loader.dates = 4: the 2 global crops show the first ones, local crops all" in resolved.reasons
     assert not any("loader.dates" in reason for reason in resolve(plan(loader=LoaderPlan(pairs="dates")), facts()).reasons)
     resolve(plan(loader=LoaderPlan(dates=9)), facts())  # without pairs the number has no meaning
+
+
+def test_the_number_of_readers_is_settled_with_its_reason():
+    resolved = resolve(plan(), facts())
+    assert resolved.plan.loader.workers == 0
+    assert any(reason.startswith("loader.workers = 0: 1 core for this process, ") for reason in resolved.reasons)
+    assert any(reason == "loader.workers = 5: asked for" for reason in resolve(plan(loader=LoaderPlan(workers=5)), facts()).reasons)
+
+
+def test_several_draws_of_a_read_are_fewer_epochs_and_the_automatic_batch_fits_them():
+    several = plan(loader=LoaderPlan(batch=60, draws=4))
+    assert any(
+        reason.endswith("are 15 epochs of 1000 tiles, each read once and drawn 4 times an epoch")
+        for reason in resolve(several, facts()).reasons
+    )
+    chosen = resolve(plan(recipe="auto", loader=LoaderPlan(draws=4)), facts(tiles=10, world=4)).plan.loader.batch
+    assert chosen == 16
