@@ -146,7 +146,10 @@ class Dates:
             ("without an acquisition date", ~sources.dated),
             ("without a CRS or affine", ~sources.placed),
             ("that no other overlaps in their CRS", ~overlaps_any(sources)),
-            ("overlapped, but on no equal grid (pixel size, a fraction of a pixel, channels, dtype) or by none with a date", alone),
+            (
+                "overlapped, but on no equal grid (pixel size, a fraction of a pixel, channels, dtype, stated unit) or by none with a date",
+                alone,
+            ),
             (
                 "with partners that are too near in date, or there do not hold a whole tile, are not valid or are held out",
                 np.ones_like(alone),

@@ -1,9 +1,10 @@
 """Which sources show the same ground on the same pixel grid, found from the index alone.
 
-Sources on one grid have equal CRS text, dtype and channels, equal pixel size and orientation, and origins that differ by whole pixels, all
-to within ``TOLERANCE`` pixels anywhere in what they share. Nothing is resampled and no two map zones are ever compared. A *place* is one
-exact grid and shape: an orbit tile seen a hundred times is one place, and the search for what overlaps runs over places, sorted along one
-axis within strips of the other, never over all pairs. Pixel coordinates are (row, column); affines map (column, row) of corners to the CRS.
+Sources on one grid have equal CRS text, dtype, channels and unit, equal pixel size and orientation, and origins that differ by whole
+pixels, all to within ``TOLERANCE`` pixels anywhere in what they share. Nothing is resampled and no two map zones are ever compared. A
+*place* is one exact grid and shape: an orbit tile seen a hundred times is one place, and the search for what overlaps runs over places,
+sorted along one axis within strips of the other, never over all pairs. Pixel coordinates are (row, column); affines map (column, row) of
+corners to the CRS.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Sources:
     Attributes:
         days: [S] int64 days since 1970 (the calendar date that is stated), or ``UNKNOWN``.
         crs: [S] int64 code of the CRS, -1 where unknown.
-        kind: [S] int64 code of dtype and channels.
+        kind: [S] int64 code of dtype, channels and unit (where sources state one: splits and the count of draws go by units).
         affine: [S, 6] float64, row-major; NaN where unknown or no map's.
         size: [S, 2] int64 spatial shape.
     """
@@ -54,7 +55,8 @@ class Sources:
         """Reads the columns of a store of scenes or images."""
         index = store.index
         dtypes, _ = text_codes(index["dtype"])
-        kind, _ = row_codes(np.stack([dtypes, list_codes(index, "channels")], axis=1))
+        units, _ = text_codes(index["unit"])
+        kind, _ = row_codes(np.stack([dtypes, list_codes(index, "channels"), units], axis=1))
         return Sources(
             days=_days(index["acquired"]),
             crs=text_codes(index["crs"])[0],

@@ -70,7 +70,8 @@ def _tables_only(shapes, *, chunks, layouts="window", fraction=1.0, holdout=Fals
         "extent": sides,
         "chunk": sides,
         "content_hash": [hashlib.sha256(str(i).encode()).hexdigest() for i in range(num)],
-        "unit": [f"u{i}" for i in range(num)],
+        # Dated scenes have ground cells for units, which the chunk table holds.
+        "unit": [""] * num if "acquired" in columns else [f"u{i}" for i in range(num)],
         "holdout": [False] * num,
         **columns,
     }

@@ -39,7 +39,9 @@ def crops(tmp_path_factory):
     for i, (top, left, height, width) in enumerate(places):
         pixels = ground(top, left, height, width, i)
         sources[f"s{i}"] = placed(pixels, top=top, left=left, day=f"2020-0{1 + i}-05", crs="one" if i < 4 else "two")
-    return build_store(tmp_path_factory.mktemp("crops") / "store", sources, domain="made-up", plan=StorePlan(chunk=16))
+    return build_store(
+        tmp_path_factory.mktemp("crops") / "store", sources, domain="made-up", units=dict.fromkeys(sources, ""), plan=StorePlan(chunk=16)
+    )
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -136,7 +138,7 @@ def test_whole_images_of_one_place_are_dates_of_it(tmp_path):
         f"s{i}": placed(rng.integers(1, 255, (1, 28, 30)).astype(np.uint8), day=f"2020-01-0{1 + i}", layout="whole") for i in range(3)
     }
     sources["elsewhere"] = placed(rng.integers(1, 255, (1, 28, 30)).astype(np.uint8), left=500, layout="whole")
-    store = build_store(tmp_path / "s", sources, domain="made-up")
+    store = build_store(tmp_path / "s", sources, domain="made-up", units=dict.fromkeys(sources, ""))
     tiles = find_tiles(store, PAIRS)
     assert store.column("source_id")[tiles.rows].tolist() == ["s0", "s1", "s2"]
     batch = next(iter(Loader(store, LoaderPlan(batch=3, pairs="dates", threads=0, workers=0), seed=0)))
@@ -155,9 +157,9 @@ def test_what_is_missing_is_said_source_by_source(made_up_store):
         find_tiles(store, replace(PAIRS, min_days=7))
     assert str(caught.value) == (
         "loader.pairs: no tile has 2 dates at least 7 days apart (24 tiles with 1 date; of 6 sources 1 without an acquisition date; "
-        "1 without a CRS or affine; 1 that no other overlaps in their CRS; 1 overlapped, but on no equal grid (pixel size, a fraction of a "
-        "pixel, channels, dtype) or by none with a date; 2 with partners that are too near in date, or there do not hold a whole tile, "
-        "are not valid or are held out); ingest further dates on one grid (domain, ingest.bands, ingest.grid and ingest.crs alike), "
+        "1 without a CRS or affine; 1 that no other overlaps in their CRS; 1 overlapped, but on no equal grid (pixel size, part of a "
+        "pixel, channels, dtype, stated unit) or by none with a date; 2 with partners that are too near in date, or there do not hold a "
+        "whole tile, are not valid or are held out); ingest further dates on one grid (domain, ingest.bands, ingest.grid and ingest.crs alike), "
         "lower loader.dates, loader.min_days or loader.min_valid, or set loader.pairs=none"
     )
     with pytest.raises(UserError, match=r"no tile has 3 dates at least 1 days apart \(16 tiles with 1 date, 8 with 2 dates; "):

@@ -10,7 +10,7 @@ import pytest
 from dinodomain.loader.places import TOLERANCE, UNKNOWN, Sources, _overlapping, find_partners, overlaps_any
 
 
-def scene(x, y, size=(20, 20), *, pixel=10.0, turn=0.0, crs="one", day="2020-01-01", channels=1):
+def scene(x, y, size=(20, 20), *, pixel=10.0, turn=0.0, crs="one", day="2020-01-01", channels=1, unit=""):
     """A scene whose upper left corner is ``x`` columns and ``y`` rows into a grid turned by ``turn`` radians."""
     cos, sin = pixel * np.cos(turn), pixel * np.sin(turn)
     vectors = [cos, sin, sin, -cos]
@@ -19,6 +19,7 @@ def scene(x, y, size=(20, 20), *, pixel=10.0, turn=0.0, crs="one", day="2020-01-
         "shape": (channels, *size),
         "crs": crs,
         "acquired": day,
+        "unit": unit,
         "affine": [vectors[0], vectors[1], origin[0], vectors[2], vectors[3], origin[1], 0, 0, 1],
     }
 
@@ -26,7 +27,7 @@ def scene(x, y, size=(20, 20), *, pixel=10.0, turn=0.0, crs="one", day="2020-01-
 @pytest.fixture
 def sources_of(made_up_store):
     def make(*scenes):
-        columns = {name: [facts[name] for facts in scenes] for name in ("crs", "acquired", "affine")}
+        columns = {name: [facts[name] for facts in scenes] for name in ("crs", "acquired", "affine", "unit")}
         return Sources.of(made_up_store([facts["shape"] for facts in scenes], chunks=[16] * len(scenes), **columns))
 
     return make
@@ -58,6 +59,7 @@ def test_grids_that_differ_are_never_joined(sources_of):
         scene(0, 0, pixel=10.01),
         scene(0, 0, turn=0.01),
         scene(0, 0, crs="two"),
+        scene(0, 0, unit="another"),
         scene(0, 0, channels=2),
         scene(20, 0),
         scene(0, 0, day=None),

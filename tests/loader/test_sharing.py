@@ -40,7 +40,9 @@ def dated(tmp_path_factory):
         affine = (10.0, 0, 0.0 if i < 4 else 5000.0, 0, -10.0, 0.0, 0, 0, 1)
         record = array_record(rng.integers(0, 4000, (2, 50, 60)).astype(np.uint16))
         sources[f"d{i}"] = replace(record, affine=affine, crs="one", acquired=f"2020-01-{10 + 3 * i}")
-    return build_store(tmp_path_factory.mktemp("dated") / "store", sources, domain="made-up", plan=StorePlan(chunk=16))
+    return build_store(
+        tmp_path_factory.mktemp("dated") / "store", sources, domain="made-up", units=dict.fromkeys(sources, ""), plan=StorePlan(chunk=16)
+    )
 
 
 CASES = {
