@@ -188,7 +188,7 @@ def test_a_store_opened_before_reads_no_more_and_one_opened_again_reads_what_is_
     old = open_store(tmp_path / "store")
     pixels = pixels_of(old)
     take(tmp_path, "unit0001")
-    with pytest.raises(UserError, match="chunk .* cannot be read: the file was (removed|replaced by another) while it was open"):
+    with pytest.raises(UserError, match=r"chunk .* cannot be read: the file was (removed|replaced by another) while it was open"):
         pixels_of(old)  # its mappings outlive the files: a training stops instead of going on with them
     again = open_store(tmp_path / "store")
     assert set(again.column("unit")) == {"unit0000", "unit0002", "unit0003"}
