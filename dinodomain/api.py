@@ -42,15 +42,19 @@ def _plan(plan_class: type[Plan], plan: Plan | None, keys: Mapping[str, Any]) ->
     return config.build(plan_class, config.overlay(recipe, keys))
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Path, *, mixed: bool = False) -> Store:
     """Opens a store for reading.
+
+    Args:
+        path: Its folder or URL.
+        mixed: Take a YAML file that lists several stores with their shares, too, as pretraining does.
 
     Raises:
         UserError: It is not a store, half-written, or of a newer format.
     """
     from dinodomain.store import open_store as run
 
-    return run(path)
+    return run(path, mixed=mixed)
 
 
 def load(path: str | Path) -> Backbone:
