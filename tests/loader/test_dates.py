@@ -159,8 +159,8 @@ def test_what_is_missing_is_said_source_by_source(made_up_store):
         "loader.pairs: no tile has 2 dates at least 7 days apart (24 tiles with 1 date; of 6 sources 1 without an acquisition date; "
         "1 without a CRS or affine; 1 that no other overlaps in their CRS; 1 overlapped, but on no equal grid (pixel size, a fraction of a "
         "pixel, channels, dtype, stated unit) or by none with a date; 2 with partners that are too near in date, or there do not hold a "
-        "whole tile, are not valid or are held out); ingest further dates on one grid (domain, ingest.bands, ingest.grid and ingest.crs alike), "
-        "lower loader.dates, loader.min_days or loader.min_valid, or set loader.pairs=none"
+        "whole tile, are not valid or are held out); ingest further dates on one grid (domain, ingest.bands, ingest.grid and ingest.crs "
+        "alike), lower loader.dates, loader.min_days or loader.min_valid, or set loader.pairs=none"
     )
     with pytest.raises(UserError, match=r"no tile has 3 dates at least 1 days apart \(16 tiles with 1 date, 8 with 2 dates; "):
         find_tiles(store, LoaderPlan(pairs="dates", dates=3))
