@@ -68,7 +68,7 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
         columns=columns,
         split=_split(plan, columns),
         holdout=table.columns["holdout"].astype(bool),
-        members_known=frozen.origin.get("parents", {}).get("store") == frozen.store.digest,
+        members_known=trained_on(frozen.origin, frozen.store.digest),
         copies=_copies(plan, frozen, table),
     )
     identity = {
@@ -80,6 +80,22 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
         "architecture": frozen.backbone.spec["model"],
     }
     return Subject(data=data, identity=identity | _csv_identity(plan))
+
+
+def trained_on(origin: Mapping[str, Any], digest: str) -> bool:
+    """Whether a checkpoint was trained on all of a store but what that store holds out.
+
+    A store of a mix counts only where the others hold out nothing more of it: else rows that were never drawn would pass for members.
+
+    Args:
+        origin: Lineage record of the checkpoint.
+        digest: Of the store.
+    """
+    if origin.get("parents", {}).get("store") == digest:
+        return True
+    first: Mapping[str, Any] = next(iter(origin.get("history", ())), {})
+    stores = first.get("plan", {}).get("stores", ()) if first.get("kind") == "mix" else ()
+    return any(one["store"] == digest and one["held_by_others"] == 0 for one in stores)
 
 
 def _columns(frozen: Frozen, table: FeatureTable, labels: Labels | None) -> dict[str, np.ndarray]:

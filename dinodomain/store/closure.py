@@ -46,6 +46,12 @@ def close(stores: Sequence[Store]) -> list[Held]:
     return [_closed(store, everything, _foreign_cells(number, stores, units)) for number, store in enumerate(stores)]
 
 
+def own_held(store: Store) -> int:
+    """Number of chunks that a store holds out by itself."""
+    flags = store.chunks["holdout"].to_numpy() | store.column("holdout").astype(bool)[store.chunks["row"].to_numpy()]
+    return int(flags.sum())
+
+
 def _held_units(store: Store) -> set[str]:
     """Names of the held-out units of a store."""
     if "holdout" in store.manifest:

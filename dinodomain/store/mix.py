@@ -24,7 +24,7 @@ import yaml
 
 from dinodomain.errors import Problems, UserError
 from dinodomain.lineage import Lineage, digest
-from dinodomain.store.closure import Held, close
+from dinodomain.store.closure import Held, close, own_held
 from dinodomain.store.format import CHUNKS, FORMAT, INDEX
 from dinodomain.store.place import below, is_mix, is_remote, location_of, shown
 from dinodomain.store.read import Store, open_store
@@ -252,8 +252,11 @@ def _with(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 
 def _lineage(mix: Mix, stores: Sequence[Store], index: pa.Table, held: Sequence[Held]) -> dict[str, Json]:
-    """The record of the mix: every store's digest, share and own record; no paths."""
-    named = [{"store": store.digest, "share": share} for store, share in zip(stores, mix.shares)]
+    """The record of the mix: every store's digest, share, own record, and how many chunks only the others hold out; no paths."""
+    named = [
+        {"store": store.digest, "share": share, "held_by_others": int(flags.chunks.sum()) - own_held(store)}
+        for store, share, flags in zip(stores, mix.shares, held)
+    ]
     units = {unit for store in stores for unit in store.chunks["unit"].unique().to_pylist()}
     held_out = sum(int(flags.sources.sum()) for flags in held)
     counts = {"sources": index.num_rows, "units": len(units), "held_out_sources": held_out}

@@ -187,7 +187,9 @@ def test_the_lineage_holds_every_store_with_its_share_and_its_own_record(two, tm
     record = dict(open_mix(two).lineage)
     parts = [open_store(tmp_path / name) for name in "ab"]
     assert record["kind"] == "mix"
-    assert record["plan"]["stores"] == [{"store": store.digest, "share": share} for store, share in zip(parts, (0.75, 0.25))]
+    assert record["plan"]["stores"] == [
+        {"store": store.digest, "share": share, "held_by_others": 0} for store, share in zip(parts, (0.75, 0.25))
+    ]
     assert record["history"] == [store.lineage for store in parts]
     assert str(tmp_path) not in json.dumps(record)
     assert record.pop("digest") == digest(record)
@@ -222,6 +224,7 @@ def test_a_unit_held_out_of_one_store_is_held_out_of_all(tmp_path):
     assert mixed.column("holdout").tolist() == [True, False, False, False, True, True, False, False]
     assert mixed.chunks["holdout"].to_pylist() == mixed.column("holdout").tolist()
     assert open_store(tmp_path / "b").column("holdout").any() == np.False_
+    assert [one["held_by_others"] for one in mixed.lineage["plan"]["stores"]] == [0, 2]
 
 
 def ground(path, dtype, **plan):
