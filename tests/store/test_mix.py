@@ -265,3 +265,18 @@ def touched(store, held):
         for box in chunk_boxes(facts["shape"][1:], facts["chunk"]):
             place = footprints(facts["crs"], facts["affine"], box[None])
             yield any(name in grid.touched(place)[0] for name, grid in grids.items())
+
+
+@pytest.mark.allow_hosts(["127.0.0.1", "localhost"])
+def test_a_store_behind_a_url_is_mixed_with_one_in_a_folder(two, tmp_path, server):
+    far = write(tmp_path, f"stores: [{{path: a, share: 3}}, {{path: '{server.upload(tmp_path / 'b')}', share: 1}}]", "far.yaml")
+    near, mixed = open_mix(two), open_mix(far)
+    assert mixed.digest == near.digest
+    for row in range(len(near)):
+        np.testing.assert_array_equal(read(mixed, row), read(near, row))
+    assert mixed.stats() == near.stats()
+    missing = write(
+        tmp_path, f"stores: [{{path: a, share: 3}}, {{path: '{server.upload(tmp_path / 'a')}/none', share: 1}}]", "missing.yaml"
+    )
+    with pytest.raises(UserError, match=r"stores\[1\]\.path: s3://\S+/none: has no manifest\.json"):
+        open_mix(missing)
