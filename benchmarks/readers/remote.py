@@ -211,7 +211,7 @@ def scene_rows(server: Server, work: Path, quick: bool) -> Iterator[Row]:
     """A scene with the default chunk, tiles of one chunk."""
     import rasterio
 
-    side, count, extent = (1024, 5, (256, 256)) if quick else (2048, 33, (256, 256))
+    side, count, extent = (512, 4, (256, 256)) if quick else (2048, 33, (256, 256))
     (pixels,) = scenes(1, side)
     local = build_store(work / "scene", {"a": array_record(pixels)}, domain="bench")
     url = server.upload(local.path, "scenes")
@@ -240,7 +240,7 @@ def _vsi(server: Server, folder: Path, bucket: str) -> list[str]:
 
 def volume_rows(server: Server, work: Path, quick: bool) -> Iterator[Row]:
     """Volumes with chunks for servers: tiles of one chunk and of eight."""
-    shape = (128, 256, 256)
+    shape = (128, 128, 256) if quick else (128, 256, 256)
     (voxels,) = volumes(1, shape)
     local = build_store(work / "volume", {"a": array_record(voxels[None])}, domain="bench", plan=StorePlan(chunk=64))
     url = server.upload(local.path, "volumes")

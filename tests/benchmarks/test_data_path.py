@@ -21,6 +21,7 @@ def measure(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_every_part_compares_all_readers_with_the_pixels_and_states_its_targets(tmp_path, real_data):
     for package in ("rasterio", "torchgeo", "monai", "torchio", "moto", "boto3", "obstore"):
         pytest.importorskip(package)
