@@ -61,6 +61,10 @@ class Server:
         """Paths asked for since the last plan."""
         return [path for _, path, _ in self._ask("/_log")["log"] if match in path]
 
+    def faults(self) -> list[str | None]:
+        """What befell each request since the last plan."""
+        return [fault for _, _, fault in self._ask("/_log")["log"]]
+
     def sent(self) -> int:
         """Bytes of answers since the last plan."""
         return int(self._ask("/_log")["sent"])

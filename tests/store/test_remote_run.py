@@ -15,6 +15,7 @@ from dinodomain.ingest.inspect import inspect
 from dinodomain.loader import LoaderPlan
 from dinodomain.model import ModelPlan
 from dinodomain.objective import ObjectivePlan
+from dinodomain.store import StorePlan
 from dinodomain.testing import SyntheticImages, tiny_store
 from dinodomain.views import ViewsPlan
 
@@ -63,3 +64,17 @@ def test_a_store_on_a_server_can_be_inspected(tmp_path, server):
     assert found.store == far
     assert (found.bytes_on_disk, found.as_json()["ratio"]) == (None, None)
     assert "on a server:" in found.text()
+
+
+def test_a_server_that_fails_every_third_request_changes_no_loss(tmp_path, server):
+    """Server errors, connections that are reset and bodies that are cut short, before two reader processes and the training process."""
+    domain = SyntheticImages(size=(32, 32), layout="window")
+    near = tiny_store(tmp_path / "store", domain=domain, num=8, storage=StorePlan(chunk=32))
+    far = server.upload(near)
+    pretrain(plan(str(near), tmp_path / "near", 0), domain=domain)
+    server.plan(None, None, "503", None, None, "reset", None, None, "short", None, None, "500")
+    pretrain(plan(far, tmp_path / "far", 2), domain=domain)
+    faults = server.faults()
+    assert sum(fault is not None for fault in faults) == len(faults) // 3
+    assert {"503", "reset", "short", "500"} <= set(faults)
+    assert losses(tmp_path / "near") == losses(tmp_path / "far")
