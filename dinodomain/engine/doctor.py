@@ -39,7 +39,7 @@ class DoctorPlan:
 
     Attributes:
         run: A run folder, to be told how it fares; without it and ``store`` the installation is looked at.
-        store: A store, to be read for a while by more and more readers.
+        store: A store, or a YAML file that lists several, to be read for a while by more and more readers.
         seconds: How long each number of readers is measured (``store``).
         loader: Batch, tile and the like to measure with; ``workers`` is the most that is tried.
     """
@@ -87,7 +87,7 @@ def doctor(plan: DoctorPlan) -> Findings | Speeds:
         UserError: ``run`` or ``store`` names a folder that holds none, or a file of the store is damaged.
     """
     if plan.store is not None:
-        return measure_speeds(open_store(plan.store), plan.loader, seconds=plan.seconds)
+        return measure_speeds(open_store(plan.store, mixed=True), plan.loader, seconds=plan.seconds)
     return _installation() if plan.run is None else _run(Path(plan.run))
 
 

@@ -19,13 +19,16 @@ from dinodomain.engine.machine import available_memory, readable_size, usable_co
 from dinodomain.lineage import Json
 from dinodomain.loader import Loader, LoaderPlan
 from dinodomain.store import Store
-from dinodomain.store.place import shown
+from dinodomain.store.place import is_remote, shown
 
 ROUNDS = 3
 """Times that every setting is measured, all settings in turn; the median counts, because machines are rarely idle."""
 
 NEAR = 0.9
 """Share of the best rate that a cheaper setting must reach to be recommended."""
+
+_SPARE = 4
+"""Cores from which processes are recommended rather than threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +136,7 @@ def recommend(speeds: Sequence[Speed], cores: int) -> Speed:
 
     With cores to spare one of processes: they leave the interpreter of this process to training, which is not running here.
     """
-    fair = [one for one in speeds if one.workers and cores > 2] or list(speeds)
+    fair = [one for one in speeds if one.workers and cores >= _SPARE] or list(speeds)
     most = max(one.samples_per_s for one in fair)
     return next(one for one in fair if one.samples_per_s >= NEAR * most)
 
@@ -170,9 +173,15 @@ def _notes(store: Store, plan: LoaderPlan, best: Speed) -> tuple[str, ...]:
     if plan.draws == 1:
         notes.append("loader.draws=2 gives two samples of each read, where readers alone cannot keep up")
     held, free = _pixel_bytes(store), available_memory()
-    if free is not None and held < free:
+    if free is not None and held < free and not _asks_servers(store):
         notes.append(f"the store ({readable_size(held)} of pixels) fits into free memory: after its first epoch no disk is read")
     return tuple(notes)
+
+
+def _asks_servers(store: Store) -> bool:
+    """Whether any of its sources lies on a server; those of one store lie together."""
+    _, first = np.unique(store.member, return_index=True)
+    return any(is_remote(store.address(row, (0,) * store.ndim)[0]) for row in first.tolist())
 
 
 def _pixel_bytes(store: Store) -> int:

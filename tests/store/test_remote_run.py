@@ -11,6 +11,7 @@ import pytest
 from dinodomain.checkpoint import CheckpointPlan
 from dinodomain.embed import EmbedPlan, embed
 from dinodomain.engine import EnginePlan, PretrainPlan, pretrain
+from dinodomain.engine.doctor import DoctorPlan, doctor
 from dinodomain.ingest.inspect import inspect
 from dinodomain.loader import LoaderPlan
 from dinodomain.model import ModelPlan
@@ -78,3 +79,11 @@ def test_a_server_that_fails_every_third_request_changes_no_loss(tmp_path, serve
     assert sum(fault is not None for fault in faults) == len(faults) // 3
     assert {"503", "reset", "short", "500"} <= set(faults)
     assert losses(tmp_path / "near") == losses(tmp_path / "far")
+
+
+def test_a_store_on_a_server_can_be_measured(tmp_path, server):
+    far = server.upload(tiny_store(tmp_path / "store", domain=SyntheticImages(size=(32, 32)), num=4))
+    found = doctor(DoctorPlan(store=far, seconds=0.03, loader=LoaderPlan(batch=2, workers=0)))
+    assert found.store == far
+    assert all(speed.samples_per_s > 0 for speed in found.speeds)
+    assert not any("no disk is read" in note for note in found.notes), "nothing of a server stays in memory"
