@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from dinodomain.lineage import Json
+from dinodomain.loader.delivery import lock_pages, unlock_pages
 from dinodomain.loader.ring import Ring
 
 _FEW_FILES = 1024
@@ -87,12 +88,11 @@ def _page_locked() -> bool | None:
     if not torch.cuda.is_available():
         return None
     ring = Ring(1, _PROBE, shared=True)
-    memory, runtime = ring.whole(), torch.cuda.cudart()  # type: ignore[no-untyped-call] # torch
-    refused = int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
-    if not refused:
-        runtime.cudaHostUnregister(memory.ctypes.data)
+    locked = lock_pages(ring.whole(), torch.device("cuda", torch.cuda.current_device()))
+    if locked:
+        unlock_pages(ring.whole())
     ring.close()
-    return not refused
+    return locked
 
 
 def _advice(*, anonymous: bool, pinned: bool | None, files: tuple[int, int]) -> list[str]:

@@ -119,7 +119,7 @@ class Cuda:
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch
         self._memory = ring.whole()
         self._copying: deque[tuple[torch.cuda.Event, Images]] = deque()
-        self._registered = _register(self._memory, device)
+        self._registered = lock_pages(self._memory, device)
 
     def land(self, images: Images, dates: int) -> Landed:
         """See ``Delivery``."""
@@ -172,7 +172,7 @@ class Cuda:
         self._stream.synchronize()
         self._copying.clear()
         if self._registered:
-            torch.cuda.cudart().cudaHostUnregister(self._memory.ctypes.data)  # type: ignore[no-untyped-call] # torch
+            unlock_pages(self._memory)
             self._registered = False
 
 
@@ -186,7 +186,7 @@ def _concatenated(parts: list[Tensor]) -> Tensor:
     return whole
 
 
-def _register(memory: np.ndarray, device: torch.device) -> bool:
+def lock_pages(memory: np.ndarray, device: torch.device) -> bool:
     """Page-locks memory; False, told in the log, where the system refuses."""
     with torch.cuda.device(device):
         code = int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))  # type: ignore[no-untyped-call] # torch
@@ -199,6 +199,11 @@ def _register(memory: np.ndarray, device: torch.device) -> bool:
         except RuntimeError:
             _log.debug("cleared", exc_info=True)
         return False
+
+
+def unlock_pages(memory: np.ndarray) -> None:
+    """Undoes ``lock_pages``."""
+    torch.cuda.cudart().cudaHostUnregister(memory.ctypes.data)  # type: ignore[no-untyped-call] # torch
 
 
 def _tensors(images: Images, dates: int) -> Landed:
