@@ -143,3 +143,22 @@ def test_whole_tiles_of_two_dates_are_refused(make_batch, normalisation):
     pair = replace(batch, pixels=batch.pixels.repeat(1, 2, 1, 1, 1))
     with pytest.raises(UserError, match=r"loader\.pairs: the batch holds 2 dates of each place; allowed: one date"):
         to_network(pair, to_float=linear_to_unit, normalisation=normalisation(batch))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("extent", "dtype"), [(FLAT, torch.uint16), (DEEP, torch.int16)])
+def test_views_of_dates_on_a_device_are_those_of_the_host(make_dates, draw_for, normalisation, policy, extent, dtype):
+    host = stacked(make_dates(3, extent, dtype, holes=True))
+    moved = {item.name: getattr(host.info, item.name).cuda() for item in fields(TileInfo)}
+    ids = {name: getattr(host, name).cuda() for name in ("tile_ids", "epochs", "draws", "rows", "origins", "slots")}
+    device = replace(host, pixels=host.pixels.cuda(), valid=host.valid.cuda(), info=TileInfo(**moved), **ids)
+    keys = {"to_float": linear_to_unit, "normalisation": normalisation(host), "patch_size": 8}
+    there, here = (render(batch, draw_for(batch, policy(len(extent)), SMALL), **keys) for batch in (device, host))
+    for one, two in zip(there.groups, here.groups):
+        error = (one.pixels.cpu() - two.pixels).abs()
+        # A value at the solarisation threshold may fall on either side; all others agree.
+        assert float(torch.quantile(error.flatten()[:: max(1, error.numel() // 100_000)], 0.999)) <= 1e-4
+        assert torch.allclose(one.valid.cpu(), two.valid, atol=1e-2)
+        assert torch.equal(one.to_tile.cpu(), two.to_tile)
+        assert torch.equal(one.spacing.cpu(), two.spacing)
