@@ -26,6 +26,7 @@ import tempfile
 import time
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NoReturn
@@ -37,6 +38,7 @@ from dinodomain.loader import readers
 from dinodomain.loader.readers import Reading
 from dinodomain.loader.ring import Ring
 from dinodomain.loader.task import DONE, LENGTH, READING, READY, WAITING, Images, Reply, Task, packed
+from dinodomain.store.shard import Guard
 
 _log = logging.getLogger(__name__)
 
@@ -125,13 +127,14 @@ class Crew:
         workers: Number of processes.
         threads: Decode threads of each.
         requests: Requests in flight of each, where the store lies behind a URL.
+        guards: Of the stores that are read, see ``store.OpenArrays``.
 
     Raises:
         UserError: A process cannot be started.
     """
 
-    def __init__(self, ring: Ring, *, workers: int, threads: int, requests: int) -> None:
-        self._ring, self._threads, self._requests = ring, threads, requests
+    def __init__(self, ring: Ring, *, workers: int, threads: int, requests: int, guards: Mapping[str, Guard] | None = None) -> None:
+        self._ring, self._threads, self._requests, self._greeting = ring, threads, requests, packed(dict(guards or {}))
         self._members: list[_Member] = []
         self._selector = selectors.DefaultSelector()
         self._numbers, self._parts = 0, 0
@@ -139,7 +142,7 @@ class Crew:
         self._stop = weakref.finalize(self, _stop, self._members, self._selector, os.getpid())
         for number in range(workers):
             self._members.append(_Member(number, *self._launch(number)))
-            self._selector.register(self._members[-1].line, selectors.EVENT_READ, self._members[-1])
+            self._greet(self._members[-1])
 
     @property
     def processes(self) -> tuple[int, ...]:
@@ -200,6 +203,11 @@ class Crew:
             theirs.close()
         return process, ours, said
 
+    def _greet(self, member: _Member) -> None:
+        """Begins to listen to a process that was just started, and tells it which stores were opened."""
+        self._selector.register(member.line, selectors.EVENT_READ, member)
+        self._send(member, self._greeting)
+
     def _send(self, member: _Member, message: bytes) -> None:
         member.outbox.append(memoryview(message))
         if len(member.outbox) == 1:
@@ -255,7 +263,6 @@ class Crew:
         """Puts a new process in the place of one that died, and tells it what that one had not finished."""
         cause = self._bury(member)
         member.process, member.line, member.said = self._launch(member.number)
-        self._selector.register(member.line, selectors.EVENT_READ, member)
         _log.warning(
             "reader process %d was ended by %s and is restarted; %d reads are done again", member.number, cause, len(member.unfinished)
         )
@@ -263,6 +270,7 @@ class Crew:
         member.inbox.clear()
         member.outbox.clear()
         member.whole = sum(len(share.marked(DONE)) for share in member.unfinished.values())
+        self._greet(member)
         for share in list(member.unfinished.values()):
             self._send(member, share.message)
 

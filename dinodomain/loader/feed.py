@@ -47,7 +47,7 @@ class Feed:
         self.store, self.buckets, self.plan, self.dates = store, tuple(buckets), plan, dates
         self.device = torch.device(device)
         self.facts = SourceFacts(store)
-        self.arrays = OpenArrays(plan.requests) if _on_a_server(store) else store.arrays
+        self.arrays = OpenArrays(plan.requests, store.arrays.guards) if _on_a_server(store) else store.arrays
         self.prefetch = plan.prefetch if plan.workers or plan.threads else 1
         self._part = -(-batch // plan.draws)
 
@@ -112,7 +112,7 @@ class _Run:
     def _make_readers(self) -> Readers:
         plan = self._plan
         if plan.workers:
-            return Crew(self._ring, workers=plan.workers, threads=plan.threads, requests=plan.requests)
+            return Crew(self._ring, workers=plan.workers, threads=plan.threads, requests=plan.requests, guards=self._feed.arrays.guards)
         return Threads(self._feed.arrays, plan.threads, plan.requests) if plan.threads else self._own
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import threading
 import traceback
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -52,10 +53,9 @@ class Line:
             except OSError:
                 os._exit(0)
 
-    def task(self) -> Task:
-        """The next task."""
-        task: Task = pickle.loads(self._exactly(*LENGTH.unpack(self._exactly(LENGTH.size))))
-        return task
+    def hear(self) -> Any:
+        """The next message: guards of stores first, then tasks."""
+        return pickle.loads(self._exactly(*LENGTH.unpack(self._exactly(LENGTH.size))))
 
     def _exactly(self, count: int) -> bytearray:
         found, got = bytearray(count), 0
@@ -120,13 +120,13 @@ def serve(line: Line, ring: np.ndarray, threads: int, requests: int) -> None:
         threads: Decode threads. This one only listens, so that the parent never waits to be heard.
         requests: Requests in flight, for what lies on servers.
     """
-    arrays = OpenArrays(requests)
+    arrays = OpenArrays(requests, line.hear())
     queue: SimpleQueue[tuple[_Work, range]] = SimpleQueue()
     for _ in range(threads):
         threading.Thread(target=_decode, args=(arrays, queue, line), daemon=True).start()
     line.say(Reply(READY))
     while True:
-        task = line.task()
+        task: Task = line.hear()
         images = task.layout.of(ring[task.offset : task.offset + task.layout.nbytes])
         parts = units(task, 1, requests)
         work = _Work(task, images, len(parts))

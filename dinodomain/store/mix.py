@@ -232,7 +232,7 @@ def _joined(location: str, mix: Mix, stores: Sequence[Store]) -> Store:
     joined = Store(location, manifest, index, chunks, _lineage(mix, stores, index, held), member=member, shares=mix.shares)
     for store in stores:
         if not is_remote(store.location):
-            joined.arrays.watch(store.location)
+            joined.arrays.watch(store.location, store.manifest)
     return joined
 
 

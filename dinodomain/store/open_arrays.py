@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ Address = tuple[str, tuple[int, ...]]
 """Where a box begins: location of the array (absolute path or URL), first pixel along each of its axes. Small and picklable: reader
 processes are sent these."""
 
-_ARRAYS, _ROOTS = 4096, 64
+_ARRAYS = 4096
 
 
 class OpenArrays:
@@ -30,13 +30,17 @@ class OpenArrays:
 
     Args:
         requests: Most requests in flight, for arrays on servers.
+        guards: Of the stores that were opened; where a store has none, what lies there when its first array is opened is taken for it.
+
+    Attributes:
+        guards: Root of a store to what notices withdrawals from it.
     """
 
-    def __init__(self, requests: int = 32) -> None:
+    def __init__(self, requests: int = 32, guards: Mapping[str, Guard] | None = None) -> None:
         self._requests = requests
         self._arrays: Cache[ArrayReader] = Cache(_ARRAYS)
         self._present: Cache[bool] = Cache(_ARRAYS)
-        self._guards: Cache[Guard] = Cache(_ROOTS)
+        self.guards: dict[str, Guard] = dict(guards or {})
         # Each mapping holds a file descriptor; half of what the system allows is left to others.
         self._shards: Cache[Shard | None] = Cache(max(16, min(_ARRAYS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)))
 
@@ -79,9 +83,9 @@ class OpenArrays:
         if "_remote" in self.__dict__:
             self._remote.close()
 
-    def watch(self, root: str) -> Guard:
-        """Notices from now on that sources are withdrawn from the store in a folder."""
-        return self._guards.get(root, partial(Guard, Path(root)))
+    def watch(self, root: str, manifest: Mapping[str, object]) -> None:
+        """Notices when sources are withdrawn from the store in a folder, which was opened with this manifest."""
+        self.guards[root] = Guard(Path(root), manifest)
 
     @cached_property
     def _remote(self) -> RemoteReads:
@@ -89,7 +93,11 @@ class OpenArrays:
 
     def _open(self, path: Path) -> ArrayReader:
         root = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
-        return open_array(path, self._shards, self.watch(str(root)).check) if root else open_array(path, self._shards)
+        if root is None:
+            return open_array(path, self._shards)
+        if str(root) not in self.guards:
+            self.guards.setdefault(str(root), Guard(root))
+        return open_array(path, self._shards, self.guards[str(root)].check)
 
 
 def fitted(out: np.ndarray, axes: int) -> np.ndarray:

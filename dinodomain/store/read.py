@@ -86,7 +86,7 @@ class Store:
         self._shapes = index["shape"].to_pylist()
         self.arrays = OpenArrays()
         if not is_remote(self.location):
-            self.arrays.watch(self.location)
+            self.arrays.watch(self.location, manifest)
 
     def __len__(self) -> int:
         return int(self.index.num_rows)

@@ -13,7 +13,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -193,14 +193,20 @@ class Shard:
 class Guard:
     """Notices that sources were withdrawn from a store after it was opened: shards that are opened later are other ones by then.
 
+    Reader processes are sent the guard of whoever opened the store: one of their own would take what they find for what was opened.
+
     Args:
         root: Folder of the store.
+        manifest: That of the opened store; None takes the one that is there now.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._manifest = root / MANIFEST
-        self._entry = self._look()
-        self._withdrawn = self._read()
+    def __init__(self, root: Path, manifest: Mapping[str, object] | None = None) -> None:
+        # A withdrawal holds from the moment its tables are there, whatever is left to be done to the pixels.
+        self._name, self._manifests = str(root), (root / PENDING / MANIFEST, root / MANIFEST)
+        self._entry: tuple[int, int, int] | None = None
+        self._withdrawn: object = None if manifest is None else manifest.get("withdrawn")
+        if manifest is None:
+            self._withdrawn = self._read()
 
     def check(self) -> None:
         """Called before a shard is opened.
@@ -209,21 +215,25 @@ class Guard:
             UserError: Sources were withdrawn.
         """
         entry = self._look()
-        if entry == self._entry:
+        if entry is not None and entry == self._entry:
             return
         if self._read() != self._withdrawn:
-            raise UserError(str(self._manifest.parent), "sources were withdrawn from this store while it was open", remedy="open it again")
+            raise UserError(self._name, "sources were withdrawn from this store while it was open", remedy="open it again")
         self._entry = entry  # sources were added, which leaves the arrays that were there alone
 
     def _look(self) -> tuple[int, int, int] | None:
-        try:
-            entry = os.stat(self._manifest)
-        except OSError:
-            return None  # said by the shard itself where the store is gone
-        return entry.st_ino, entry.st_size, entry.st_mtime_ns
+        for path in self._manifests:
+            try:
+                entry = os.stat(path)
+            except OSError:
+                continue
+            return entry.st_ino, entry.st_size, entry.st_mtime_ns
+        return None
 
     def _read(self) -> object:
-        try:
-            return json.loads(self._manifest.read_bytes()).get("withdrawn")
-        except (OSError, ValueError, AttributeError):
-            return None
+        for path in self._manifests:
+            try:
+                return json.loads(path.read_bytes()).get("withdrawn")
+            except (OSError, ValueError, AttributeError):
+                continue
+        return self._withdrawn  # said by the shard itself where the store is gone

@@ -15,10 +15,12 @@ import pyarrow as pa
 import pytest
 
 from dinodomain.errors import UserError
+from dinodomain.lineage import write_json
 from dinodomain.loader import Loader, LoaderPlan, find_tiles
 from dinodomain.loader.facts import SourceFacts
 from dinodomain.loader.feed import Feed
 from dinodomain.store import Store, StorePlan, array_record, build_store, open_store
+from dinodomain.store.rewrite import clear_items
 
 READERS = [{"threads": 0}, {"threads": 3, "prefetch": 2}, {"workers": 1}, {"workers": 2, "threads": 1, "prefetch": 7}]
 
@@ -196,6 +198,20 @@ def test_damage_reaches_the_consumer_by_name_after_the_batches_before_it(tmp_pat
     with pytest.raises(UserError, match=r"c/0/0/0: chunk \(0, 0, 0\) cannot be read: its checksum differs"):
         list(run)
     assert readers() == []
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("plan", [{"threads": 0}, {"workers": 1}])
+def test_what_was_withdrawn_after_a_store_was_opened_is_never_a_batch_of_blank_images(tmp_path, plan, mixed):
+    rng = np.random.default_rng(0)
+    sources = {f"{i}": array_record(rng.integers(1, 255, (1, 20, 20)).astype(np.uint8), layout="whole") for i in range(4)}
+    store = build_store(tmp_path / "s", sources, domain="made-up")
+    (tmp_path / "mix.yaml").write_text("stores: [{path: s, share: 1}]")
+    opened = open_store(tmp_path / ("mix.yaml" if mixed else "s"), mixed=True)
+    clear_items((store.path / store.row(0)["array"]).parent, range(4))
+    write_json(store.path / "manifest.json", {**store.manifest, "withdrawn": [{"date": "2024-01-01"}]})
+    with pytest.raises(UserError, match=r"s: sources were withdrawn from this store while it was open"):
+        next(iter(Loader(opened, LoaderPlan(batch=4, **plan), seed=0)))
 
 
 @pytest.mark.parametrize("folder", [False, True])

@@ -17,7 +17,8 @@ import pytest
 
 from dinodomain.errors import UserError
 from dinodomain.lineage import write_json
-from dinodomain.store import StorePlan, array_record, build_store, open_store, shard
+from dinodomain.store import Store, StorePlan, array_record, build_store, open_store, shard
+from dinodomain.store.load import load_tables
 from dinodomain.store.rewrite import clear_items
 
 KINDS = ("scene", "volume", "stack")
@@ -195,6 +196,27 @@ def test_shards_that_are_opened_after_a_withdrawal_are_refused_and_after_an_inge
     with pytest.raises(UserError, match=r"s: sources were withdrawn from this store while it was open; open it again"):
         reader(third, "data")()
     reader(open_store(store.path), "data")()
+
+
+def test_a_withdrawal_holds_from_when_its_tables_are_there_and_a_store_opened_since_is_the_one_it_leaves(tmp_path, make_pixels):
+    store = made(tmp_path, make_pixels, "stack")
+    before = open_store(store.path)
+    shutil.copytree(store.path, tmp_path / "tables", ignore=lambda *_: {"stacks"})
+    write_json(tmp_path / "tables/manifest.json", {**store.manifest, "withdrawn": [{"date": "2024-01-01"}]})
+    shutil.copytree(tmp_path / "tables", store.path / "withdrawal")
+    with pytest.raises(UserError, match=r"s: sources were withdrawn from this store while it was open"):
+        reader(before, "data")()
+    since = open_store(store.path)
+    shutil.move(store.path / "withdrawal/manifest.json", store.path / "manifest.json")
+    reader(since, "data")()
+
+
+def test_a_withdrawal_between_the_tables_and_the_first_look_is_noticed(tmp_path, make_pixels):
+    store = made(tmp_path, make_pixels, "stack")
+    tables = load_tables(str(store.path))
+    write_json(store.path / "manifest.json", {**store.manifest, "withdrawn": [{"date": "2024-01-01"}]})
+    with pytest.raises(UserError, match=r"s: sources were withdrawn"):
+        reader(Store(store.path, *tables), "data")()
 
 
 def test_a_file_cut_short_in_the_middle_of_a_read_ends_a_process_at_worst(tmp_path, make_pixels):
