@@ -75,7 +75,7 @@ class _Part:
 
     def done(self) -> bool:
         self._crew.listen(0)
-        return self.error is not None or not self.left
+        return self.error is None and not self.left
 
     def wait(self) -> None:
         begun = last = time.monotonic()

@@ -46,7 +46,7 @@ class Order:
     """What is drawn at each step.
 
     Args:
-        seed: Any integer.
+        seed: -2^63 to 2^63 - 1.
         sizes: Number of tiles, [buckets], or [buckets, stores] where several stores are mixed.
         weights: [buckets], how much more often a bucket's tiles are drawn than others (1 = equally often).
         global_batch: Samples per step over all ranks, a multiple of ``draws``.

@@ -21,7 +21,7 @@ class Reading(Protocol):
     """A task that somebody works on."""
 
     def done(self) -> bool:
-        """Whether ``wait`` would return at once; never blocks."""
+        """Whether every image is in memory, so that ``wait`` returns at once; false where reading failed. Never blocks."""
         ...
 
     def wait(self) -> None:
@@ -104,7 +104,7 @@ class _Futures:
         self._futures, self._task = futures, task
 
     def done(self) -> bool:
-        return all(future.done() for future in self._futures)
+        return all(future.done() and future.exception() is None for future in self._futures)
 
     def wait(self) -> None:
         while (waited := wait_for(self._futures, timeout=PATIENCE_SECONDS)).not_done:

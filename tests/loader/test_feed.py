@@ -19,7 +19,9 @@ from dinodomain.lineage import write_json
 from dinodomain.loader import Loader, LoaderPlan, find_tiles
 from dinodomain.loader.facts import SourceFacts
 from dinodomain.loader.feed import Feed
-from dinodomain.store import Store, StorePlan, array_record, build_store, open_store
+from dinodomain.loader.readers import Threads
+from dinodomain.loader.task import Layout, Task
+from dinodomain.store import OpenArrays, Store, StorePlan, array_record, build_store, open_store
 from dinodomain.store.rewrite import clear_items
 
 READERS = [{"threads": 0}, {"threads": 3, "prefetch": 2}, {"workers": 1}, {"workers": 2, "threads": 1, "prefetch": 7}]
@@ -198,6 +200,17 @@ def test_damage_reaches_the_consumer_by_name_after_the_batches_before_it(tmp_pat
     with pytest.raises(UserError, match=r"c/0/0/0: chunk \(0, 0, 0\) cannot be read: its checksum differs"):
         list(run)
     assert readers() == []
+
+
+def test_a_reading_that_failed_is_not_done_so_that_nobody_asks_for_it_before_its_turn(tmp_path):
+    layout = Layout((1, 2, 16, 16), "uint16", False)
+    images = layout.of(np.zeros(layout.nbytes, np.uint8))
+    made = Threads(OpenArrays(), 1, 1)
+    reading = made.start(Task(0, 0, layout, range(1), [(str(tmp_path / "nothing"), (0, 0, 0))], ()), images)
+    with pytest.raises(UserError, match=r"holds no zarr\.json"):
+        reading.wait()
+    assert not reading.done()
+    made.close()
 
 
 @pytest.mark.parametrize("mixed", [False, True])
