@@ -102,6 +102,9 @@ def _tables(read: _Read, place: str, lead: str, digests: Mapping[str, str]) -> d
 
 
 def _parsed(data: bytes) -> pa.Table:
-    """Not by ``pq.read_table``: its dataset layer loads pandas, a third of a second and 60 MB in every process that opens a store."""
+    """Not by ``pq.read_table``: its dataset layer loads pandas, a third of a second and 60 MB in every process that opens a store.
+
+    Nor by Arrow's threads: one may still hold ``data`` when all is read, and lets go of it while Python exits, which aborts the process.
+    """
     with pq.ParquetFile(pa.BufferReader(data)) as file:
-        return file.read()
+        return file.read(use_threads=False)
