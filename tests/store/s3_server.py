@@ -20,6 +20,7 @@ import threading
 from typing import Any
 
 from moto.server import ThreadedMotoServer
+from werkzeug.serving import WSGIRequestHandler
 
 
 class Proxy:
@@ -54,6 +55,7 @@ class Proxy:
 def handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -104,6 +106,8 @@ def handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
 
 def main() -> None:
     logging.disable(logging.CRITICAL)
+    # An answer is two writes, of which the second would wait for the delayed acknowledgement of the first.
+    WSGIRequestHandler.disable_nagle_algorithm = True
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     target = server.get_host_and_port()
