@@ -52,30 +52,30 @@ class Verb:
         return self.call(plan)
 
     def to_plan_data(self, data: Mapping[str, Any], paths: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        """User-shaped values (nested by section) and path-typed keys -> the plan's own nesting.
+        """User-shaped values (nested by section) and path-typed keys, which come from the command line and win -> the plan's own nesting.
 
         Raises:
             UserError: One plan key is set under two spellings.
         """
         placed: dict[str, Any] = {}
         spelt: dict[str, str] = {}
-        for key, value in (*_leaves(data, self.keys), *paths):
+        for key, value in (*_leaves(data, self.keys, [key.rpartition(".")[0] for key, _ in paths]), *paths):
             target = self.keys.to_plan(key)
             twin = next((typed for known, typed in spelt.items() if _overlap(known, target)), None)
-            if twin is not None:
+            if twin not in (None, key):
                 raise UserError(key, f"is also set as {twin}", remedy="keep one")
             spelt[target] = key
             _place(placed, target.split("."), value)
         return placed
 
 
-def _leaves(data: Mapping[str, Any], keys: KeyMap, path: str = "") -> list[tuple[str, Any]]:
-    """Key paths of a nested mapping; only the verb's own section and renamed ones are opened, deeper nesting is the plan's."""
-    opened = {keys.prefix, *keys.sections.values()} - {""}
+def _leaves(data: Mapping[str, Any], keys: KeyMap, shared: Sequence[str], path: str = "") -> list[tuple[str, Any]]:
+    """Key paths of a nested mapping; only the verb's own section, renamed and ``shared`` ones are opened, deeper nesting is the plan's."""
+    opened = {keys.prefix, *keys.sections.values(), *shared} - {""}
     found: list[tuple[str, Any]] = []
     for key, value in data.items():
         if not path and key in opened and isinstance(value, Mapping):
-            found += _leaves(value, keys, f"{key}.")
+            found += _leaves(value, keys, shared, f"{key}.")
         else:
             found.append((f"{path}{key}", value))
     return found

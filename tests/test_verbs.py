@@ -98,6 +98,16 @@ def test_a_folder_and_a_section_may_share_a_name():
     assert placed == {"store": "folder", "storage": {"chunk": 32}, "workers": 0}
 
 
+def test_a_path_in_a_section_stands_beside_the_sections_other_keys():
+    data = {"loader": {"batch": 8, "weights": {"a": 2.0}}}
+    placed = VERBS["pretrain"].to_plan_data(data, [("loader.ring_dir", "/dev/shm")])
+    assert placed == {"loader": {"batch": 8, "weights": {"a": 2.0}, "ring_dir": "/dev/shm"}}
+
+
+def test_a_path_on_the_command_line_wins_over_the_one_in_a_file():
+    assert VERBS["pretrain"].to_plan_data({"out": "a", "seed": 1}, [("out", "b")]) == {"out": "b", "seed": 1}
+
+
 def test_usage_names_the_verb_and_only_keys_it_has():
     for verb in VERBS.values():
         words = verb.usage.replace("[", " ").replace("]", " ").split()
