@@ -28,7 +28,7 @@ from dinodomain.errors import UserError
 from dinodomain.loader.task import LENGTH, READY, Images, Reply, Task, packed, read_images, units
 from dinodomain.store import OpenArrays
 
-_ALIVE_SECONDS = 2.0
+_ALIVE_SECONDS = 0.5
 
 
 class Line:

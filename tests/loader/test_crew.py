@@ -166,12 +166,12 @@ def test_deaths_with_progress_between_them_are_no_reason_to_stop(bench, tmp_path
 
 
 def test_a_long_wait_is_told_and_can_be_interrupted(bench, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(readers, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(readers, "PATIENCE_SECONDS", 0.1)
     made = bench()
     location = endless_source(tmp_path / "array")
     _, reading = made.begin(BOXES[:1], location=location)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer = threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT))
     try:
         timer.start()
         with pytest.raises(KeyboardInterrupt):

@@ -24,6 +24,12 @@ pytest.importorskip("obstore")
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1", "localhost"])
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Drawing them takes longer than the runs."""
+    monkeypatch.setattr("dinodomain.engine.record.draw_curves", lambda rows, folder: [])
+
+
 def plan(store: str, out: Path, workers: int) -> PretrainPlan:
     return PretrainPlan(
         domain="synthetic",
