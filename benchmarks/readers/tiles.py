@@ -126,7 +126,7 @@ def _measure(name: str, arrays: Sequence[np.ndarray], cases: Sequence[Case], qui
         store = build_store(work / codec, records, domain="bench", plan=StorePlan(codec=codec))
         for case in cases:
             functions = readers(store, raw, arrays, case.side)
-            turns, rounds = _turns(functions, store, arrays, case.side, 16 if quick else 120), 2 if quick else 7
+            turns, rounds = _turns(functions, store, arrays, case.side, 16 if quick else 40 if case.side > 256 else 120), 2 if quick else 7
             found = rates(turns, rounds)
             for peer in functions:
                 if peer != "ours":
