@@ -6,11 +6,11 @@ N images, C channels, D spatial axes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from dinodomain.loader.columns import matrix, ragged
 from dinodomain.loader.tiles import Bucket
 from dinodomain.store import Store
 from dinodomain.types import TileInfo
@@ -82,23 +82,11 @@ class SourceFacts:
 
     def _made(self, channels: int, axes: int) -> _Table:
         index = self._store.index
-        rows = np.flatnonzero((_lengths(index["scale"]) == channels) & (_lengths(index["spacing"]) == axes))
+        (_, of_channels), (_, of_axes) = ragged(index, "scale"), ragged(index, "spacing")
+        rows = np.flatnonzero((of_channels == channels) & (of_axes == axes))
         place = np.full(len(self._store), -1, dtype=np.int64)
         place[rows] = np.arange(len(rows))
         kept = index.select([*_CHANNEL, "spacing", "shape"]).take(rows)
         widths = {**dict.fromkeys(_CHANNEL, channels), "spacing": axes}
-        values = {name: _matrix(kept[name], width).astype(np.float32) for name, width in widths.items()}
-        return _Table(place, values, _matrix(kept["shape"], 1 + axes)[:, 1:].astype(np.int64))
-
-
-def _lengths(column: Any) -> np.ndarray:
-    """Lengths of the lists of a column."""
-    joined = column.combine_chunks()
-    found: np.ndarray = np.diff(joined.offsets.to_numpy())
-    return found
-
-
-def _matrix(column: Any, width: int) -> np.ndarray:
-    """A column of lists of one length as [m, width]; what is unknown is NaN."""
-    found: np.ndarray = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    return found
+        values = {name: ragged(kept, name)[0].reshape(-1, width).astype(np.float32) for name, width in widths.items()}  # unknown is NaN
+        return _Table(place, values, matrix(kept, "shape")[:, 1:])

@@ -102,10 +102,11 @@ class _Run:
 
     def __init__(self, feed: Feed) -> None:
         self._feed, self._plan = feed, feed.plan
-        self._ring = feed.ring()
-        self._delivery = _delivery(self._ring, feed)
-        self._own, self._pool = Inline(feed.arrays), BufferPool(feed.prefetch + _IN_USE)
+        self._ring, self._own = feed.ring(), Inline(feed.arrays)
+        # Memory is page-locked last: what refuses to start must not leave it so.
         self._readers: Readers = self._make_readers()
+        self._delivery = _delivery(self._ring, feed)
+        self._pool = BufferPool(feed.prefetch + _IN_USE)
         self._ahead: deque[tuple[Job, list[_Read]]] = deque()
         self._held: dict[tuple[int, int], _Read] = {}
 

@@ -19,13 +19,15 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from dinodomain.errors import UserError
 from dinodomain.lineage import digest
-from dinodomain.types import Layout
+
+if TYPE_CHECKING:
+    from dinodomain.types import Layout
 
 FORMAT = 1
 DTYPES = ("uint8", "uint16", "int16", "float32")

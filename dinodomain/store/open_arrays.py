@@ -6,15 +6,18 @@ import resource
 from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dinodomain.store.cache import Cache
 from dinodomain.store.format import MANIFEST
 from dinodomain.store.place import is_remote
-from dinodomain.store.ranges import RemoteReads
 from dinodomain.store.reader import ArrayReader, open_array
 from dinodomain.store.shard import Guard, Shard
+
+if TYPE_CHECKING:
+    from dinodomain.store.ranges import RemoteReads
 
 __all__ = ["Address", "OpenArrays", "fitted", "is_remote"]
 
@@ -89,6 +92,8 @@ class OpenArrays:
 
     @cached_property
     def _remote(self) -> RemoteReads:
+        from dinodomain.store.ranges import RemoteReads  # a process that reads files is up sooner without
+
         return RemoteReads(self._requests)
 
     def _open(self, path: Path) -> ArrayReader:

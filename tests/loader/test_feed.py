@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from dinodomain.errors import UserError
 from dinodomain.lineage import write_json
 from dinodomain.loader import Loader, LoaderPlan, find_tiles
+from dinodomain.loader import feed as feeds
 from dinodomain.loader.facts import SourceFacts
 from dinodomain.loader.feed import Feed
 from dinodomain.loader.readers import Threads
@@ -263,6 +265,19 @@ def test_however_an_iterator_ends_nothing_of_it_stays(images, make_jobs, feed_of
     assert readers() == []
     assert content(batch) == kept, "batches stay valid"
     del batch  # the last of the ring
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_readers_that_cannot_start_leave_no_memory_page_locked_and_no_descriptor(images, make_jobs, feed_of, monkeypatch):
+    tiles, locked = find_tiles(images, LoaderPlan()), []
+    monkeypatch.setattr(feeds, "_delivery", lambda ring, feed: locked.append(ring))
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    gc.collect()
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(UserError, match=r"cannot start: /no/python"):
+        next(feed_of(images, tiles, workers=2).run(make_jobs(tiles, 6)))
+    gc.collect()
+    assert locked == []
     assert set(os.listdir("/proc/self/fd")) == before
 
 
