@@ -62,6 +62,8 @@ def main() -> None:
         found += rows
     missed = [row for row in found if met(row) is False]
     print(f"\n{len(found)} rows, {sum(met(row) is True for row in found)} targets met, {len(missed)} missed")
+    if options.quick:
+        print("quick: so little data in so few rounds says nothing about targets")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.json, found)
 
