@@ -89,7 +89,7 @@ class Server:
 @contextlib.contextmanager
 def running() -> Iterator[Server]:
     """A server that the environment names."""
-    server = Server(Path(__file__).parents[2] / "tests/store/s3_server.py")
+    server = Server(Path(__file__).parents[2] / "tests/s3_server.py")
     before = dict(os.environ)
     os.environ.update(KEYS, AWS_ENDPOINT_URL=server.url, AWS_S3_ENDPOINT=server.url.removeprefix("http://"))
     try:

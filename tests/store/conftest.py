@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +89,9 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def s3_process() -> Iterator[Server]:
-    pytest.importorskip("moto")
+def s3_process(s3_addresses: dict[str, str]) -> Server:
     pytest.importorskip("obstore")
-    script = Path(__file__).with_name("s3_server.py")
-    child = subprocess.Popen([sys.executable, "-W", "ignore", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    yield Server(**json.loads(child.stdout.readline()))
-    child.stdin.close()
-    child.wait(timeout=30)
-    child.stdout.close()
+    return Server(**s3_addresses)
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +134,8 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def s3_process() -> Iterator[Server]:
-    pytest.importorskip("moto")
-    script = Path(__file__).with_name("s3_server.py")
-    child = subprocess.Popen([sys.executable, "-W", "ignore", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    yield Server(**json.loads(child.stdout.readline()))
-    child.stdin.close()
-    child.wait(timeout=30)
-    child.stdout.close()
+def s3_process(s3_addresses: dict[str, str]) -> Server:
+    return Server(**s3_addresses)
 
 
 @pytest.fixture
