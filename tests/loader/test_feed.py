@@ -26,7 +26,7 @@ from dinodomain.loader.task import Layout, Task
 from dinodomain.store import OpenArrays, Store, StorePlan, array_record, build_store, open_store
 from dinodomain.store.rewrite import clear_items
 
-READERS = [{"threads": 0}, {"threads": 3, "prefetch": 2}, {"workers": 1}, {"workers": 2, "threads": 1, "prefetch": 7}]
+READERS = [{"threads": 0}, {"threads": 3, "prefetch": 2}, {"workers": 2, "threads": 1, "prefetch": 7}]
 
 
 def content(batch):
@@ -88,12 +88,6 @@ def test_whoever_reads_batches_are_what_the_store_holds(scenes, tiles, make_jobs
     assert all(one == found[0] for one in found[1:])
 
 
-def test_processes_never_change_what_a_loader_draws(scenes):
-    plans = ({"threads": 0}, {"workers": 4})
-    one, two = ([content(batch) for batch in islice(Loader(scenes, LoaderPlan(batch=8, **plan), seed=1), 10)] for plan in plans)
-    assert one == two
-
-
 def test_buckets_without_bit_fields_and_of_other_sizes_share_a_ring(images, make_jobs, feed_of):
     tiles = find_tiles(images, LoaderPlan())
     jobs = [job for pair in zip(make_jobs(tiles, 6), make_jobs(tiles, 6, bucket=1)) for job in pair]
@@ -150,7 +144,7 @@ def test_a_consumer_that_keeps_every_batch_gets_its_own_copies(images, make_jobs
     caplog.set_level(logging.INFO)
     tiles = find_tiles(images, LoaderPlan())
     jobs = list(make_jobs(tiles, 60, **shape))
-    kept = list(feed_of(images, tiles, workers=2, **shape).run(jobs))
+    kept = list(feed_of(images, tiles, workers=1, **shape).run(jobs))
     again = list(feed_of(images, tiles, threads=0, **shape).run(jobs))
     assert [content(batch) for batch in kept] == [content(batch) for batch in again]
     line = "batches are kept while others are read: those for which the ring has no room are copied"
@@ -170,16 +164,17 @@ def test_processes_killed_twenty_times_change_nothing(scenes, tiles, make_jobs, 
     jobs = list(make_jobs(tiles, 120, **options))
     expected = [content(batch) for batch in feed_of(scenes, tiles, threads=0, **options).run(jobs)]
     rng = np.random.default_rng(7)
-    moments = set(rng.choice(np.arange(1, 119), 20, replace=False).tolist())
+    # Both at a time, or one of them; so far apart that whoever died was missed, and replaced, before the next.
+    moments = dict(zip((np.arange(3, 111, 9) + rng.integers(0, 4, 12)).tolist(), rng.permutation([2] * 8 + [1] * 4).tolist()))
     killed = set()
     run = feed_of(scenes, tiles, workers=2, prefetch=3, **options).run(jobs)
     for number, (batch, whole) in enumerate(zip(run, expected, strict=True)):
         assert content(batch) == whole, number
         if number in moments:
             time.sleep(rng.random() * 0.03)
-            victim = int(rng.choice(sorted(set(readers()) - killed)))
-            os.kill(victim, signal.SIGKILL)
-            killed.add(victim)
+            for victim in rng.choice(sorted(set(readers()) - killed), moments[number], replace=False).tolist():
+                os.kill(victim, signal.SIGKILL)
+                killed.add(victim)
     assert len(killed) == 20
     assert len([record for record in caplog.records if "is restarted" in record.getMessage()]) == 20
 
@@ -249,7 +244,7 @@ def test_however_an_iterator_ends_nothing_of_it_stays(images, make_jobs, feed_of
         if how == "error":
             raise RuntimeError("no more")
 
-    run = feed_of(images, tiles, workers=2).run(jobs())
+    run = feed_of(images, tiles, workers=1).run(jobs())
     batch = next(run)
     kept = content(batch)
     if how == "close":
