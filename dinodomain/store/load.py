@@ -17,10 +17,13 @@ from dinodomain.errors import UserError
 from dinodomain.store.format import CHUNKS, FORMAT, INDEX, LINEAGE, MANIFEST, PENDING
 from dinodomain.store.place import is_remote, shown
 from dinodomain.store.remote import OPENING_RETRIES, Objects
+from dinodomain.store.shard import RESTORE
 
 Json = Any
 _Read = Callable[[str], bytes | None]
 """Bytes of a file by its name below the store; None where there is none."""
+_FINISH = "run the same `dinodomain ingest` again: it goes on where it stopped"
+_NO_STORE = f"give the folder of a finished store; if it was one, {RESTORE}"
 
 
 class Tables(NamedTuple):
@@ -57,8 +60,8 @@ def load_tables(location: str) -> Tables:
     if found is None:
         found, lead = read(MANIFEST), ""
     if found is None:
-        raise UserError(place, f"has no {MANIFEST}: no store, or one that was never finished",
-                        remedy="run the same `dinodomain ingest` again: it goes on where it stopped")  # fmt: skip
+        remedy = _FINISH if place.rstrip("/").endswith(".partial") else _NO_STORE
+        raise UserError(place, f"has no {MANIFEST}: no store, or one that was never finished", remedy=remedy)
     manifest = _manifest(found, place, f"{place}/{lead}{MANIFEST}")
     tables = _tables(read, place, lead, manifest["digests"])
     return Tables(manifest, _parsed(tables[INDEX]), _parsed(tables[CHUNKS]), json.loads(tables[LINEAGE]))
@@ -84,9 +87,9 @@ def _manifest(data: bytes, place: str, name: str) -> dict[str, Json]:
         found = int(manifest["format"])
         manifest["digests"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(name, f"is not a manifest ({error!r})", remedy="restore the file, or ingest again") from error
+        raise UserError(name, f"is not a manifest ({error!r})", remedy=RESTORE) from error
     if found != FORMAT:
-        remedy = "upgrade dinodomain" if found > FORMAT else "ingest again"
+        remedy = "upgrade dinodomain" if found > FORMAT else "ingest its sources into a new store"
         raise UserError(place, f"has store format {found}", allowed=str(FORMAT), remedy=remedy)
     return manifest
 
@@ -97,7 +100,7 @@ def _tables(read: _Read, place: str, lead: str, digests: Mapping[str, str]) -> d
     for name, expected in digests.items():
         data = tables[name]
         if data is None or hashlib.sha256(data).hexdigest() != expected:
-            raise UserError(f"{place}/{lead}{name}", "is missing or not what the manifest says", remedy="restore the file, or ingest again")
+            raise UserError(f"{place}/{lead}{name}", "is missing or not what the manifest says", remedy=RESTORE)
     return {name: data for name, data in tables.items() if data is not None}
 
 

@@ -76,6 +76,8 @@ class DirectArray:
             if self._layout.complete:
                 raise damaged(str(path), "the file is missing") from None
             return None
+        except OSError as error:  # said here: reader processes pass on the words, not what kind of error it was
+            raise UserError(str(path), f"cannot be read ({error.strerror})", remedy="check its permissions and the disk") from None
 
 
 class ZarrArray:

@@ -23,7 +23,7 @@ from dinodomain.store.codec import MISSING, Corrupt, FastLayout, decode, decode_
 from dinodomain.store.format import MANIFEST, PENDING
 from dinodomain.store.pieces import Box, Cell, Piece
 
-RESTORE = "restore the file from a copy, or ingest its source again"
+RESTORE = "restore the file from a copy, or ingest its sources into a new store"
 _AGAIN = "open the store again; where nobody changed it on purpose, restore the file from a copy"
 _TICK_NS, _COARSE_NS = 20 * 10**6, 10**9
 """Two changes of a file less than this apart may bear one time: most file systems count by clock ticks, some by seconds."""

@@ -188,7 +188,7 @@ def test_an_error_of_the_user_arrives_as_it_is(bench, tmp_path):
     _, reading = made.begin(BOXES[:1], location=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"nothing: holds no zarr\.json") as caught:
         reading.wait()
-    assert caught.value.remedy == "restore the file from a copy, or ingest its source again"
+    assert caught.value.remedy == "restore the file from a copy, or ingest its sources into a new store"
     assert not reading.done(), "else a batch that comes before it would be lost"
     made.check(BOXES)
 

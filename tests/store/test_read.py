@@ -274,11 +274,23 @@ def test_a_folder_without_manifest_is_half_written(tmp_path, make_pixels):
     store = scene(tmp_path, make_pixels)
     (store.path / "manifest.json").unlink()
     with pytest.raises(
-        UserError, match=r"has no manifest.json: no store, or one that was never finished; run the same `dinodomain ingest` again"
+        UserError, match=r"has no manifest.json: no store, or one that was never finished; give the folder of a finished store"
     ):
         open_store(store.path)
+    staged = store.path.rename(tmp_path / "s.partial")
+    with pytest.raises(UserError, match=r"never finished; run the same `dinodomain ingest` again"):
+        open_store(staged)
     with pytest.raises(UserError, match="is no folder"):
         open_store(tmp_path / "nowhere")
+
+
+def test_a_shard_that_the_disk_does_not_give_is_named(tmp_path, make_pixels):
+    store = scene(tmp_path, make_pixels)
+    shard = next(path for path in store.path.rglob("data/c/*/*/*"))
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(UserError, match=rf"{shard}: cannot be read \(Is a directory\); check its permissions"):
+        read(store, (0, 0), (16, 16))
 
 
 def test_another_format_is_refused(tmp_path, make_pixels):
