@@ -207,7 +207,7 @@ def sweep(
         device: Where batches go.
 
     Raises:
-        UserError: No tile is eligible.
+        UserError: No tile of the store is eligible. ``rows`` without one give nothing.
     """
     plan = replace(plan, aligned=True, draws=1, pairs="none")
     tiles = find_tiles(store, plan, holdout=holdout)
