@@ -23,6 +23,7 @@ Json = Any
 _Read = Callable[[str], bytes | None]
 """Bytes of a file by its name below the store; None where there is none."""
 _FINISH = "run the same `dinodomain ingest` again: it goes on where it stopped"
+_NOT_THERE = "check the bucket and the path: they name the folder of a finished store"
 _NO_STORE = f"give the folder of a finished store; if it was one, {RESTORE}"
 
 
@@ -60,7 +61,7 @@ def load_tables(location: str) -> Tables:
     if found is None:
         found, lead = read(MANIFEST), ""
     if found is None:
-        remedy = _FINISH if place.rstrip("/").endswith(".partial") else _NO_STORE
+        remedy = _FINISH if place.rstrip("/").endswith(".partial") else _NOT_THERE if is_remote(location) else _NO_STORE
         raise UserError(place, f"has no {MANIFEST}: no store, or one that was never finished", remedy=remedy)
     manifest = _manifest(found, place, f"{place}/{lead}{MANIFEST}")
     tables = _tables(read, place, lead, manifest["digests"])
