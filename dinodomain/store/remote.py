@@ -29,6 +29,7 @@ RETRIES, OPENING_RETRIES = 12, 4
 
 _EXTRA, _WANTED_BY = "cloud", "a store on a server"
 _AGAIN = "open the store again; where nobody changed it on purpose, upload the object again"
+_ADDRESS = "check it for blanks and odd characters, and so AWS_ENDPOINT_URL where that is set"
 _YES = ("1", "true", "yes", "on")
 _T = TypeVar("_T")
 
@@ -155,6 +156,10 @@ class Objects:
                 if turn >= self._retries or not _passing(str(error)):
                     raise _failed(location, lead, str(error)) from None
                 time.sleep(min(FIRST_PAUSE_S * 2.0**turn, LONGEST_PAUSE_S))
+            except BaseException as error:
+                if type(error).__name__ != "PanicException":  # obstore's, at addresses that are none; it cannot be imported
+                    raise
+                raise UserError(shown(location), f"{lead}its address is not valid ({_said(str(error))})", remedy=_ADDRESS) from None
         raise AssertionError("unreachable")
 
 
@@ -237,8 +242,7 @@ def _connect(scheme: str, host: str, retries: int) -> Any:
     try:
         if scheme == "s3":
             config = _s3()
-            endpoint = config.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
-            client |= {"allow_http": True} if endpoint.startswith("http://") else {}
+            client |= {"allow_http": True} if _endpoint().startswith("http://") else {}
             return stores.S3Store(host, config=config, retry_config=retry, client_options=client)
         if scheme in ("gs", "az"):
             kind = stores.GCSStore if scheme == "gs" else stores.AzureStore
@@ -246,8 +250,23 @@ def _connect(scheme: str, host: str, retries: int) -> Any:
         return stores.HTTPStore.from_url(
             f"{scheme}://{host}", retry_config=retry, client_options={**client, "allow_http": scheme == "http"}
         )
+    except ValueError as error:
+        raise UserError(shown(f"{scheme}://{host}"), f"its address is not valid ({_said(str(error))})", remedy=_ADDRESS) from None
     except _errors().BaseError as error:
         raise UserError(f"{scheme}://{host}", f"cannot be used ({_said(str(error))})", remedy=_credentials(scheme)) from None
+
+
+def _endpoint() -> str:
+    """Where S3 is, if not at its usual place.
+
+    Raises:
+        UserError: It is no address, at which obstore panics.
+    """
+    name = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT") if os.environ.get(name)), "")
+    endpoint = os.environ.get(name, "")
+    if endpoint and not re.match(r"https?://[^/\s]", endpoint):
+        raise UserError(name, f"{_quiet(endpoint)!r} is no address", allowed="https://HOST or http://HOST:PORT")
+    return endpoint
 
 
 def _s3() -> dict[str, Any]:

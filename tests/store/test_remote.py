@@ -175,6 +175,26 @@ def test_a_store_that_is_not_there_is_named(server):
         open_store("s3://nowhere/at/all")
 
 
+@pytest.mark.parametrize("endpoint", ["nonsense", "127.0.0.1:9000", "http://", "ftp://host"])
+def test_an_endpoint_that_is_no_address_is_named(server, monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UserError, match=rf"AWS_ENDPOINT_URL: '{endpoint}' is no address; allowed: https://HOST or http://HOST:PORT"):
+        open_store("s3://bucket/store")
+
+
+def test_an_http_address_that_is_none_is_one_message():
+    with pytest.raises(UserError, match=r"https://ex ample: its address is not valid \(invalid .*\); check it for blanks"):
+        open_store("https://ex ample/store")
+
+
+@pytest.mark.parametrize(("endpoint", "url"), [("http://127.0.0.1:99999", "s3://a/b"), ("http://a b", "s3://a/b"), ("", "s3://Tri al/b")])
+def test_an_address_at_which_the_client_panics_is_one_message(server, monkeypatch, endpoint, url):
+    if endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UserError, match=rf"{url}/.*: its address is not valid \(.*\); check it for blanks"):
+        open_store(url)
+
+
 def test_a_server_that_is_not_there_is_told_within_seconds(server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"the server did not answer as it should .*Connection refused.*check the network"):
