@@ -44,7 +44,7 @@ class Ring:
         folder: Where the shared file lies instead of in anonymous memory.
 
     Raises:
-        UserError: The folder has no room for it.
+        UserError: The folder has no room for it, or the system does not give the memory.
     """
 
     def __init__(self, slots: int, slot_bytes: int, *, shared: bool, folder: str | None = None) -> None:
@@ -52,9 +52,17 @@ class Ring:
         self.nbytes = slots * self.slot_bytes
         self.descriptor = _shared_file(self.nbytes, folder) if shared else -1
         self._close = weakref.finalize(self, os.close, self.descriptor) if shared else None
-        self._mapping = mmap.mmap(self.descriptor, self.nbytes)
+        self._mapping = self._mapped()
         # The slot given back last is taken first: its pages are warm, and slots that are never needed take no memory.
         self._free = list(range(slots))[::-1]
+
+    def _mapped(self) -> mmap.mmap:
+        try:
+            return mmap.mmap(self.descriptor, self.nbytes)
+        except OSError as error:
+            self.close()
+            what = f"{self.slots} slots of {self.slot_bytes / 2**20:.4g} MiB to read batches into are not to be had ({error.strerror})"
+            raise UserError("loader.batch", what, remedy="lower loader.batch, loader.prefetch or loader.tile") from error
 
     @property
     def free(self) -> int:
