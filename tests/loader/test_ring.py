@@ -122,7 +122,7 @@ def test_a_folder_without_room_is_said_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("shared", [False, True])
 def test_memory_that_the_system_does_not_give_is_said_with_its_size(shared):
     before = descriptors()
-    with pytest.raises(UserError, match=r"loader\.batch: 2 slots of 1\.1e\+12 MiB, .* \(Cannot allocate memory\); lower loader\.batch"):
+    with pytest.raises(UserError, match=r"loader\.batch: 2 slots of 1\.1e\+12 MiB .* \(Cannot allocate memory\); lower loader\.batch"):
         Ring(2, 2**60, shared=shared)
     assert descriptors() == before
 
