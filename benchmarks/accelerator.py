@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dinodomain.domain import ViewPolicy, linear_to_unit
+from dinodomain.domain import Jitter, ViewPolicy, linear_to_unit
 from dinodomain.engine import EnginePlan, PretrainPlan
 from dinodomain.engine.step import train_step
 from dinodomain.engine.training import Training
@@ -32,11 +32,11 @@ from dinodomain.objective import Objective, ObjectivePlan
 from dinodomain.optim import OptimPlan, Schedules, make_optimizer, parameter_groups
 from dinodomain.store import StorePlan, array_record, build_store
 from dinodomain.types import Batch, Normalisation, TileInfo
-from dinodomain.views import ViewsPlan, draw, render
+from dinodomain.views import ViewsPlan, draw_batch, render
 
 Row = dict[str, Any]
-PLANE = ViewPolicy(axes=("NS", "EW"), flips={"NS": 0.5, "EW": 0.5}, per_channel=True)
-VOLUME = ViewPolicy(axes=("IS", "AP", "LR"), flips={"IS": 0.5, "AP": 0.5, "LR": 0.5})
+PLANE = ViewPolicy(axes=("NS", "EW"), flip={"NS": 0.5, "EW": 0.5}, jitter=Jitter(per_channel=True))
+VOLUME = ViewPolicy(axes=("IS", "AP", "LR"), flip={"IS": 0.5, "AP": 0.5, "LR": 0.5})
 
 # (name, tile, dtype, policy, crops, batch, least samples/s with the source on the device)
 INPUTS = (
@@ -118,9 +118,9 @@ def normalisation(channels: int) -> Normalisation:
 
 
 def render_all(batch: Batch, policy: ViewPolicy, plan: ViewsPlan, patch: int = 8) -> object:
-    params = draw(policy, plan, seed=0, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws, valid_box=batch.info.valid_box,
-                  spacing=batch.info.spacing)  # fmt: skip
-    return render(batch, params, to_float=linear_to_unit, normalisation=normalisation(len(batch.channels)), patch_size=patch)
+    norm = normalisation(len(batch.channels))
+    params = draw_batch(policy, plan, batch, seed=0, normalisation=norm)
+    return render(batch, params, to_float=linear_to_unit, normalisation=norm, patch_size=patch)
 
 
 def views(rounds: int, quick: bool, device: str) -> Iterator[Row]:

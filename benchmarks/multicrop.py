@@ -24,9 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from dinodomain.domain import ViewPolicy, linear_to_unit
+from dinodomain.domain import Jitter, ViewPolicy, linear_to_unit
 from dinodomain.types import Batch, Normalisation, TileInfo
-from dinodomain.views import ViewsPlan, draw, render
+from dinodomain.views import ViewsPlan, draw_batch, render
 
 Pipeline = Callable[[int], None]
 """Makes all views of all images; the argument is the round, so that nobody can cache."""
@@ -58,8 +58,8 @@ class Case:
     peers: dict[str, tuple[Callable[[torch.Tensor], Pipeline], float]]
 
 
-PLANE = ViewPolicy(axes=("NS", "EW"), flips={"NS": 0.5, "EW": 0.5})
-VOLUME = ViewPolicy(axes=("IS", "AP", "LR"), flips={"IS": 0.5, "AP": 0.5, "LR": 0.5})
+PLANE = ViewPolicy(axes=("NS", "EW"), flip={"NS": 0.5, "EW": 0.5})
+VOLUME = ViewPolicy(axes=("IS", "AP", "LR"), flip={"IS": 0.5, "AP": 0.5, "LR": 0.5})
 
 
 def smooth_images(count: int, channels: int, extent: tuple[int, ...], high: float, dtype: torch.dtype) -> torch.Tensor:
@@ -92,7 +92,7 @@ def ours(images: torch.Tensor, policy: ViewPolicy, plan: ViewsPlan) -> Pipeline:
     )
 
     def run(turn: int) -> None:
-        params = draw(policy, plan, seed=turn, tile_ids=ids, epochs=batch.epochs, draws=batch.draws, valid_box=box, spacing=info.spacing)
+        params = draw_batch(policy, plan, batch, seed=turn, normalisation=norm)
         render(batch, params, to_float=linear_to_unit, normalisation=norm, patch_size=8)
 
     return run
@@ -246,7 +246,7 @@ def cases(quick: bool) -> list[Case]:
         ),
         Case(
             name="12-band uint16 256^2", images=smooth_images(many, 12, (256, 256), 9999, torch.uint16),
-            policy=ViewPolicy(axes=PLANE.axes, flips=PLANE.flips, per_channel=True), plan=ViewsPlan(),
+            policy=ViewPolicy(axes=PLANE.axes, flip=PLANE.flip, jitter=Jitter(per_channel=True)), plan=ViewsPlan(),
             peers={"torchvision v2": (torchvision_bands, 2.2)},
         ),
         Case(

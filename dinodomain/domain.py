@@ -18,6 +18,26 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from dinodomain.errors import BadSource, MissingExtra, UserError
 from dinodomain.expression import Filter
+from dinodomain.policy import (
+    BiasField,
+    Blur,
+    CoarserPixels,
+    DropChannels,
+    Gain,
+    Gamma,
+    Haze,
+    Jitter,
+    Noise,
+    Rician,
+    Rotation,
+    Shadow,
+    Solarise,
+    Speckle,
+    SubsetChannels,
+    Thickness,
+    ViewPolicy,
+    Window,
+)  # fmt: skip
 from dinodomain.types import Layout, Record, Select, SourceRef, TileInfo
 
 if TYPE_CHECKING:
@@ -45,6 +65,23 @@ def quiet(category: type[Warning] = Warning, *, module: str = "") -> Iterator[No
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DisplayWindow:
+    """A display window of a channel: what a reader sets at the console, as an input of the network.
+
+    Attributes:
+        centre: Value in the middle of the window, in the channel's unit.
+        width: Width in the channel's unit.
+        mean: Expected mean in the unit range.
+        std: Expected standard deviation in the unit range.
+    """
+
+    centre: float
+    width: float
+    mean: float = 0.5
+    std: float = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
     """One channel as its instrument measures it.
 
@@ -55,6 +92,7 @@ class Channel:
         mean: Expected mean in the unit range.
         std: Expected standard deviation in the unit range.
         wavelength_nm: Centre wavelength, or None.
+        windows: Display windows by name, for ``views.windows``.
     """
 
     unit: str
@@ -63,58 +101,7 @@ class Channel:
     mean: float = 0.5
     std: float = 0.25
     wavelength_nm: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewPolicy:
-    """Which augmentations keep the meaning of an image of this domain: data, not code.
-
-    Intensity ranges are stated in the unit range (0 at the channel's low, 1 at its high). Probabilities are per sample.
-
-    Attributes:
-        axes: Anatomical or ground name of each spatial axis in array order, for example ``("IS", "AP", "LR")`` or ``("NS", "EW")``.
-        flips: Axis name to flip probability; an axis that is not named is never flipped.
-        quarter_turns: Whether the last two axes may be exchanged (with both flips: the eight-fold symmetry of the square).
-        global_scale: Area (2-D) or volume (3-D) fraction of a global crop.
-        local_scale: The same for local crops.
-        aspect: Range of the ratio of in-plane extents.
-        brightness: Largest absolute shift.
-        contrast: Contrast factor drawn from [1 - contrast, 1 + contrast], about the crop's mean.
-        gamma: Exponent range, drawn log-uniformly.
-        intensity_probability: Probability of brightness, contrast and gamma together.
-        per_channel: Whether brightness and contrast are drawn for each channel apart.
-        blur_sigma: Gaussian sigma range in output pixels of a 224-pixel (2-D) or 96-voxel (3-D) global crop; smaller crops get less.
-        blur_probability: Probability of blur for (first global, second global, local) views.
-        noise_std: Range of the standard deviation of added Gaussian noise.
-        noise_probability: Probability of noise.
-        channel_drop: Probability that a channel is set to its mean (at least one stays).
-        solarise_probability: Probability of solarisation in the second global view.
-        default_mode: Normalisation used unless ``views.normalise`` says otherwise.
-    """
-
-    axes: tuple[str, ...]
-    flips: Mapping[str, float] = field(default_factory=dict)
-    quarter_turns: bool = False
-    global_scale: tuple[float, float] = (0.32, 1.0)
-    local_scale: tuple[float, float] = (0.05, 0.32)
-    aspect: tuple[float, float] = (0.75, 4 / 3)
-    brightness: float = 0.2
-    contrast: float = 0.2
-    gamma: tuple[float, float] = (0.8, 1.25)
-    intensity_probability: float = 0.8
-    per_channel: bool = False
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    noise_std: tuple[float, float] = (0.0, 0.05)
-    noise_probability: float = 0.2
-    channel_drop: float = 0.0
-    solarise_probability: float = 0.0
-    default_mode: Literal["domain", "store", "source"] = "domain"
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.flips) - set(self.axes))
-        if unknown:
-            raise UserError("view policy", f"flips name unknown axes {unknown}", allowed=", ".join(self.axes))
+    windows: Mapping[str, DisplayWindow] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,4 +232,8 @@ def find_domain(name: str) -> Domain:
     return domain
 
 
-__all__ = ["Channel", "Domain", "Filter", "MissingExtra", "ProbeSpec", "ViewPolicy", "find_domain", "installed_domains", "linear_to_unit"]
+__all__ = [
+    "BiasField", "Blur", "Channel", "CoarserPixels", "DisplayWindow", "Domain", "DropChannels", "Filter", "Gain", "Gamma", "Haze",
+    "Jitter", "MissingExtra", "Noise", "ProbeSpec", "Rician", "Rotation", "Shadow", "Solarise", "Speckle", "SubsetChannels",
+    "Thickness", "ViewPolicy", "Window", "find_domain", "installed_domains", "linear_to_unit",
+]  # fmt: skip

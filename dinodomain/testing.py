@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dinodomain.domain import Channel, Domain, ProbeSpec, ViewPolicy, find_domain, linear_to_unit
+from dinodomain.domain import Channel, Domain, Jitter, ProbeSpec, ViewPolicy, find_domain, linear_to_unit
 from dinodomain.errors import BadSource, UserError
 from dinodomain.ingest import IngestPlan, ingest
 from dinodomain.lineage import canonical, content_hash
@@ -141,6 +141,9 @@ class _Synthetic:
         return content
 
 
+_MILD = Jitter(brightness=(-0.1, 0.1), contrast=(0.9, 1.1))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticImages:
     """A 2-D domain of made-up images.
@@ -191,7 +194,7 @@ class SyntheticImages:
 
     def view_policy(self) -> ViewPolicy:
         """Mirror images keep their class here; stripes do not survive quarter turns."""
-        return ViewPolicy(axes=("NS", "EW"), flips={"NS": 0.5}, brightness=0.1, contrast=0.1)
+        return ViewPolicy(axes=("NS", "EW"), flip={"NS": 0.5}, jitter=_MILD)
 
     def probes(self) -> Sequence[ProbeSpec]:
         """The class of the stripes."""
@@ -236,7 +239,7 @@ class SyntheticVolumes:
 
     def view_policy(self) -> ViewPolicy:
         """No flips at all, as in a medical domain."""
-        return ViewPolicy(axes=("IS", "AP", "LR"), brightness=0.1, contrast=0.1)
+        return ViewPolicy(axes=("IS", "AP", "LR"), jitter=_MILD)
 
     def probes(self) -> Sequence[ProbeSpec]:
         """The class of the stripes."""
@@ -444,8 +447,8 @@ class DomainTests:
     def test_its_policy_names_the_array_axes(self) -> None:
         policy = self.domain.view_policy()
         assert len(policy.axes) == self.domain.ndim
-        assert all(0 <= probability <= 1 for probability in policy.flips.values())
-        assert not policy.quarter_turns or set(policy.flips) >= set(policy.axes[-2:]), "quarter turns without flips make no symmetry"
+        assert all(0 <= probability <= 1 for probability in policy.flip.values())
+        assert not policy.quarter_turns or set(policy.flip) >= set(policy.axes[-2:]), "quarter turns without flips make no symmetry"
 
     def test_its_probes_have_a_task_and_a_target(self) -> None:
         for probe in self.domain.probes():

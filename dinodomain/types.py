@@ -213,11 +213,13 @@ class Normalisation:
 
     Attributes:
         mode: ``domain`` declared range, ``store`` measured range, ``source`` each source's own percentiles.
-        channels: Channel names; the tuples below follow their order.
+        channels: Names of the network's channels; the tuples below follow their order.
         low: Physical value of unit 0 (unused in mode ``source``).
         high: Physical value of unit 1 (unused in mode ``source``).
         mean: Mean in the unit range.
         std: Standard deviation in the unit range.
+        sources: The stored channel behind each channel of the network, where they differ (display windows of one channel); empty where
+            they are the same.
     """
 
     mode: Literal["domain", "store", "source"]
@@ -226,6 +228,7 @@ class Normalisation:
     high: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +241,7 @@ class ViewGroup:
         valid: [N, P] float32 in 0..1, share of real pixels under each patch token, row-major over the token grid.
         to_tile: [N, D, D + 1] float32; maps a pixel index of the crop (array order) to pixel coordinates of its tile (centres at integers).
         spacing: [N, D] float32 pixel size of the crop, mm or m; NaN where unknown.
+        kept: [N, C] bool, False where the channel was lost and holds its mean.
         num_views: V.
     """
 
@@ -246,6 +250,7 @@ class ViewGroup:
     valid: Tensor
     to_tile: Tensor
     spacing: Tensor
+    kept: Tensor
     num_views: int
 
 

@@ -80,12 +80,12 @@ def test_the_synthetic_domains_are_domains():
 
 
 def test_a_policy_may_only_flip_axes_it_has():
-    with pytest.raises(UserError, match=r"flips name unknown axes \['LR'\]; allowed: NS, EW"):
-        ViewPolicy(axes=("NS", "EW"), flips={"LR": 0.5})
+    with pytest.raises(UserError, match=r"flip: names unknown axes \['LR'\]; allowed: NS, EW"):
+        ViewPolicy(axes=("NS", "EW"), flip={"LR": 0.5})
 
 
 def test_no_axis_is_flipped_unless_it_is_named():
-    assert dict(ViewPolicy(axes=("IS", "AP", "LR")).flips) == {}
+    assert dict(ViewPolicy(axes=("IS", "AP", "LR")).flip) == {}
 
 
 def info(scale, offset, low, high):

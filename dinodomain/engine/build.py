@@ -87,7 +87,9 @@ def build(plan: PretrainPlan, domain: Domain | None = None) -> Setup:
     plan = resolved.plan
     apply_switches(device=plan.engine.device, threads=plan.engine.threads or 1, deterministic=plan.engine.deterministic)
     device = parallel.local_device(plan.engine.device)
-    normalisation = resolve_normalisation(plan.views.normalise, domain.view_policy(), domain.channels, facts.channels, store.stats)
+    normalisation = resolve_normalisation(
+        plan.views.normalise, domain.view_policy(), domain.channels, facts.channels, store.stats, plan.views.windows
+    )
     loader = Loader(store, plan.loader, seed=plan.seed, rank=parallel.rank(), world=parallel.world(), device=device, tiles=tiles)
     training = make_training(plan, domain, normalisation, ndim=store.ndim, device=device)
     return Setup(training=training, drawn=Drawn(store=store, loader=loader), reasons=(*resolved.reasons, _memory(loader)))

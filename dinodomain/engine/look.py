@@ -14,7 +14,7 @@ from dinodomain.loader import Loader, LoaderPlan
 from dinodomain.show.views import draw_views
 from dinodomain.store import Store, open_store
 from dinodomain.types import Batch
-from dinodomain.views import ViewsPlan, draw, render, resolve_normalisation
+from dinodomain.views import ViewsPlan, draw_batch, render, resolve_normalisation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +86,8 @@ def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Writt
     if unknown:
         raise UserError("bands", f"the store has no {', '.join(unknown)}", allowed=", ".join(batch.channels))
     policy = domain.view_policy()
-    normalisation = resolve_normalisation(plan.views.normalise, policy, domain.channels, batch.channels, store.stats)
-    params = draw(
-        policy, plan.views, seed=plan.seed, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
-        valid_box=batch.info.valid_box, spacing=batch.info.spacing,
-    )  # fmt: skip
+    normalisation = resolve_normalisation(plan.views.normalise, policy, domain.channels, batch.channels, store.stats, plan.views.windows)
+    params = draw_batch(policy, plan.views, batch, seed=plan.seed, normalisation=normalisation)
     views = render(batch, params, to_float=domain.to_float, normalisation=normalisation, patch_size=plan.patch)
     Path(plan.out).mkdir(parents=True, exist_ok=True)
     title = f"{domain.name}: source tiles and their views (seed {plan.seed})"

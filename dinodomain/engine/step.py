@@ -20,7 +20,7 @@ from dinodomain.engine.precision import autocast
 from dinodomain.engine.training import Training
 from dinodomain.optim import clip_gradients
 from dinodomain.types import Batch, Views
-from dinodomain.views import draw, render
+from dinodomain.views import draw_batch, render
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +87,7 @@ def train_step(training: Training, batch: Batch) -> StepResult:
 def render_views(training: Training, batch: Batch) -> Views:
     """Draws and renders the crops of a batch; depends on seed and tiles, not on rank or order."""
     plan = training.plan
-    params = draw(
-        training.policy, plan.views, seed=plan.seed, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
-        valid_box=batch.info.valid_box, spacing=batch.info.spacing,
-    )  # fmt: skip
+    params = draw_batch(training.policy, plan.views, batch, seed=plan.seed, normalisation=training.normalisation)
     return render(batch, params, to_float=training.to_float, normalisation=training.normalisation, patch_size=plan.model.patch)
 
 

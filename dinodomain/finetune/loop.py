@@ -21,7 +21,7 @@ from dinodomain.loader import Loader, LoaderPlan, sweep
 from dinodomain.model import Backbone
 from dinodomain.store import Store
 from dinodomain.types import Batch
-from dinodomain.views import ViewsPlan, draw, render, to_network
+from dinodomain.views import ViewsPlan, draw_batch, render, to_network
 
 Report = Callable[[int, float], None]
 
@@ -105,11 +105,8 @@ def _share(step: int, steps: int) -> float:
 def _augmented(batch: Batch, backbone: Backbone, domain: Domain, plan: FinetunePlan) -> Tensor:
     views = ViewsPlan(global_size=backbone.image_size[0], num_global=1, num_local=0, global_scale=plan.scale)
     # Blur is always on for the first global view in pretraining; it would hide what labels are about.
-    policy = replace(domain.view_policy(), blur_probability=(0.0, 0.0, 0.0), solarise_probability=0.0)
-    params = draw(
-        policy, views, seed=plan.seed, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
-        valid_box=batch.info.valid_box, spacing=batch.info.spacing,
-    )  # fmt: skip
+    policy = replace(domain.view_policy(), blur=None, solarise=None)
+    params = draw_batch(policy, views, batch, seed=plan.seed, normalisation=backbone.normalisation)
     rendered = render(batch, params, to_float=domain.to_float, normalisation=backbone.normalisation, patch_size=backbone.patch)
     return rendered.groups[0].pixels
 

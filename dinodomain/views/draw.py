@@ -1,34 +1,55 @@
-"""Draws the parameters of every view: pure functions of integers, no pixels, no generator, no host synchronisation.
+"""Draws the parameters of every view: pure functions of integers, no generator, no host synchronisation.
 
-Shapes: B samples, V views of one size, N = V x B rows (row v * B + b is view v of sample b), D spatial axes in array order.
-Each number is a hash of (seed, epoch, tile id, draw, view, parameter), so a sample's views do not depend on its batch, rank,
-order, device or number of dates. Arithmetic is float64; what leaves is float32. Boxes are edges in tile pixels: pixel i covers [i, i + 1).
+Shapes: B samples, T dates, V views of one size, N = V x B rows (row v * B + b is view v of sample b), D spatial axes in array order,
+K network channels. Every number is a hash of (seed, epoch, tile id, draw, view, parameter name), so a sample's views do not depend on
+its batch, rank, order, device or number of dates; only where a crop lies may depend on pixels, and only on which of them are known.
+All numbers of a group come from one call of the hash: on an accelerator that is a dozen launches instead of one for each parameter.
+Arithmetic is float64; what leaves is float32.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dinodomain.domain import ViewPolicy
 from dinodomain.errors import UserError
+from dinodomain.policy import Jitter, Parameter, ViewPolicy, chances, changed, operations, parameters, without_augmentation
+from dinodomain.types import Batch, Normalisation
 from dinodomain.views import counter
+from dinodomain.views.boxes import Ground, crop_boxes, known_cells
 from dinodomain.views.dates import per_row
+from dinodomain.views.normalise import constants, known_of, source_channels
 from dinodomain.views.plan import ViewsPlan
 
-# Words of the hash. A number here is part of every training run: never reuse or renumber one.
-_SCALE, _ASPECT, _TURN = 1, 2, 3
-_JITTER, _BRIGHTNESS, _CONTRAST, _GAMMA = 4, 5, 6, 7
-_BLUR, _SIGMA, _NOISE, _NOISE_STD, _NOISE_KEY, _SOLARISE, _CHANNEL = 8, 9, 10, 11, 12, 13, 14
-_PLACE, _FLIP = 32, 40
-
 BLUR_REFERENCE = {2: 224, 3: 96}
-"""Side of the global crop that a policy's ``blur_sigma`` speaks of, by number of axes."""
+"""Side of the global crop that a policy's ``blur.sigma`` speaks of, by number of axes."""
+
+FWHM = math.sqrt(8 * math.log(2))
+"""Full width at half maximum of a Gaussian, in sigmas."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpParams:
+    """Drawn parameters of one operation.
+
+    Attributes:
+        on: [N] bool, whether it acts on this row.
+        values: Parameter name to [N] or, drawn per channel, [N, K] float32; neutral where it does not act.
+    """
+
+    on: Tensor
+    values: Mapping[str, Tensor]
+
+    def map(self, act: Callable[[Tensor], Tensor]) -> OpParams:
+        """Applies a function to every tensor."""
+        return OpParams(on=act(self.on), values={name: act(value) for name, value in self.values.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +60,13 @@ class GroupParams:
         name: ``global`` or ``local``.
         size: Side of the output, pixels.
         num_views: V.
-        boxes: [N, D, 2] float32 start and stop in tile pixels; whole numbers.
+        boxes: [N, D, 2] float32 start and stop in tile pixels, whole numbers; pixel i covers [i, i + 1).
         flips: [N, D] bool, reverse this axis of the crop.
         transpose: [N] bool, exchange the last two axes after the flips.
-        sigma: [N] float32 Gaussian blur in output pixels; 0 for none.
-        jitter: [N] bool, whether brightness, contrast and gamma act.
-        brightness: [N] float32 shift in the unit range.
-        contrast: [N] float32 factor about the crop's mean.
-        gamma: [N] float32 exponent.
-        noise_std: [N] float32 in the unit range; 0 for none.
-        noise_key: [N] int64 counter of the noise.
-        solarise: [N] bool.
-        key: [N] int64, from which parameters of single channels are drawn.
+        angle: [N] float32 radians, turn the crop about its centre in its last two axes, before the flips; 0 for none.
+        sigma: [N, D] float32 Gaussian blur along each axis in output pixels (blur, slice profile and point spread together); 0 for none.
+        key: [N] int64, from which what is drawn per pixel or node comes.
+        operations: By name, for the operations of the policy.
     """
 
     name: Literal["global", "local"]
@@ -59,20 +75,15 @@ class GroupParams:
     boxes: Tensor
     flips: Tensor
     transpose: Tensor
+    angle: Tensor
     sigma: Tensor
-    jitter: Tensor
-    brightness: Tensor
-    contrast: Tensor
-    gamma: Tensor
-    noise_std: Tensor
-    noise_key: Tensor
-    solarise: Tensor
     key: Tensor
+    operations: Mapping[str, OpParams]
 
     def map(self, act: Callable[[Tensor], Tensor]) -> GroupParams:
         """Applies a function to every tensor."""
-        changed: dict[str, Any] = {f.name: act(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **changed)
+        changes: dict[str, Any] = {f.name: act(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, operations={name: item.map(act) for name, item in self.operations.items()}, **changes)
 
     def rows(self, start: int, stop: int) -> GroupParams:
         """Rows start..stop."""
@@ -85,7 +96,7 @@ class ViewParams:
 
     Attributes:
         groups: One per crop size.
-        policy: The policy the parameters were drawn under, after ``plan.augment``.
+        policy: The policy the parameters were drawn under, after ``plan.policy`` and ``plan.augment``.
         renderer: As in the plan.
         filter: Resampling filter, resolved.
     """
@@ -100,32 +111,14 @@ class ViewParams:
         return replace(self, groups=tuple(group.map(lambda t: t.to(device, non_blocking=True)) for group in self.groups))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelParams:
-    """Intensity parameters of single channels.
-
-    Attributes:
-        brightness: [N, C] float32 shift in the unit range.
-        contrast: [N, C] float32 factor.
-        keep: [N, C] bool, False where the channel is dropped.
-    """
-
-    brightness: Tensor
-    contrast: Tensor
-    keep: Tensor
-
-    def rows(self, start: int, stop: int) -> ChannelParams:
-        """Rows start..stop."""
-        return ChannelParams(brightness=self.brightness[start:stop], contrast=self.contrast[start:stop], keep=self.keep[start:stop])
-
-
 def draw(
-    policy: ViewPolicy, plan: ViewsPlan, *, seed: int, tile_ids: Tensor, epochs: Tensor, draws: Tensor, valid_box: Tensor, spacing: Tensor
-) -> ViewParams:
+    policy: ViewPolicy, plan: ViewsPlan, *, seed: int, tile_ids: Tensor, epochs: Tensor, draws: Tensor, valid_box: Tensor, spacing: Tensor,
+    sources: Sequence[int], known: Tensor | None = None,
+) -> ViewParams:  # fmt: skip
     """Draws the views of a batch.
 
     Args:
-        policy: What the domain allows.
+        policy: What the domain allows; ``plan.policy`` changes it.
         plan: Sizes, counts and scales.
         seed: The run's seed.
         tile_ids: [B] int64.
@@ -133,6 +126,8 @@ def draw(
         draws: [B] int64, repeats of a tile within its epoch.
         valid_box: [B * T, D, 2] int64, T dates of each sample (``dates``); crops lie inside that of their date.
         spacing: [B * T, D] mm or m, NaN where unknown; makes the aspect ratio one of lengths, not of pixels.
+        sources: K numbers, the channel of the tiles behind each channel of the network; channels of one source share its calibration.
+        known: [B, T, 1, *L] bool, see ``known_of``; None where every pixel is known.
 
     Returns:
         Parameters on the device of ``tile_ids``.
@@ -140,42 +135,42 @@ def draw(
     Raises:
         UserError: The policy names another number of axes than the tiles have.
     """
+    policy = effective_policy(policy, plan)
     ndim = valid_box.shape[1]
     if len(policy.axes) != ndim:
         raise UserError("view policy", f"names {len(policy.axes)} axes {policy.axes}, the tiles have {ndim}")
-    policy = policy if plan.augment else _crops_only(policy)
     key = counter.absorb(counter.absorb(counter.absorb(counter.mix(epochs), counter.signed(seed)), tile_ids), draws)
+    ground = None if known is None else Ground(cells=known_cells(known.flatten(0, 1)), extent=tuple(known.shape[3:]))
     groups = []
     for index, views in enumerate((plan.num_global, plan.num_local)):
         if views:
             words = torch.arange(views, device=key.device)[:, None] + (index << 32)
-            groups.append(_draw_group(policy, plan, index, views, counter.absorb(key[None], words).flatten(), valid_box, spacing))
+            rows = counter.absorb(key[None], words).flatten()
+            groups.append(_draw_group(policy, plan, index, views, rows, valid_box, spacing, sources, ground))
     kind = plan.filter if plan.filter != "auto" else ("cubic" if ndim == 2 else "linear")
     return ViewParams(groups=tuple(groups), policy=policy, renderer=plan.renderer, filter=kind)
 
 
-def channel_params(policy: ViewPolicy, group: GroupParams, num_channels: int) -> ChannelParams:
-    """Draws what differs between channels; a channel's numbers do not depend on how many there are.
+def draw_batch(policy: ViewPolicy, plan: ViewsPlan, batch: Batch, *, seed: int, normalisation: Normalisation) -> ViewParams:
+    """Draws the views of a batch of tiles, see ``draw``.
 
-    Args:
-        policy: As in ``ViewParams``.
-        group: Rows to draw for.
-        num_channels: C.
+    Raises:
+        UserError: The policy names another number of axes than the tiles have, or the batch has other channels than the network.
     """
-    shape = (group.key.shape[0], num_channels)
-    brightness, contrast = group.brightness[:, None].expand(shape), group.contrast[:, None].expand(shape)
-    keep = torch.ones(shape, dtype=torch.bool, device=group.key.device)
-    if not (policy.per_channel or policy.channel_drop > 0):
-        return ChannelParams(brightness=brightness, contrast=contrast, keep=keep)
-    key = counter.absorb(group.key[:, None], _CHANNEL + (torch.arange(num_channels, device=group.key.device)[None] << 8))
-    if policy.per_channel:
-        gate = group.jitter[:, None]
-        brightness = _gated(gate, _between(key, _BRIGHTNESS, -policy.brightness, policy.brightness), 0.0)
-        contrast = _gated(gate, _between(key, _CONTRAST, 1 - policy.contrast, 1 + policy.contrast), 1.0)
-    if policy.channel_drop > 0:
-        chance = counter.uniform(key, _CHANNEL)
-        keep = (chance >= policy.channel_drop) | (chance >= chance.amax(dim=1, keepdim=True))  # the luckiest channel stays
-    return ChannelParams(brightness=brightness, contrast=contrast, keep=keep)
+    return draw(
+        policy, plan, seed=seed, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws, valid_box=batch.info.valid_box,
+        spacing=batch.info.spacing, sources=source_channels(normalisation, batch.channels), known=known_of(batch),
+    )  # fmt: skip
+
+
+def effective_policy(policy: ViewPolicy, plan: ViewsPlan) -> ViewPolicy:
+    """The domain's policy with the plan's changes.
+
+    Raises:
+        Problems: Changes that the policy refuses.
+    """
+    policy = changed(policy, plan.policy)
+    return policy if plan.augment else without_augmentation(policy)
 
 
 def blur_scale(plan: ViewsPlan, ndim: int) -> float:
@@ -183,99 +178,146 @@ def blur_scale(plan: ViewsPlan, ndim: int) -> float:
     return plan.global_size / BLUR_REFERENCE[ndim]
 
 
-def _crops_only(policy: ViewPolicy) -> ViewPolicy:
-    return replace(
-        policy, flips={}, quarter_turns=False, intensity_probability=0.0, blur_probability=(0.0, 0.0, 0.0),
-        noise_probability=0.0, channel_drop=0.0, solarise_probability=0.0,
-    )  # fmt: skip
+@lru_cache(maxsize=1024)
+def word(name: str) -> int:
+    """The word of the hash that stands for a parameter; a function of its name, so that no number can be used twice."""
+    return counter.signed(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
 
 
-def _between(key: Tensor, word: int, low: float, high: float) -> Tensor:
-    return low + (high - low) * counter.uniform(key, word)
+class _Numbers:
+    """All uniform numbers of a group, [N, W] float64, by name."""
 
+    def __init__(self, key: Tensor, names: Sequence[str]) -> None:
+        self._column = {name: place for place, name in enumerate(names)}
+        self._values = counter.uniform(key[:, None], constants(tuple(word(name) for name in names), key.device, torch.int64)[None])
 
-def _log_between(key: Tensor, word: int, low: float, high: float) -> Tensor:
-    return torch.exp(_between(key, word, math.log(low), math.log(high)))
+    def __getitem__(self, name: str) -> Tensor:
+        """[N]."""
+        return self._values[:, self._column[name]]
 
-
-def _gated(gate: Tensor, value: Tensor, otherwise: float) -> Tensor:
-    return torch.where(gate, value, otherwise).float()
-
-
-def _per_view(values: Sequence[float], rows: int, device: torch.device) -> Tensor:
-    """[N] from one number per view, filled on the device: a copy from the host would wait for it."""
-    parts = [torch.full((rows // len(values),), value, dtype=torch.float64, device=device) for value in values]
-    return torch.cat(parts)
+    def columns(self, names: Sequence[str]) -> Tensor:
+        """[N, len(names)]; names that follow one another."""
+        first = self._column[names[0]]
+        return self._values[:, first : first + len(names)]
 
 
 def _draw_group(
-    policy: ViewPolicy, plan: ViewsPlan, index: int, views: int, key: Tensor, valid_box: Tensor, spacing: Tensor
-) -> GroupParams:
-    own = plan.local_scale if index else plan.global_scale
-    scale = own or (policy.local_scale if index else policy.global_scale)
-    rows, samples, device = key.shape[0], key.shape[0] // views, key.device
-    first, second, local = policy.blur_probability
-    # The paper's rates: DINOv2's code applies blur with 1 - p where p was meant.
-    blur = [local] * views if index else [first, *[second] * (views - 1)]
-    solarise = [0.0] * views if index else [0.0, *[policy.solarise_probability] * (views - 1)]
-    jitter = counter.uniform(key, _JITTER) < policy.intensity_probability
-    noisy = counter.uniform(key, _NOISE) < policy.noise_probability
-    blurred = counter.uniform(key, _BLUR) < _per_view(blur, rows, device)
+    policy: ViewPolicy, plan: ViewsPlan, index: int, views: int, key: Tensor, valid_box: Tensor, spacing: Tensor, sources: Sequence[int],
+    ground: Ground | None,
+) -> GroupParams:  # fmt: skip
+    samples, size = len(key) // views, plan.local_size if index else plan.global_size
+    box, pitch = per_row(valid_box, views, samples), per_row(spacing, views, samples)
+    own = None if ground is None else replace(ground, cells=per_row(ground.cells, views, samples))
+    boxes = crop_boxes(policy, plan, key, box, pitch, local=bool(index), ground=own)
+    flip_names, op_names = [f"flip.{axis}" for axis in policy.axes], list(operations(policy))
+    numbers = _Numbers(key, [*flip_names, "turn", *(f"{name}.on" for name in op_names), *_drawn_names(policy)])
+    ops = _draw_operations(policy, numbers, index, views, key, sources)
+    flips = numbers.columns(flip_names) < constants(tuple(policy.flip.get(axis, 0.0) for axis in policy.axes), key.device)
     return GroupParams(
         name="local" if index else "global",
-        size=plan.local_size if index else plan.global_size,
+        size=size,
         num_views=views,
-        boxes=random_boxes(key, per_row(valid_box, views, samples), per_row(spacing, views, samples), scale, policy.aspect),
-        flips=_draw_flips(policy, key),
-        transpose=(counter.uniform(key, _TURN) < (0.5 if policy.quarter_turns else 0.0)),
-        sigma=_gated(blurred, blur_scale(plan, valid_box.shape[1]) * _between(key, _SIGMA, *policy.blur_sigma), 0.0),
-        jitter=jitter,
-        brightness=_gated(jitter, _between(key, _BRIGHTNESS, -policy.brightness, policy.brightness), 0.0),
-        contrast=_gated(jitter, _between(key, _CONTRAST, 1 - policy.contrast, 1 + policy.contrast), 1.0),
-        gamma=_gated(jitter, _log_between(key, _GAMMA, *policy.gamma), 1.0),
-        noise_std=_gated(noisy, _between(key, _NOISE_STD, *policy.noise_std), 0.0),
-        noise_key=counter.absorb(key, _NOISE_KEY),
-        solarise=counter.uniform(key, _SOLARISE) < _per_view(solarise, rows, device),
+        boxes=boxes,
+        flips=flips,
+        transpose=numbers["turn"] < (0.5 if policy.quarter_turns else 0.0),
+        angle=ops["rotation"].values["degrees"] * (math.pi / 180) if policy.rotation else torch.zeros_like(boxes[:, 0, 0]),
+        sigma=_sigma(policy, ops, boxes, pitch, size, blur_scale(plan, boxes.shape[1])),
         key=key,
+        operations=ops,
     )
 
 
-def _draw_flips(policy: ViewPolicy, key: Tensor) -> Tensor:
-    chances = [policy.flips.get(name, 0.0) for name in policy.axes]
-    return torch.stack([counter.uniform(key, _FLIP + axis) < chance for axis, chance in enumerate(chances)], dim=1)
+def _drawn_names(policy: ViewPolicy) -> list[str]:
+    return [f"{name}.{item.name}" for name, operation in operations(policy).items() for item in parameters(operation)]
 
 
-def random_boxes(key: Tensor, valid_box: Tensor, spacing: Tensor, scale: tuple[float, float], aspect: tuple[float, float]) -> Tensor:
-    """Random resized crops (Szegedy et al., 2015, "Going deeper with convolutions") without rejection.
+def _draw_operations(
+    policy: ViewPolicy, numbers: _Numbers, index: int, views: int, key: Tensor, sources: Sequence[int]
+) -> dict[str, OpParams]:
+    ops = operations(policy)
+    if not ops:
+        return {}
+    gates = numbers.columns([f"{name}.on" for name in ops])
+    order = [2] * views if index else [0, *[1] * (views - 1)]
+    rates = tuple(chances(operation)[place] for place in order for operation in ops.values())
+    limit = constants(rates, key.device).reshape(views, 1, len(ops)).expand(-1, len(key) // views, -1).flatten(0, 1)
+    on = gates < limit
+    drawn = {name: [*parameters(operation)] for name, operation in ops.items()}
+    flat = [item for items in drawn.values() for item in items]
+    owner = [place for place, items in enumerate(drawn.values()) for _ in items]
+    gate = on.index_select(1, constants(tuple(owner), key.device, torch.int64))
+    values = _ranged(numbers.columns(_drawn_names(policy)), gate, flat)
+    found, column = {}, 0
+    for place, (name, items) in enumerate(drawn.items()):
+        own = {item.name: values[:, column + offset] for offset, item in enumerate(items)}
+        found[name] = OpParams(on=on[:, place], values=own)
+        column += len(items)
+    for name in ops:
+        if _is_per_channel(policy, name):
+            found[name] = _per_channel(name, found[name], drawn[name], key, sources)
+    return found
 
-    The fraction is uniform; through-plane the crop takes fraction ** (1 / D) of the extent, in-plane the rest, so that its area
-    is kept exactly. The in-plane ratio of lengths (columns to rows) is log-uniform on the part of ``aspect`` that fits the box,
-    or the nearest ratio that fits. torchvision throws such draws away and draws the fraction again, so it sees slightly
-    fewer large crops on oblong images.
 
-    Args:
-        key: [N] int64.
-        valid_box: [N, D, 2] whole numbers.
-        spacing: [N, D], NaN where unknown (then pixels count as square).
-        scale: Range of the area or volume fraction.
-        aspect: Range of the ratio.
+def _ranged(unit: Tensor, on: Tensor, items: Sequence[Parameter]) -> Tensor:
+    """[..., P] float32 parameters from uniform numbers of the same shape; neutral where ``on`` is False."""
+    bounds = [(math.log(p.low), math.log(p.high)) if p.log else (p.low, p.high) for p in items]
+    low = constants(tuple(bound[0] for bound in bounds), unit.device)
+    span = constants(tuple(bound[1] - bound[0] for bound in bounds), unit.device)
+    linear = low + span * unit
+    logs = constants(tuple(float(p.log) for p in items), unit.device) > 0
+    value = torch.where(logs, torch.exp(torch.where(logs, linear, 0.0)), linear)
+    return torch.where(on, value, constants(tuple(p.neutral for p in items), unit.device)).float()
 
-    Returns:
-        [N, D, 2] float32 whole numbers inside ``valid_box``, at least one pixel wide.
+
+def _is_per_channel(policy: ViewPolicy, name: str) -> bool:
+    operation = getattr(policy, name)
+    return name == "gain" or (isinstance(operation, Jitter) and operation.per_channel)
+
+
+def _per_channel(name: str, row: OpParams, items: Sequence[Parameter], key: Tensor, sources: Sequence[int]) -> OpParams:
+    """The same operation with numbers of its own for each channel; a channel's do not depend on how many there are."""
+    words = tuple(word(f"{name}.{item.name}.{source}") for source in sources for item in items)
+    unit = counter.uniform(key[:, None], constants(words, key.device, torch.int64)[None])
+    values = _ranged(unit.reshape(len(key), len(sources), len(items)), row.on[:, None, None], items)
+    return OpParams(on=row.on, values={item.name: values[..., place] for place, item in enumerate(items)})
+
+
+def _sigma(policy: ViewPolicy, ops: Mapping[str, OpParams], boxes: Tensor, spacing: Tensor, size: int, scale: float) -> Tensor:
+    """[N, D] blur of each axis: Gaussians after one another add their variances.
+
+    A slice profile of width t seen with slices of width d leaves t^2 - d^2 to add; so does a pixel of f times the tile's own.
     """
-    low, high = valid_box[..., 0].double(), valid_box[..., 1].double()
-    full = high - low
-    ndim = full.shape[1]
-    side = (_between(key, _SCALE, *scale) ** (1 / ndim))[:, None]
-    rows, columns = full[:, -2], full[:, -1]
-    area = rows * columns * side[:, 0] ** 2
-    pixel = spacing[:, -2].double() / spacing[:, -1].double()
-    pixel = torch.where(torch.isfinite(pixel) & (pixel > 0), pixel, 1.0)  # how many columns make the length of a row
-    most, least = columns**2 / area, area / rows**2  # ratios in pixels at which the crop just fits
-    floor, ceiling = torch.minimum(aspect[0] * pixel, most).maximum(least), torch.maximum(aspect[1] * pixel, least).minimum(most)
-    ratio = floor * (ceiling / floor) ** counter.uniform(key, _ASPECT)
-    extent = torch.cat([full[:, :-2] * side, torch.sqrt(area / ratio)[:, None], torch.sqrt(area * ratio)[:, None]], dim=1)
-    extent = torch.floor(extent + 0.5).clamp_min(1.0).minimum(full)
-    places = torch.stack([counter.uniform(key, _PLACE + axis) for axis in range(ndim)], dim=1)
-    start = low + torch.floor(places * (full - extent + 1))
-    return torch.stack([start, start + extent], dim=-1).float()
+    step = (boxes[..., 1] - boxes[..., 0]) / size
+    variance = torch.zeros_like(step)
+    if "blur" in ops:
+        variance = variance + (scale * ops["blur"].values["sigma"]).square()[:, None]
+    if policy.thickness is not None:
+        axis = policy.axes.index(policy.thickness.axis)
+        own = spacing[:, axis].float()
+        excess = (ops["thickness"].values["mm"].square() - own.square()).clamp_min(0.0) / (FWHM * own * step[:, axis]).square()
+        column = constants(tuple(float(place == axis) for place in range(step.shape[1])), step.device, torch.float32)
+        variance = variance + torch.nan_to_num(excess)[:, None] * column
+    if policy.coarser_pixels is not None:
+        excess = (ops["coarser_pixels"].values["factor"].square() - 1.0) / FWHM**2
+        column = constants(tuple(float(place >= step.shape[1] - 2) for place in range(step.shape[1])), step.device, torch.float32)
+        variance = variance + excess[:, None] * column / step.square()
+    return variance.sqrt()
+
+
+def channels_kept(policy: ViewPolicy, group: GroupParams, num_channels: int) -> Tensor | None:
+    """[N, K] bool, False where a channel is lost; None where the policy loses none. At least one channel stays."""
+    if policy.drop_channels is None and policy.subset_channels is None:
+        return None
+    places = torch.arange(num_channels, device=group.key.device)
+    keep = torch.ones((len(group.key), num_channels), dtype=torch.bool, device=group.key.device)
+    if policy.drop_channels is not None:
+        luck = counter.uniform(counter.absorb(group.key, word("drop_channels"))[:, None], places[None])
+        share = group.operations["drop_channels"].values["share"].double()[:, None]
+        keep = keep & ((luck >= share) | (luck >= luck.amax(dim=1, keepdim=True)))  # the luckiest channel stays
+    if policy.subset_channels is not None:
+        luck = counter.uniform(counter.absorb(group.key, word("subset_channels"))[:, None], places[None])
+        rank = (luck[:, :, None] < luck[:, None, :]).sum(dim=2)
+        count = torch.ceil(group.operations["subset_channels"].values["keep"].double() * num_channels).clamp_min(1.0)
+        keep = keep & (rank < count[:, None])
+        keep = keep | ((rank == 0) & ~keep.any(dim=1, keepdim=True))
+    return keep

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ def resolve_normalisation(
     channels: Mapping[str, Channel],
     names: Sequence[str],
     stats: Stats | Callable[[], Stats] | None,
+    windows: Sequence[str] = (),
 ) -> Normalisation:
     """Settles the numbers that a run, its checkpoints and its exports use.
 
@@ -44,11 +46,15 @@ def resolve_normalisation(
         channels: The domain's declared channels.
         names: Channels of the store, in order.
         stats: Measured statistics, or what measures them; used in mode ``store`` only, and measured only then.
+        windows: Display windows; each becomes a channel of the network, for every stored channel that has it. A stored channel that has
+            none of them stays as it is.
 
     Raises:
-        UserError: A channel has no declared range, or no usable statistics.
+        UserError: A channel has no declared range, no usable statistics, or no channel has a window of that name.
     """
     mode = policy.default_mode if mode == "auto" else mode
+    if windows:
+        return _windowed(mode, channels, names, windows)
     measured = (stats() if callable(stats) else stats or {}) if mode == "store" else {}
     rows, problems = [], []
     for name in names:
@@ -60,6 +66,30 @@ def resolve_normalisation(
         raise Problems(problems)
     low, high, mean, std = (tuple(column) for column in zip(*rows))
     return Normalisation(mode=mode, channels=tuple(names), low=low, high=high, mean=mean, std=std)
+
+
+def _windowed(mode: str, channels: Mapping[str, Channel], names: Sequence[str], windows: Sequence[str]) -> Normalisation:
+    """One network channel for each window of each stored channel that has it."""
+    if mode != "domain":
+        raise UserError("views.windows", f"views.normalise is {mode}", allowed="domain: a window is stated in physical units")
+    declared = {name: channels[name] for name in names if name in channels}
+    offered = sorted({window for channel in declared.values() for window in channel.windows})
+    unknown = [window for window in windows if window not in offered]
+    if unknown or len(set(windows)) < len(windows):
+        found = f"no channel has {', '.join(unknown)}" if unknown else f"{', '.join(windows)} names one twice"
+        raise UserError("views.windows", found, allowed=", ".join(offered) or "none in this domain")
+    rows: list[tuple[Any, ...]] = []
+    for name in names:
+        own = [window for window in windows if name in declared and window in declared[name].windows]
+        for window in own:
+            shown = declared[name].windows[window]
+            low, high = shown.centre - shown.width / 2, shown.centre + shown.width / 2
+            rows.append((f"{name}/{window}", name, low, high, shown.mean, shown.std))
+        if not own:
+            rows.append((name, name, *_numbers(mode, name, declared.get(name), None)))
+    columns: list[tuple[Any, ...]] = [tuple(column) for column in zip(*rows)]
+    fields = ("channels", "sources", "low", "high", "mean", "std")
+    return Normalisation(mode="domain", **dict(zip(fields, columns)))
 
 
 def _numbers(mode: str, name: str, declared: Channel | None, measured: tuple[float, float, float, float] | None) -> tuple[float, ...]:
@@ -80,34 +110,54 @@ def _numbers(mode: str, name: str, declared: Channel | None, measured: tuple[flo
     return (low, high, (mean - low) / span, std / span)
 
 
-def channel_rows(normalisation: Normalisation, names: Sequence[str]) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Low, high, mean and std in the order of a batch's channels.
+def stored_channels(normalisation: Normalisation) -> tuple[str, ...]:
+    """Name of the stored channel behind each channel of the network."""
+    return normalisation.sources or normalisation.channels
+
+
+def source_channels(normalisation: Normalisation, names: Sequence[str]) -> tuple[int, ...]:
+    """K places in ``names`` of the stored channel behind each channel of the network.
 
     Raises:
-        UserError: The batch has a channel that the normalisation lacks.
+        UserError: A batch lacks a channel of the network, or has one that the network does not use.
     """
-    missing = [name for name in names if name not in normalisation.channels]
+    wanted = stored_channels(normalisation)
+    strange = [name for name in names if name not in wanted]
+    if strange:
+        raise UserError("channels", f"{', '.join(strange)} not known to the normalisation", allowed=", ".join(dict.fromkeys(wanted)))
+    missing = [name for name in dict.fromkeys(wanted) if name not in names]
     if missing:
-        raise UserError("channels", f"{', '.join(missing)} not known to the normalisation", allowed=", ".join(normalisation.channels))
-    order = [normalisation.channels.index(name) for name in names]
-    low, high, mean, std = (
-        [column[i] for i in order] for column in (normalisation.low, normalisation.high, normalisation.mean, normalisation.std)
-    )
-    return low, high, mean, std
-
-
-def channel_tensor(values: Sequence[float], device: torch.device) -> Tensor:
-    """[C] float32, filled on the device: a copy from the host would wait for it."""
-    return torch.cat([torch.full((1,), value, device=device) for value in values])
+        raise UserError("channels", f"{', '.join(missing)} missing", allowed=f"all of {', '.join(dict.fromkeys(wanted))}")
+    return tuple(list(names).index(name) for name in wanted)
 
 
 def apply_range(info: TileInfo, normalisation: Normalisation, names: Sequence[str]) -> TileInfo:
-    """Replaces the sources' own percentiles by the declared or measured range, unless the mode is ``source``."""
-    low, high, _, _ = channel_rows(normalisation, names)
+    """The meaning of the network's channels: gathered from those of the stored channels, with the declared or measured range.
+
+    Args:
+        info: Of C stored channels.
+        normalisation: The run's; in mode ``source`` each source keeps its own percentiles as range.
+        names: C channel names.
+
+    Returns:
+        Of K network channels.
+    """
+    sources = source_channels(normalisation, names)
+    if sources != tuple(range(len(names))):
+        index = constants(sources, info.low.device, torch.int64)
+        per_channel = ("scale", "offset", "nodata", "low", "high")
+        info = replace(info, **{name: getattr(info, name).index_select(-1, index) for name in per_channel})
     if normalisation.mode == "source":
         return info
     device, shape = info.low.device, info.low.shape
-    return replace(info, low=channel_tensor(low, device).expand(shape), high=channel_tensor(high, device).expand(shape))
+    low, high = (constants(column, device, torch.float32).expand(shape) for column in (normalisation.low, normalisation.high))
+    return replace(info, low=low, high=high)
+
+
+@lru_cache(maxsize=256)
+def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
+    """[n] on a device, copied there once: a copy in every step would make the host wait. Never write to it."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def only_date(batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -141,6 +191,12 @@ def known_pixels(pixels: Tensor, bits: Tensor | None) -> Tensor | None:
     return known
 
 
+def known_of(batch: Batch) -> Tensor | None:
+    """[B, T, 1, *L] bool, see ``known_pixels``."""
+    known = known_pixels(batch.pixels.flatten(0, 1), None if batch.valid is None else batch.valid.flatten(0, 1))
+    return None if known is None else known.reshape(*batch.pixels.shape[:2], *known.shape[1:])
+
+
 def to_network_(unit: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, out: Tensor) -> None:
     """Out <- (unit - mean) / std, 0 where nothing is known; ``unit`` is used as scratch.
 
@@ -170,23 +226,26 @@ def to_network(
         kind: Filter; None is cubic in 2-D and linear in 3-D.
 
     Returns:
-        Pixels [B, C, ...] float32 in the network's range and validity [B, ...] bool, False also on a tile's padding.
+        Pixels [B, K, ...] float32 in the network's range and validity [B, ...] bool, False also on a tile's padding.
 
     Raises:
         UserError: Several dates, or channels that the normalisation lacks.
     """
     pixels, bits = only_date(batch)
     info = apply_range(batch.info, normalisation, batch.channels)
-    _, _, mean, std = channel_rows(normalisation, batch.channels)
+    sources = source_channels(normalisation, batch.channels)
     known = known_pixels(pixels, bits)
     inside = _inside(batch.info.valid_box, tuple(pixels.shape[2:]))
     mask = inside if known is None else known & inside
     stored = pixels.float().masked_fill(~mask, 0.0)  # not in place: float() of float32 is the batch itself
     if size is not None:
         stored, mask = _resize(stored, mask, size, kind or ("cubic" if pixels.ndim == 4 else "linear"))
+    if sources != tuple(range(len(batch.channels))):
+        stored = stored[:, sources]
     unit = to_float(stored, info)
     out = torch.empty_like(unit)
-    to_network_(unit, mask, channel_tensor(mean, unit.device), channel_tensor(std, unit.device), out)
+    mean, std = (constants(column, unit.device, torch.float32) for column in (normalisation.mean, normalisation.std))
+    to_network_(unit, mask, mean, std, out)
     return out, mask[:, 0]
 
 

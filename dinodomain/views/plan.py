@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from dinodomain.errors import Problems, UserError
 
@@ -20,6 +21,12 @@ class ViewsPlan:
         normalise: Range that becomes 0..1: `domain` declared, `store` measured, `source` each source's percentiles, `auto` the domain's.
         global_scale: Smallest and largest area (volume) fraction of a global crop; empty for the domain's policy.
         local_scale: Smallest and largest area (volume) fraction of a local crop; empty for the domain's policy.
+        global_extent: Smallest and largest in-plane side of a global crop in the store's unit (mm, m), in place of a fraction.
+        local_extent: The same of a local crop.
+        global_depth: Smallest and largest extent of a global crop across the plane (volumes), mm, in place of a fraction.
+        local_depth: The same of a local crop.
+        policy: Changes to the domain's policy (`dinodomain views` shows it): `flip: [AP]`, `haze: null` (off), `gamma: {probability: 1}`.
+        windows: Names of display windows of the domain (CT: lung, soft_tissue, bone), each a channel of the network; empty for none.
         renderer: `matmul` resampling matrices, `resize` the framework's antialiased resize (CPU, 2-D), `auto` the faster one.
         filter: `cubic` (Keys, a = -0.5) or `linear` (triangle), both antialiased; `auto` is cubic in 2-D and linear in 3-D.
         augment: False leaves crops only: no flip, turn, blur, noise or change of intensity.
@@ -32,6 +39,12 @@ class ViewsPlan:
     normalise: Literal["auto", "domain", "store", "source"] = "auto"
     global_scale: tuple[float, float] | None = None
     local_scale: tuple[float, float] | None = None
+    global_extent: tuple[float, float] | None = None
+    local_extent: tuple[float, float] | None = None
+    global_depth: tuple[float, float] | None = None
+    local_depth: tuple[float, float] | None = None
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    windows: tuple[str, ...] = ()
     renderer: Literal["auto", "matmul", "resize"] = "auto"
     filter: Literal["auto", "linear", "cubic"] = "auto"
     augment: bool = True
@@ -54,7 +67,13 @@ class ViewsPlan:
 
     def _scale_problems(self) -> list[UserError]:
         pairs = {"global_scale": self.global_scale, "local_scale": self.local_scale}
-        return [
+        lengths = ("global_extent", "local_extent", "global_depth", "local_depth")
+        found = [
+            UserError(f"views.{name}", f"is {pair}", allowed="two lengths with 0 < smallest <= largest")
+            for name in lengths
+            if (pair := getattr(self, name)) is not None and not 0 < pair[0] <= pair[1]
+        ]
+        return found + [
             UserError(f"views.{name}", f"is {pair}", allowed="two fractions with 0 < smallest <= largest <= 1")
             for name, pair in pairs.items()
             if pair is not None and not 0 < pair[0] <= pair[1] <= 1

@@ -7,17 +7,17 @@ with the fast path, because the numbers themselves are the specification.
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
 
 from dinodomain.types import Batch, Normalisation, TileInfo
+from dinodomain.views import counter
 from dinodomain.views.dates import date_of
-from dinodomain.views.draw import GroupParams, ViewParams, channel_params
-from dinodomain.views.intensity import SOLARISE_THRESHOLD
+from dinodomain.views.draw import GroupParams, ViewParams, channels_kept, word
 from dinodomain.views.noise import noise
-from dinodomain.views.normalise import KNOWN, ToFloat, apply_range
+from dinodomain.views.normalise import KNOWN, ToFloat, apply_range, source_channels
 
 
 def filter_weight(distance: float, kind: str) -> float:
@@ -57,9 +57,8 @@ def resample(image: np.ndarray, group: GroupParams, row: int, kind: str) -> np.n
     """One view of an image [C, *L] as stored: [C, *S] float64."""
     out = image.astype(np.float64)
     for axis, (start, stop) in enumerate(group.boxes[row].tolist()):
-        matrix = axis_matrix(
-            start, stop, bool(group.flips[row, axis]), float(group.sigma[row]), size=group.size, length=image.shape[1 + axis], kind=kind
-        )
+        sigma, length = float(group.sigma[row, axis]), image.shape[1 + axis]
+        matrix = axis_matrix(start, stop, bool(group.flips[row, axis]), sigma, size=group.size, length=length, kind=kind)
         out = np.moveaxis(np.tensordot(matrix, out, axes=(1, 1 + axis)), 0, 1 + axis)
     return np.swapaxes(out, -1, -2) if bool(group.transpose[row]) else out
 
@@ -89,29 +88,66 @@ def reference_view(
         known = known & (batch.valid[sample, date].numpy() == 0)
     weight = resample(known[None], group, row, params.filter)
     stored = resample(np.where(known, tile, 0.0), group, row, params.filter) / np.maximum(weight, KNOWN)
-    info = apply_range(batch.info, normalisation, batch.channels)
+    known = weight[0] >= KNOWN
     image = sample * dates + date
-    one = TileInfo(**{f.name: getattr(info, f.name)[image : image + 1] for f in fields(info)})
-    unit = to_float(torch.from_numpy(stored).float()[None], one)[0].numpy().astype(np.float64)
-    order = [normalisation.channels.index(name) for name in batch.channels]
-    mean, std = np.array(normalisation.mean)[order], np.array(normalisation.std)[order]
-    unit = _augment(unit, weight[0] >= KNOWN, params, group, row, mean)
+    info = _one(apply_range(batch.info, normalisation, batch.channels), image)
+    sources = list(source_channels(normalisation, batch.channels))
+    unit = _unit(stored[sources], known, info, to_float, group, row)
+    mean, std = np.array(normalisation.mean), np.array(normalisation.std)
     network = np.stack([(unit[c] - mean[c]) / std[c] for c in range(len(unit))])
-    return np.where(weight[0] >= KNOWN, network, 0.0), weight[0] >= KNOWN
+    kept = channels_kept(params.policy, group, len(unit))
+    if kept is not None:
+        network = np.where(kept[row].numpy()[(slice(None), *(None,) * (network.ndim - 1))], network, 0.0)
+    return np.where(known, network, 0.0), known
 
 
-def _augment(unit: np.ndarray, known: np.ndarray, params: ViewParams, group: GroupParams, row: int, mean: np.ndarray) -> np.ndarray:
-    channels = channel_params(params.policy, group, len(unit))
-    out = unit.copy()
-    grain = noise(group.noise_key[row : row + 1], unit.size)[0].reshape(unit.shape).numpy()
-    for c in range(len(unit)):
-        if bool(group.jitter[row]):
-            about = unit[c][known].mean() if known.any() else 0.0
-            factor, shift = float(channels.contrast[row, c]), float(channels.brightness[row, c])
-            out[c] = np.clip(about + factor * (unit[c] - about) + shift, 0, 1) ** float(group.gamma[row])
-        out[c] = out[c] + float(group.noise_std[row]) * grain[c]
-        if bool(group.solarise[row]):
-            out[c] = np.where(out[c] >= SOLARISE_THRESHOLD, 1 - out[c], out[c])
-        if not bool(channels.keep[row, c]):
-            out[c] = mean[c]
+def _one(info: TileInfo, image: int) -> TileInfo:
+    return TileInfo(**{f.name: getattr(info, f.name)[image : image + 1] for f in fields(info)})
+
+
+def _unit(stored: np.ndarray, known: np.ndarray, info: TileInfo, to_float: ToFloat, group: GroupParams, row: int) -> np.ndarray:
+    """One crop [K, *S] from stored values to the unit range, through every operation of the policy."""
+    ops = {name: {key: _number(value[row]) for key, value in item.values.items()} for name, item in group.operations.items()}
+    scale, offset, low, high = (getattr(info, name)[0].double().numpy() for name in ("scale", "offset", "low", "high"))
+    out = np.empty(stored.shape)
+    for c in range(len(stored)):
+        image = stored[c] * scale[c] + offset[c]
+        if "gain" in ops:
+            image = image * _of(ops["gain"]["gain"], c) + _of(ops["gain"]["offset"], c)
+        if "window" in ops:
+            width = high[c] - low[c]
+            middle = (high[c] + low[c]) / 2 + ops["window"]["centre"] * width
+            start, stop = middle - ops["window"]["width"] * width / 2, middle + ops["window"]["width"] * width / 2
+        else:
+            start, stop = low[c], high[c]
+        unit = (image - start) / (stop - start)
+        if "jitter" in ops:
+            about = unit[known].mean() if known.any() else 0.0
+            unit = about + _of(ops["jitter"]["contrast"], c) * (unit - about) + _of(ops["jitter"]["brightness"], c)
+        # The same value, told to the domain's own clip as a physical one.
+        told = TileInfo(
+            **{f.name: getattr(info, f.name)[:, [c]] if f.name in _PER_CHANNEL else getattr(info, f.name) for f in fields(info)}
+        )
+        told = replace(told, scale=torch.ones(1, 1), offset=torch.zeros(1, 1))
+        physical = torch.from_numpy(low[c] + unit * (high[c] - low[c])).float()
+        out[c] = to_float(physical[None, None], told)[0, 0].double().numpy()
+        if "gamma" in ops:
+            out[c] = out[c] ** ops["gamma"]["exponent"]
+    if "noise" in ops:
+        key = counter.absorb(group.key[row : row + 1], word("noise"))
+        out = out + ops["noise"]["std"] * noise(key, out.size)[0].reshape(out.shape).double().numpy()
+    if "solarise" in ops:
+        out = np.where(out >= ops["solarise"]["threshold"], 1 - out, out)
     return out
+
+
+_PER_CHANNEL = ("scale", "offset", "nodata", "low", "high")
+
+
+def _number(value: torch.Tensor) -> float | np.ndarray:
+    """One number, or one for each channel."""
+    return float(value) if value.ndim == 0 else value.double().numpy()
+
+
+def _of(value: float | np.ndarray, channel: int) -> float:
+    return value if isinstance(value, float) else float(value[channel])

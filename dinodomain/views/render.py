@@ -8,22 +8,24 @@ Shapes: B samples of T dates, V views of one size, N = V x B rows (row v * B + b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinodomain.domain import ViewPolicy
 from dinodomain.errors import UserError
+from dinodomain.policy import ViewPolicy
 from dinodomain.types import Batch, Normalisation, TileInfo, ViewGroup, Views
 from dinodomain.views.dates import info_per_row
-from dinodomain.views.draw import ChannelParams, GroupParams, ViewParams, channel_params
+from dinodomain.views.draw import GroupParams, ViewParams, channels_kept
 from dinodomain.views.geometry import crop_spacing, to_tile
-from dinodomain.views.intensity import augment_
-from dinodomain.views.normalise import KNOWN, ToFloat, apply_range, channel_rows, channel_tensor, known_pixels, to_network_
+from dinodomain.views.normalise import KNOWN, ToFloat, apply_range, constants, known_of, source_channels, to_network_
+from dinodomain.views.operations import acts_on_physical, crop_mean, lose_channels_, physical_, spread, unit_
+from dinodomain.views.radiometry import retold
 from dinodomain.views.warp import Banded, Matmul, Resize, Tiles
 
 _TINY = 64 * 64
@@ -50,20 +52,13 @@ def render(batch: Batch, params: ViewParams, *, to_float: ToFloat, normalisation
         UserError: Unknown channels, a crop size that patches do not divide, or ``resize`` where it cannot work.
     """
     device = batch.pixels.device
-    tiles = Tiles(pixels=batch.pixels, known=_known(batch), info=apply_range(batch.info, normalisation, batch.channels))
+    tiles = Tiles(pixels=batch.pixels, known=known_of(batch), info=batch.info)
     params = params.to(device)
     kind = choose_warp(params, batch.pixels)
-    _, _, mean, std = channel_rows(normalisation, batch.channels)
-    tail = _Tail(to_float=to_float, policy=params.policy, mean=channel_tensor(mean, device), std=channel_tensor(std, device))
+    tail = _Tail(to_float, params.policy, normalisation, batch, device)
     with _full_precision(device):
         groups = tuple(_render_group(tiles, group, params, kind, tail, patch_size) for group in params.groups)
-    return Views(groups=groups, channels=batch.channels, tile_ids=batch.tile_ids, slots=batch.slots)
-
-
-def _known(batch: Batch) -> Tensor | None:
-    """[B, T, 1, *L] bool, see ``known_pixels``."""
-    known = known_pixels(batch.pixels.flatten(0, 1), None if batch.valid is None else batch.valid.flatten(0, 1))
-    return None if known is None else known.reshape(*batch.pixels.shape[:2], *known.shape[1:])
+    return Views(groups=groups, channels=normalisation.channels, tile_ids=batch.tile_ids, slots=batch.slots)
 
 
 def choose_warp(params: ViewParams, pixels: Tensor) -> type[Banded | Matmul | Resize]:
@@ -80,24 +75,41 @@ def choose_warp(params: ViewParams, pixels: Tensor) -> type[Banded | Matmul | Re
     return Banded if on_cpu and pixels.shape[3:].numel() > _TINY else Matmul
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Tail:
-    """What follows resampling."""
+    """What follows resampling: physical operations, the unit range with all affine changes folded in, unit operations, network range."""
 
-    to_float: ToFloat
-    policy: ViewPolicy
-    mean: Tensor
-    std: Tensor
+    def __init__(self, to_float: ToFloat, policy: ViewPolicy, normalisation: Normalisation, batch: Batch, device: torch.device) -> None:
+        self._to_float, self._policy = to_float, policy
+        self.sources = source_channels(normalisation, batch.channels)
+        self.info = apply_range(batch.info, normalisation, batch.channels)
+        self._mean = constants(normalisation.mean, device, torch.float32)
+        self._std = constants(normalisation.std, device, torch.float32)
+        names = batch.channels
+        self._of_stored = [policy.wavelengths_nm.get(name, math.nan) for name in names]
+        self._of_network = [self._of_stored[place] for place in self.sources]
+        self._same = self.sources == tuple(range(len(names)))
 
-    def __call__(self, stored: Tensor, weight: Tensor | None, info: TileInfo, group: GroupParams, own: ChannelParams, out: Tensor) -> None:
-        """Writes [n, C, *S] in the network's range into ``out``; uses ``stored`` as scratch."""
+    def __call__(
+        self, stored: Tensor, weight: Tensor | None, own: TileInfo, info: TileInfo, group: GroupParams, kept: Tensor | None, out: Tensor
+    ) -> None:
+        """Writes [n, K, *S] in the network's range into ``out``; uses ``stored`` [n, C, *S] as scratch."""
         mask = None
         if weight is not None:
             stored.div_(weight.clamp_min(KNOWN))
             mask = weight >= KNOWN
-        unit = self.to_float(stored, info)
-        augment_(unit, mask, group, own, self.policy, self.mean)
-        to_network_(unit, mask, self.mean, self.std, out)
+        ops, policy = group.operations, self._policy
+        if acts_on_physical(policy):
+            stored.mul_(spread(own.scale, stored)).add_(spread(own.offset, stored))
+            physical_(stored, ops, group.key, policy, own, self._of_stored)
+            info = replace(info, scale=torch.ones_like(info.scale), offset=torch.zeros_like(info.offset))
+        mean = crop_mean(stored, mask) if policy.jitter is not None else None
+        if not self._same:
+            stored, mean = stored[:, self.sources], None if mean is None else mean[:, self.sources]
+        unit = self._to_float(stored, retold(info, ops, mean, self._of_network))
+        unit_(unit, ops, group.key)
+        if kept is not None:
+            lose_channels_(unit, kept, self._mean)
+        to_network_(unit, mask, self._mean, self._std, out)
 
 
 def _render_group(
@@ -105,22 +117,24 @@ def _render_group(
 ) -> ViewGroup:
     if group.size % patch_size:
         raise UserError(f"views.{group.name}_size", f"is {group.size}", allowed=f"a multiple of the patch size {patch_size}")
-    samples, channels = tiles.pixels.shape[0], tiles.pixels.shape[2]
+    samples, channels = tiles.pixels.shape[0], len(tail.sources)
     rows, size, device = group.boxes.shape[0], (group.size,) * (tiles.pixels.ndim - 3), tiles.pixels.device
     out = torch.empty((rows, channels, *size), device=device)
     tokens = torch.ones((rows, (group.size // patch_size) ** len(size)), device=device)
-    info, own = info_per_row(tiles.info, group.num_views, samples), channel_params(params.policy, group, channels)
+    own, info = (info_per_row(item, group.num_views, samples) for item in (tiles.info, tail.info))
+    kept = channels_kept(params.policy, group, channels)
     warp = kind(group, params)
     step = rows if device.type != "cpu" else max(1, _SCRATCH // out[0].numel())
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         stored, weight = warp(tiles, start, stop)
-        tail(stored, weight, _rows(info, start, stop), group.rows(start, stop), own.rows(start, stop), out[start:stop])
+        lost = None if kept is None else kept[start:stop]
+        tail(stored, weight, _rows(own, start, stop), _rows(info, start, stop), group.rows(start, stop), lost, out[start:stop])
         if weight is not None:
             tokens[start:stop] = _token_share(weight >= KNOWN, patch_size)
     return ViewGroup(
         name=group.name, pixels=out, valid=tokens, to_tile=to_tile(group), spacing=crop_spacing(group, tiles.info.spacing),
-        num_views=group.num_views,
+        kept=torch.ones((rows, channels), dtype=torch.bool, device=device) if kept is None else kept, num_views=group.num_views,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ normalised convolution: beyond the crop nothing is known, so nothing is made up.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,20 +152,20 @@ def _keys(distance: Tensor, a: float = -0.5) -> Tensor:
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
-def blur_image(x: Tensor, sigma: float) -> Tensor:
+def blur_image(x: Tensor, sigma: Sequence[float]) -> Tensor:
     """The blur of ``axis_matrices`` on an image that is resized already, as block-banded products.
 
     A Gaussian ends at five sigma, so each block of rows needs only its neighbours.
 
     Args:
         x: [C, S, S] float32.
-        sigma: In pixels, above 0.
+        sigma: Of rows and of columns, in pixels; 0 for none.
 
     Returns:
         [C, S, S] float32.
     """
-    rows = _blur_rows(x, sigma)
-    return _blur_rows(rows.transpose(-1, -2).contiguous(), sigma).transpose(-1, -2)
+    rows = _blur_rows(x, sigma[0]) if sigma[0] > 0 else x
+    return _blur_rows(rows.transpose(-1, -2).contiguous(), sigma[1]).transpose(-1, -2) if sigma[1] > 0 else rows
 
 
 def _blur_rows(x: Tensor, sigma: float, block: int = 32) -> Tensor:

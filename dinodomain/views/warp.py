@@ -52,11 +52,10 @@ class Warp(Protocol):
         ...
 
 
-def may_blur(group: GroupParams, params: ViewParams) -> bool:
-    """Whether the policy blurs any view of this group; asks no device."""
-    first, second, local = params.policy.blur_probability
-    chances = (local,) if group.name == "local" else (first, second)[: group.num_views]
-    return max(chances) > 0
+def may_blur(params: ViewParams) -> bool:
+    """Whether the policy blurs any view; asks no device."""
+    policy = params.policy
+    return any(operation is not None for operation in (policy.blur, policy.thickness, policy.coarser_pixels))
 
 
 class Matmul:
@@ -87,10 +86,10 @@ class Matmul:
             axis_matrices(group.boxes[:, axis], group.flips[:, axis], size=group.size, length=length, kind=self._params.filter)
             for axis, length in enumerate(extent)
         ]
-        if not may_blur(group, self._params):
+        if not may_blur(self._params):
             return found
-        gauss = gaussian_matrices(group.sigma, group.size)
-        return [torch.bmm(gauss, matrix) for matrix in found]
+        blurs = [gaussian_matrices(group.sigma[:, axis], group.size) for axis in range(len(found))]
+        return [torch.bmm(blur, matrix) for blur, matrix in zip(blurs, found)]
 
     def _turn(self, x: Tensor, group: GroupParams) -> Tensor:
         if not self._params.policy.quarter_turns:
@@ -158,9 +157,9 @@ class Banded(_PerCrop):
     def __init__(self, group: GroupParams, params: ViewParams) -> None:
         super().__init__(group, params)
         inner = group.boxes.double() - self._first[..., None]
-        per_axis = [
-            bands(inner[:, axis], group.flips[:, axis], group.sigma, size=group.size, kind=params.filter) for axis in range(inner.shape[1])
-        ]
+        size, kind, sigma = group.size, params.filter, group.sigma
+        axes = range(inner.shape[1])
+        per_axis = [bands(inner[:, axis], group.flips[:, axis], sigma[:, axis], size=size, kind=kind) for axis in axes]
         self._bands: list[tuple[Band, ...]] = list(zip(*per_axis))
 
     def _crop(self, crop: Tensor, row: int, out: Tensor) -> None:
@@ -186,5 +185,5 @@ class Resize(_PerCrop):
         image = F.interpolate(crop[None], size, mode=mode, antialias=True, align_corners=False)[0]
         image = image.flip(self._flips[row]) if self._flips[row] else image
         out.copy_(image)
-        if self._sigma[row] > 0:
+        if max(self._sigma[row]) > 0:
             out.copy_(blur_image(out, self._sigma[row]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dinodomain.domain import Channel, ProbeSpec, ViewPolicy
+from dinodomain.domain import Blur, Channel, Gamma, Jitter, Noise, ProbeSpec, ViewPolicy
 from dinodomain_medical.mr_names import MR_CHANNELS
 
 
@@ -75,40 +75,36 @@ XRAY_SELECT = (
 phantom, and none whose header says that a person's name is burned into the pixels. DERIVED is taken: processing for display is that."""
 
 
+_SOFT = Blur(probability=(0.5, 0.1, 0.3), sigma=(0.1, 1.0))
+
 # Hounsfield units are calibrated: a shift of 80 HU would turn fat into muscle, so intensity changes stay within scanner drift
 # (0.01 of the range is 41 HU) and kernel differences are imitated by blur and noise instead.
 _CT_POLICY = ViewPolicy(
     axes=("IS", "AP", "LR"),
-    brightness=0.01,
-    contrast=0.1,
-    gamma=(0.9, 1.1),
-    blur_sigma=(0.1, 1.0),
-    blur_probability=(0.5, 0.1, 0.3),
-    noise_std=(0.0, 0.02),
+    blur=_SOFT,
+    jitter=Jitter(brightness=(-0.01, 0.01), contrast=(0.9, 1.1)),
+    gamma=Gamma(exponent=(0.9, 1.1)),
+    noise=Noise(std=(0.0, 0.02)),
     default_mode="domain",
 )
 
 # MR intensities are arbitrary per scan, and differ by coil and sequence: wide intensity ranges, normalised by each source.
 _MRI_POLICY = ViewPolicy(
     axes=("IS", "AP", "LR"),
-    brightness=0.15,
-    contrast=0.3,
-    gamma=(0.7, 1.5),
-    blur_sigma=(0.1, 1.0),
-    blur_probability=(0.5, 0.1, 0.3),
-    noise_std=(0.0, 0.05),
+    blur=_SOFT,
+    jitter=Jitter(brightness=(-0.15, 0.15), contrast=(0.7, 1.3)),
+    gamma=Gamma(exponent=(0.7, 1.5)),
+    noise=Noise(std=(0.0, 0.05)),
     default_mode="source",
 )
 
 # Detector, exposure and vendor processing change grey values at will; fine texture carries findings, so blur stays small.
 _XRAY_POLICY = ViewPolicy(
     axes=("IS", "LR"),
-    brightness=0.2,
-    contrast=0.3,
-    gamma=(0.7, 1.5),
-    blur_sigma=(0.1, 1.0),
-    blur_probability=(0.5, 0.1, 0.3),
-    noise_std=(0.0, 0.05),
+    blur=_SOFT,
+    jitter=Jitter(brightness=(-0.2, 0.2), contrast=(0.7, 1.3)),
+    gamma=Gamma(exponent=(0.7, 1.5)),
+    noise=Noise(std=(0.0, 0.05)),
     default_mode="source",
 )
 

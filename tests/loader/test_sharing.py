@@ -147,7 +147,7 @@ def test_views_of_two_draws_of_a_tile_differ(case):
         for batch in itertools.islice(batches, 20):
             params = draw(
                 ViewPolicy(axes=("NS", "EW")), ViewsPlan(num_local=0), seed=0, tile_ids=batch.tile_ids, epochs=batch.epochs,
-                draws=batch.draws, valid_box=batch.info.valid_box, spacing=batch.info.spacing,
+                draws=batch.draws, valid_box=batch.info.valid_box, spacing=batch.info.spacing, sources=(0,),
             )  # fmt: skip
             boxes = params.groups[0].boxes.reshape(2, 8, 2, 2).transpose(0, 1)
             for tile, epoch, number, box in zip(batch.tile_ids.tolist(), batch.epochs.tolist(), batch.draws.tolist(), boxes.tolist()):

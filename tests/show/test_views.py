@@ -46,7 +46,7 @@ def test_figure_has_a_row_per_sample_and_equal_bytes(tmp_path: Path, channels, e
     policy = ViewPolicy(axes=("z", "y", "x")[-len(extent) :], quarter_turns=True)
     params = draw(
         policy, plan, seed=0, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
-        valid_box=batch.info.valid_box, spacing=batch.info.spacing,
+        valid_box=batch.info.valid_box, spacing=batch.info.spacing, sources=range(len(batch.channels)),
     )  # fmt: skip
     views = render(batch, params, to_float=linear_to_unit, normalisation=norm, patch_size=8)
     shared = {"to_float": linear_to_unit, "normalisation": norm, "bands": bands, "samples": 2 if bands else 1}
@@ -65,7 +65,7 @@ def two_dates(tmp_path: Path, plan: ViewsPlan, name: str = "a.png", **keys: obje
     batch = replace(one, pixels=torch.cat([one.pixels, 255 - one.pixels], dim=1), info=TileInfo(**pair), rows=torch.arange(4))
     params = draw(
         ViewPolicy(axes=("y", "x")), plan, seed=0, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
-        valid_box=batch.info.valid_box, spacing=batch.info.spacing,
+        valid_box=batch.info.valid_box, spacing=batch.info.spacing, sources=range(len(batch.channels)),
     )  # fmt: skip
     views = render(batch, params, to_float=linear_to_unit, normalisation=norm, patch_size=8)
     return np.asarray(

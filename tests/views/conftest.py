@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dinodomain.domain import ViewPolicy
+from dinodomain.domain import DropChannels, Gain, Jitter, Noise, Solarise, ViewPolicy, Window
 from dinodomain.types import Batch, Normalisation, TileInfo
 from dinodomain.views import ViewParams, ViewsPlan, draw
+from dinodomain.views.normalise import known_of
 
 HIGH = {torch.uint8: 255, torch.uint16: 40000, torch.int16: 3000, torch.float32: 1}
 
@@ -41,8 +42,8 @@ def _make_batch(
 
 def _draw_for(batch: Batch, policy: ViewPolicy, plan: ViewsPlan, seed: int = 1) -> ViewParams:
     return draw(
-        policy, plan, seed=seed, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws,
-        valid_box=batch.info.valid_box, spacing=batch.info.spacing,
+        policy, plan, seed=seed, tile_ids=batch.tile_ids, epochs=batch.epochs, draws=batch.draws, valid_box=batch.info.valid_box,
+        spacing=batch.info.spacing, sources=range(len(batch.channels)), known=known_of(batch),
     )  # fmt: skip
 
 
@@ -76,8 +77,9 @@ def policy() -> Callable[[int], ViewPolicy]:
     def make(ndim: int) -> ViewPolicy:
         axes = ("IS", "AP", "LR")[-ndim:]
         return ViewPolicy(
-            axes=axes, flips=dict.fromkeys(axes, 0.5), quarter_turns=True, per_channel=True, channel_drop=0.2,
-            solarise_probability=0.5, noise_probability=0.5,
+            axes=axes, flip=dict.fromkeys(axes, 0.5), quarter_turns=True, jitter=Jitter(per_channel=True),
+            solarise=Solarise(probability=0.5), noise=Noise(probability=0.5), gain=Gain(), window=Window(),
+            drop_channels=DropChannels(share=(0.2, 0.2)),
         )  # fmt: skip
 
     return make

@@ -126,7 +126,7 @@ def test_a_crop_goes_back_to_the_place_in_its_date_that_it_was_cut_from(make_bat
     y, x = torch.meshgrid(torch.arange(70.0), torch.arange(80.0), indexing="ij")
     batch = make_batch(2, 2, FLAT, torch.float32)
     dates = stacked([replace(batch, pixels=(torch.stack([y, x]) + 1000 * date).expand(2, 1, -1, -1, -1)) for date in range(3)])
-    policy = ViewPolicy(axes=("y", "x"), flips={"y": 0.5, "x": 0.5}, quarter_turns=True)
+    policy = ViewPolicy(axes=("y", "x"), flip={"y": 0.5, "x": 0.5}, quarter_turns=True)
     params = draw_for(dates, policy, replace(SMALL, augment=False, filter="linear"))
     plain = Normalisation(mode="domain", channels=batch.channels, low=(0.0,) * 2, high=(1.0,) * 2, mean=(0.0,) * 2, std=(1.0,) * 2)
     views = render(dates, params, to_float=lambda stored, info: stored, normalisation=plain, patch_size=8)

@@ -56,9 +56,11 @@ def test_unusable_channels_are_named(mode, name, text):
 def test_range_follows_channel_names_not_places(make_batch):
     batch = make_batch(2, 2)
     norm = Normalisation(mode="store", channels=("band 1", "band 0"), low=(1.0, 0.0), high=(11.0, 10.0), mean=(0.5, 0.5), std=(1.0, 1.0))
-    info = apply_range(batch.info, norm, batch.channels)
-    assert info.low.tolist() == [[0.0, 1.0]] * 2
-    assert info.high.tolist() == [[10.0, 11.0]] * 2
+    info = replace(batch.info, scale=torch.tensor([[2.0, 3.0]] * 2))
+    told = apply_range(info, norm, batch.channels)  # in the network's order
+    assert told.low.tolist() == [[1.0, 0.0]] * 2
+    assert told.high.tolist() == [[11.0, 10.0]] * 2
+    assert told.scale.tolist() == [[3.0, 2.0]] * 2
 
 
 def test_source_mode_keeps_each_sources_own_range(make_batch):

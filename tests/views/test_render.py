@@ -14,8 +14,9 @@ from scipy import ndimage
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from dinodomain.domain import ViewPolicy, linear_to_unit
+from dinodomain.domain import Blur, ViewPolicy, linear_to_unit
 from dinodomain.errors import UserError
+from dinodomain.policy import operations
 from dinodomain.types import Normalisation
 from dinodomain.views import ViewsPlan, render
 from dinodomain.views.draw import GroupParams, ViewParams
@@ -33,16 +34,15 @@ def params_for(boxes, size: int, kind: str = "cubic", *, flips=None, transpose=N
     """Parameters of one view per sample, without intensity."""
     boxes = torch.as_tensor(boxes, dtype=torch.float32)
     rows, ndim = boxes.shape[:2]
-    zeros, no = torch.zeros(rows), torch.zeros(rows, dtype=torch.bool)
+    no = torch.zeros(rows, dtype=torch.bool)
     group = GroupParams(
         name="global", size=size, num_views=1, boxes=boxes, flips=torch.zeros(rows, ndim, dtype=torch.bool) if flips is None else flips,
-        transpose=no if transpose is None else transpose, sigma=zeros if sigma is None else sigma, jitter=no, brightness=zeros,
-        contrast=zeros + 1, gamma=zeros + 1, noise_std=zeros, noise_key=torch.arange(rows), solarise=no, key=torch.arange(rows),
+        transpose=no if transpose is None else transpose, angle=torch.zeros(rows), key=torch.arange(rows), operations={},
+        sigma=torch.zeros(rows, ndim) if sigma is None else sigma[:, None].expand(-1, ndim),
     )  # fmt: skip
     policy = ViewPolicy(
-        axes=("z", "y", "x")[-ndim:], quarter_turns=turns, intensity_probability=0, noise_probability=0,
-        blur_probability=(0, 0, 0) if sigma is None else (1, 1, 1),
-    )  # fmt: skip
+        axes=("z", "y", "x")[-ndim:], quarter_turns=turns, jitter=None, gamma=None, noise=None, blur=None if sigma is None else Blur()
+    )
     return ViewParams(groups=(group,), policy=policy, renderer="auto", filter=kind)
 
 
@@ -116,7 +116,7 @@ def test_both_blurs_are_the_plain_one():
     for sigma in (0.3, 1.7):
         plain = blur_matrix(sigma, 50)
         assert np.abs(gaussian_matrices(torch.tensor([sigma]), 50)[0].numpy() - plain).max() < 1e-6
-        assert np.abs(blur_image(image, sigma)[0].numpy() - plain @ image[0].numpy().astype(np.float64) @ plain.T).max() < 1e-3
+        assert np.abs(blur_image(image, (sigma, sigma))[0].numpy() - plain @ image[0].numpy().astype(np.float64) @ plain.T).max() < 1e-3
 
 
 # --- each other and the twin -------------------------------------------------------------------------------------------
@@ -256,11 +256,7 @@ def test_geometry_leads_back_to_the_tile(make_batch, draw_for, policy, extent):
     batch = replace(make_batch(3, len(extent), extent, torch.float32), pixels=grid[None, None].repeat(3, 1, *(1,) * grid.ndim))
     quiet = replace(
         policy(len(extent)),
-        blur_probability=(0, 0, 0),
-        intensity_probability=0,
-        noise_probability=0,
-        channel_drop=0,
-        solarise_probability=0,
+        **dict.fromkeys(operations(policy(len(extent)))),
     )
     size = 80 if len(extent) == 2 else 32  # enlarged crops: linear interpolation shows a coordinate exactly
     params = draw_for(batch, quiet, replace(SMALL, filter="linear", global_size=size, local_size=size))

@@ -18,7 +18,7 @@ def test_domains_are_what_the_contract_asks(any_domain):
     assert any_domain.personal
     assert any_domain.extra == "medical"
     assert len(any_domain.view_policy().axes) == any_domain.ndim
-    assert "LR" not in any_domain.view_policy().flips
+    assert "LR" not in any_domain.view_policy().flip
     assert not any_domain.view_policy().quarter_turns
     assert all(probe.unit == "patient" and probe.source for probe in any_domain.probes())
     assert pickle.loads(pickle.dumps(any_domain)) == any_domain

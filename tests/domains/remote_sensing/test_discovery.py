@@ -111,11 +111,11 @@ def test_nadir_optics_have_eight_symmetries_and_radar_none():
     for domain in (sentinel2, landsat, aerial, hyperspectral):
         policy = domain.view_policy()
         assert policy.axes == ("NS", "EW")
-        assert set(policy.flips) == {"NS", "EW"}
+        assert set(policy.flip) == {"NS", "EW"}
         assert policy.quarter_turns
         # Bands of a calibrated sensor vary apart; the exposure of a photograph changes all colours together.
-        assert policy.per_channel == (domain is not aerial)
-    assert not sentinel1.view_policy().flips
+        assert policy.jitter.per_channel == (domain is not aerial)
+    assert not sentinel1.view_policy().flip
     assert not sentinel1.view_policy().quarter_turns
 
 
