@@ -14,12 +14,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dinodomain.domain import Jitter, ViewPolicy, linear_to_unit
 from dinodomain.engine import EnginePlan, PretrainPlan
@@ -32,7 +33,7 @@ from dinodomain.objective import Objective, ObjectivePlan
 from dinodomain.optim import OptimPlan, Schedules, make_optimizer, parameter_groups
 from dinodomain.store import StorePlan, array_record, build_store
 from dinodomain.types import Batch, Normalisation, TileInfo
-from dinodomain.views import ViewsPlan, draw_batch, render
+from dinodomain.views import ViewsPlan, draw_batch, matmul, render
 
 Row = dict[str, Any]
 PLANE = ViewPolicy(axes=("NS", "EW"), flip={"NS": 0.5, "EW": 0.5}, jitter=Jitter(per_channel=True))
@@ -123,10 +124,50 @@ def render_all(batch: Batch, policy: ViewPolicy, plan: ViewsPlan, patch: int = 8
     return render(batch, params, to_float=linear_to_unit, normalisation=norm, patch_size=patch)
 
 
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts calls that launch something on a device: all but views of tensors and allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aliases = [item.alias_info for item in func._schema.returns]
+        view = any(alias is not None and not alias.is_write for alias in aliases)
+        self.count += not view and "empty" not in func._schema.name
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def products(split: bool) -> Iterator[None]:
+    """Views from split TF32 products, or from float32 ones."""
+    before, matmul.SPLIT = matmul.SPLIT, split
+    try:
+        yield
+    finally:
+        matmul.SPLIT = before
+
+
 def views(rounds: int, quick: bool, device: str) -> Iterator[Row]:
-    """All views of a batch: source on the device, and uploaded from pinned memory while the last batch is rendered."""
+    """All views of a batch: source on the device, and uploaded from pinned memory while the last batch is rendered; then of a step."""
     for name, shape, dtype, policy, plan, count, target in INPUTS:
-        yield from _view_rows(name, made_up((2 if quick else count, 1, *shape), dtype), policy, plan, target, rounds, device)
+        host = made_up((2 if quick else count, 1, *shape), dtype)
+        for split in _kinds(device):
+            with products(split):
+                what = f"{name}, {'split TF32' if split else 'float32'} products"
+                yield from _view_rows(what, host, policy, plan, target, rounds, device)
+    name, width, depth, heads, count, _, shape, dtype, policy, plan = STEPS[0]
+    pixels = made_up((2 if quick else count, 1, *shape), dtype)
+    for split in _kinds(device):
+        with products(split):
+            what = f"{name}, batch {len(pixels)}, {'split TF32' if split else 'float32'} products"
+            share, _, _ = _share_of_a_step((width, depth, heads), pixels, policy, plan, rounds, device)
+            yield row("views' share of a step", what, share, "", target=0.05, rounds=rounds)
+
+
+def _kinds(device: str) -> tuple[bool, ...]:
+    """Whether products are split: both ways on an accelerator; a CPU never splits."""
+    return (False,) if device == "cpu" else (False, True)
 
 
 def _view_rows(
@@ -135,13 +176,28 @@ def _view_rows(
     batch, count = batch_of(host.to(device)), len(host)
     alone = device_seconds(lambda: render_all(batch, policy, plan), rounds, device)
     yield row("views, source on the device", name, count / alone, "samples/s", target=target, rounds=rounds)
+    with Launches() as launches:
+        render_all(batch, policy, plan)
+    yield row("launches of a batch of views", name, launches.count, "", rounds=1)
     if device == "cpu":
         return
+    issue = statistics.median(_issue_seconds(lambda: render_all(batch, policy, plan)) for _ in range(rounds))
+    yield row("host time of a batch of views", name, 1000 * issue, "ms", rounds=rounds)
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    render_all(batch, policy, plan)
+    yield row("peak memory of a batch of views", name, (torch.cuda.max_memory_allocated() - held) / 2**30, "GiB", rounds=1)
     pinned = host.pin_memory()
     copy = device_seconds(lambda: pinned.to(device, non_blocking=True), rounds, device)
     both = _overlapped(pinned, policy, plan, rounds)
     yield row("views with upload", name, count / both, "samples/s", peer="upload alone", peer_value=round(count / copy, 1),
               ratio=copy / both, target=0.8, rounds=rounds)  # fmt: skip
+
+
+def _issue_seconds(run: Callable[[], object]) -> float:
+    """Until the host has issued everything, on an idle device."""
+    torch.cuda.synchronize()
+    return _seconds(run)
 
 
 def _overlapped(pinned: torch.Tensor, policy: ViewPolicy, plan: ViewsPlan, rounds: int) -> float:
@@ -248,19 +304,28 @@ def step(rounds: int, quick: bool, device: str) -> Iterator[Row]:
 
 def _step_rows(name: str, sizes: tuple[int, int, int], count: int, target: float, pixels: torch.Tensor, policy: ViewPolicy, plan: ViewsPlan,
                rounds: int, device: str, peak: float) -> Iterator[Row]:  # fmt: skip
-    batch, ndim = batch_of(pixels.to(device)), pixels.ndim - 3
-    state = training(sizes, count, channels=pixels.shape[2], ndim=ndim, plan=plan, policy=policy, device=device)
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-    seconds = device_seconds(lambda: train_step(state, batch), rounds, device)
-    share = device_seconds(lambda: render_all(batch, policy, plan, 16), rounds, device) / seconds
+    ndim = pixels.ndim - 3
+    share, seconds, memory = _share_of_a_step(sizes, pixels, policy, plan, rounds, device)
     used = flops(sizes[0], sizes[1], plan, ndim, pixels.shape[2]) * count / seconds
     what = f"{name}, {plan.num_global}x{plan.global_size} + {plan.num_local}x{plan.local_size}, K={PROTOTYPES}, batch {count}"
     yield row("training step", what, count / seconds, "samples/s", peer="matmul peak, TFLOP/s", peer_value=round(peak / 1e12, 1),
               ratio=used / peak, target=target, rounds=rounds)  # fmt: skip
     yield row("views' share of a step", what, share, "", target=0.05, rounds=rounds)
     if device != "cpu":
-        yield row("peak memory of a step", what, torch.cuda.max_memory_allocated() / 2**30, "GiB", rounds=rounds)
+        yield row("peak memory of a step", what, memory, "GiB", rounds=rounds)
+
+
+def _share_of_a_step(
+    sizes: tuple[int, int, int], pixels: torch.Tensor, policy: ViewPolicy, plan: ViewsPlan, rounds: int, device: str
+) -> tuple[float, float, float]:
+    """Share of the views in a step, seconds of a step, and its peak memory in GiB (0 on a CPU)."""
+    batch = batch_of(pixels.to(device))
+    state = training(sizes, len(pixels), channels=pixels.shape[2], ndim=pixels.ndim - 3, plan=plan, policy=policy, device=device)
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = device_seconds(lambda: train_step(state, batch), rounds, device)
+    memory = 0.0 if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
+    return device_seconds(lambda: render_all(batch, policy, plan, 16), rounds, device) / seconds, seconds, memory
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dinodomain
 from dinodomain import config
@@ -197,9 +197,11 @@ def _compose(verb: Verb, overrides: Sequence[str], user_file: str | None, extra_
             if user_file is not None:
                 layers.append(_user_layer(user_file))
             layers.append(compose(overrides=[f"++{word.lstrip('+')}" for word in values]))
+        # Not OmegaConf.merge: a list on the command line may stand where a file has a mapping (``views.policy.flip``).
+        joined: dict[str, Any] = {}
         for layer in layers:
-            OmegaConf.set_struct(layer, False)
-        merged = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True, throw_on_missing=True)
+            joined = config.overlay(joined, cast(dict[str, Any], OmegaConf.to_container(layer, resolve=False)))
+        merged = OmegaConf.to_container(OmegaConf.create(joined), resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(
             "command line", str(error).strip().splitlines()[0], remedy="quote values that hold commas, braces or spaces: key='\"...\"'"

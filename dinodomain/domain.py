@@ -35,6 +35,7 @@ from dinodomain.policy import (
     Speckle,
     SubsetChannels,
     Thickness,
+    ValueNoise,
     ViewPolicy,
     Window,
 )  # fmt: skip
@@ -235,5 +236,5 @@ def find_domain(name: str) -> Domain:
 __all__ = [
     "BiasField", "Blur", "Channel", "CoarserPixels", "DisplayWindow", "Domain", "DropChannels", "Filter", "Gain", "Gamma", "Haze",
     "Jitter", "MissingExtra", "Noise", "ProbeSpec", "Rician", "Rotation", "Shadow", "Solarise", "Speckle", "SubsetChannels",
-    "Thickness", "ViewPolicy", "Window", "find_domain", "installed_domains", "linear_to_unit",
+    "Thickness", "ValueNoise", "ViewPolicy", "Window", "find_domain", "installed_domains", "linear_to_unit",
 ]  # fmt: skip

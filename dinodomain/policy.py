@@ -19,11 +19,14 @@ from typing import Any, Literal
 
 from dinodomain.errors import Problems, UserError
 
+MAX_NODES = 32
+"""Most independent values along an axis of a smooth field; more would be texture, and in 3-D more numbers than there are of noise."""
+
 Range = tuple[float, float]
 Chance = float | tuple[float, float, float]
 
 
-def drawn(low: float, high: float, *, neutral: float, log: bool = False, least: float = -math.inf) -> Any:
+def drawn(low: float, high: float, *, neutral: float, log: bool = False, least: float = -math.inf, most: float = math.inf) -> Any:
     """A dataclass field for a range from which a parameter is drawn.
 
     Args:
@@ -32,8 +35,9 @@ def drawn(low: float, high: float, *, neutral: float, log: bool = False, least: 
         neutral: Value where the operation does not act.
         log: Whether the draw is log-uniform.
         least: Smallest value that has a meaning.
+        most: Largest value that has a meaning.
     """
-    return field(default=(low, high), metadata={"neutral": neutral, "log": log, "least": least})
+    return field(default=(low, high), metadata={"neutral": neutral, "log": log, "least": least, "most": most})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +115,12 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BiasField:
-    """A smooth gain over the field of view: the receive coil of an MR scanner.
+    """A smooth gain over the field of view: the coils of an MR scanner. All channels of a crop have the same one.
 
     Attributes:
         probability: How often.
         strength: Standard deviation of the field's logarithm.
-        nodes: Independent values of the field along each axis of the crop.
+        nodes: Independent values of the field along each axis of the crop; more are less smooth.
     """
 
     probability: Chance = 0.3
@@ -126,28 +130,36 @@ class BiasField:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shadow:
-    """Part of the ground in the shadow of a cloud or a slope; acts on reflectance.
+    """Part of the ground in the shadow of a cloud or a slope; acts on channels of reflectance, which are those with a wavelength.
+
+    A channel without one (heights, radar, temperature, digital numbers) is left alone: nothing says that the sun lights it.
 
     Attributes:
         probability: How often.
         depth: Share of the direct light that is lost.
-        share: Share of the crop that lies in shadow, roughly.
+        share: Share of the ground that lies in shadow, the mean over many crops.
         skylight: Share of the light at 490 nm that comes from the sky and stays; falls with the fourth power of the wavelength.
+        nodes: Independent values along each axis of the crop of the field whose highest parts are the shadow; more make smaller patches.
+        edge: Width of the soft edge, in standard deviations of that field.
     """
 
     probability: Chance = 0.1
-    depth: Range = drawn(0.2, 0.7, neutral=0.0, least=0.0)
-    share: Range = drawn(0.1, 0.4, neutral=0.0, least=0.0)
+    depth: Range = drawn(0.2, 0.7, neutral=0.0, least=0.0, most=1.0)
+    share: Range = drawn(0.1, 0.4, neutral=0.0, least=0.0, most=1.0)
     skylight: float = 0.25
+    nodes: int = 5
+    edge: float = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speckle:
-    """Multiplicative noise of coherent imaging: gamma-distributed power with mean one.
+    """Multiplicative noise of coherent imaging: gamma-distributed power with mean one, independent in each channel and pixel of the crop.
+
+    It comes on top of the speckle that is there: an image of M looks has 1 / (1/M + 1/L + 1/(ML)) afterwards.
 
     Attributes:
         probability: How often.
-        looks: Equivalent number of looks; fewer is noisier.
+        looks: Equivalent number of looks, real-valued; fewer is noisier, one is the most there is.
         scale: What stored values are: decibels, linear power or amplitude. The noise always acts on linear power.
     """
 
@@ -162,7 +174,7 @@ class Rician:
 
     Attributes:
         probability: How often.
-        std: Standard deviation of each part, as a share of the channel's range.
+        std: Standard deviation of each part, as a share of the range that the source states for the channel.
     """
 
     probability: Chance = 0.2
@@ -170,13 +182,28 @@ class Rician:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gain:
-    """Calibration of each channel apart: physical value times gain, plus offset.
+class ValueNoise:
+    """Gaussian noise of the measured value, before the range is clipped: display windows of one channel show the same grain.
 
     Attributes:
         probability: How often.
-        gain: Factor.
-        offset: Shift in the channel's unit.
+        std: Standard deviation in the channel's unit.
+    """
+
+    probability: Chance = 0.3
+    std: Range = drawn(0.0, 40.0, neutral=0.0, least=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """Calibration of each channel apart: physical value times gain, plus offset. Channels made from one stored channel share theirs.
+
+    In decibels a gain of the instrument is the offset here, and the factor has no such meaning.
+
+    Attributes:
+        probability: How often, for all channels of a view together.
+        gain: Factor, drawn for each channel.
+        offset: Shift in the channel's unit, drawn for each channel.
     """
 
     probability: Chance = 0.8
@@ -186,16 +213,19 @@ class Gain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Haze:
-    """Light scattered by the air into the sensor; an offset of reflectance that grows to short wavelengths.
+    """Light scattered by the air into the sensor: an offset of reflectance that grows to short wavelengths, and dims the ground.
+
+    What the air sends up does not reach the ground, and is lost once more on the way back: contrast falls where the offset rises. Acts on
+    channels of reflectance, which are those with a wavelength.
 
     Attributes:
         probability: How often.
-        amount: Offset of reflectance at 490 nm.
+        amount: Offset of reflectance at 490 nm; below zero for an atmosphere that was corrected too much.
         exponent: The offset falls with this power of the wavelength: 4 for clean air, below 1 for thick haze.
     """
 
     probability: Chance = 0.3
-    amount: Range = drawn(0.0, 0.08, neutral=0.0)
+    amount: Range = drawn(0.0, 0.08, neutral=0.0, least=-1.0, most=1.0)
     exponent: Range = drawn(0.5, 4.0, neutral=1.0)
 
 
@@ -274,7 +304,7 @@ class Solarise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropChannels:
-    """Single channels are lost and take their mean; at least one stays.
+    """Single channels are lost; at least one stays. A lost channel is filled with the mean that normalises it: the network sees 0.
 
     Attributes:
         probability: How often it may happen to a view.
@@ -282,24 +312,26 @@ class DropChannels:
     """
 
     probability: Chance = 1.0
-    share: Range = drawn(0.1, 0.1, neutral=0.0, least=0.0)
+    share: Range = drawn(0.1, 0.1, neutral=0.0, least=0.0, most=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubsetChannels:
-    """A sensor with fewer bands: only a random share of the channels stays, at least one; the others take their mean.
+    """A sensor with fewer bands: only a random share of the channels stays, at least one.
+
+    The others are filled with the mean that normalises them, so the network sees 0; ``ViewGroup.kept`` says which they are.
 
     Attributes:
         probability: How often.
-        keep: Share of the channels that stays.
+        keep: Share of the channels that stays, rounded up to whole channels.
     """
 
     probability: Chance = 0.2
-    keep: Range = drawn(0.3, 1.0, neutral=1.0, least=0.0)
+    keep: Range = drawn(0.3, 1.0, neutral=1.0, least=0.0, most=1.0)
 
 
 Operation = (
-    Blur | Thickness | CoarserPixels | Rotation | BiasField | Shadow | Speckle | Rician | Gain | Haze | Window | Jitter | Gamma
+    Blur | Thickness | CoarserPixels | Rotation | BiasField | Shadow | Speckle | Rician | ValueNoise | Gain | Haze | Window | Jitter | Gamma
     | Noise | Solarise | DropChannels | SubsetChannels
 )  # fmt: skip
 
@@ -308,9 +340,9 @@ Operation = (
 class ViewPolicy:
     """Which augmentations keep the meaning of an image of this domain. An operation that is None never acts.
 
-    The order is physical, not free: bias field, shadow, speckle and Rician noise act on physical values; gain and offset, haze, window,
-    brightness and contrast are affine and change what the numbers mean; the unit range is clipped once; then gamma, noise, solarisation
-    and the loss of channels.
+    The order is physical, not free: bias field, shadow, speckle, Rician and value noise act on physical values; gain and offset, haze,
+    window, brightness and contrast are affine and change what the numbers mean; the unit range is clipped once; then gamma, noise,
+    solarisation and the loss of channels.
 
     Attributes:
         axes: Anatomical or ground name of each spatial axis in array order, for example ``("IS", "AP", "LR")`` or ``("NS", "EW")``.
@@ -328,6 +360,7 @@ class ViewPolicy:
         shadow: Shadow on the ground.
         speckle: Multiplicative radar noise.
         rician: Noise of a magnitude image.
+        value_noise: Noise of the measured value.
         gain: Gain and offset of each channel.
         haze: Atmospheric offset.
         window: Moved display window.
@@ -356,6 +389,7 @@ class ViewPolicy:
     shadow: Shadow | None = None
     speckle: Speckle | None = None
     rician: Rician | None = None
+    value_noise: ValueNoise | None = None
     gain: Gain | None = None
     haze: Haze | None = None
     window: Window | None = None
@@ -416,6 +450,8 @@ def changed(policy: ViewPolicy, changes: Mapping[str, Any], place: str = "views.
     Raises:
         Problems: Unknown keys or values that mean nothing; all are listed.
     """
+    if not changes:  # every step of a run asks, and reading type hints takes milliseconds
+        return policy
     problems: list[UserError] = []
     values: dict[str, Any] = {}
     kinds = typing.get_type_hints(ViewPolicy)
@@ -425,45 +461,51 @@ def changed(policy: ViewPolicy, changes: Mapping[str, Any], place: str = "views.
             problems.append(_unknown(f"{place}.{name}", name, allowed))
         else:
             values[name] = _value(kinds[name], getattr(policy, name), value, f"{place}.{name}", problems)
+    try:
+        result = replace(policy, **values)
+    except Problems as error:
+        problems += [UserError(f"{place}.{p.place}", p.problem, allowed=p.allowed, remedy=p.remedy) for p in error.problems]
     if problems:
         raise Problems(problems)
-    try:
-        return replace(policy, **values)
-    except Problems as error:
-        raise Problems([UserError(f"{place}.{p.place}", p.problem, allowed=p.allowed, remedy=p.remedy) for p in error.problems]) from None
+    return result
 
 
-def _unknown(place: str, name: str, known: list[str]) -> UserError:
-    near = difflib.get_close_matches(name, known, n=1)
+def _unknown(place: str, name: object, known: list[str]) -> UserError:
+    near = difflib.get_close_matches(str(name), known, n=1)  # YAML reads a bare ``on`` as true
     if near:
         return UserError(place, "unknown key", remedy=f"did you mean {near[0]!r}?")
     return UserError(place, "unknown key", allowed=", ".join(sorted(known)))
 
 
 def _value(kind: Any, own: Any, value: Any, place: str, problems: list[UserError]) -> Any:
-    """One field of a policy or operation from a plain value; notes what does not fit."""
+    """One field of a policy or operation from a plain value; what does not fit is noted and left out, so that the rest is checked, too."""
     classes = [item for item in typing.get_args(kind) if is_dataclass(item)]
     if classes:
         return _operation(classes[0], own, value, place, problems)
     if kind == Mapping[str, float]:
-        items = dict.fromkeys(value, 0.5) if isinstance(value, (list, tuple)) else value
-        if isinstance(items, Mapping) and all(_is_number(chance) for chance in items.values()):
-            return {str(axis): float(chance) for axis, chance in items.items()}
-        return _refuse(place, value, "a list of axis names, or {axis: probability}", problems)
+        return _flips(own, value, place, problems)
     if typing.get_origin(kind) is Literal:
         words = typing.get_args(kind)
-        return value if value in words else _refuse(place, value, ", ".join(words), problems)
+        return value if value in words else _refuse(place, own, value, ", ".join(words), problems)
     if kind is bool or kind is int or kind is str:
         names = {bool: "true or false", int: "a whole number", str: "text"}
-        return value if type(value) is kind else _refuse(place, value, names[kind], problems)
-    return _numbers(kind, value, place, problems)
+        return value if type(value) is kind else _refuse(place, own, value, names[kind], problems)
+    return _numbers(kind, own, value, place, problems)
+
+
+def _flips(own: Any, value: Any, place: str, problems: list[UserError]) -> Any:
+    if isinstance(value, (list, tuple)) and all(isinstance(axis, str) for axis in value):
+        return dict.fromkeys(value, 0.5)
+    if isinstance(value, Mapping) and all(isinstance(axis, str) and _is_number(chance) for axis, chance in value.items()):
+        return {axis: float(chance) for axis, chance in value.items()}
+    return _refuse(place, own, value, "a list of axis names ([] for none), or {axis: probability}", problems)
 
 
 def _operation(kind: Any, own: Any, value: Any, place: str, problems: list[UserError]) -> Any:
-    if value is None or is_dataclass(value):
+    if value is None or isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
-        return _refuse(place, value, "null (off), or a mapping of keys to change", problems)
+        return _refuse(place, own, value, "null (off), or a mapping of keys to change", problems)
     start, hints, changes = own if own is not None else kind(), typing.get_type_hints(kind), {}
     for name, item in value.items():
         if name in hints:
@@ -473,7 +515,7 @@ def _operation(kind: Any, own: Any, value: Any, place: str, problems: list[UserE
     return replace(start, **changes)
 
 
-def _numbers(kind: Any, value: Any, place: str, problems: list[UserError]) -> Any:
+def _numbers(kind: Any, own: Any, value: Any, place: str, problems: list[UserError]) -> Any:
     """A number, or a tuple of as many as the kind names; ``Chance`` allows either."""
     options = typing.get_args(kind) if isinstance(kind, UnionType) else (kind,)
     counts = [len(typing.get_args(option)) for option in options if option is not float]
@@ -482,11 +524,12 @@ def _numbers(kind: Any, value: Any, place: str, problems: list[UserError]) -> An
     if isinstance(value, (list, tuple)) and len(value) in counts and all(_is_number(item) for item in value):
         return tuple(float(item) for item in value)
     allowed = [*(["a number"] if float in options else []), *(f"a list of {count} numbers" for count in counts)]
-    return _refuse(place, value, " or ".join(allowed), problems)
+    return _refuse(place, own, value, " or ".join(allowed), problems)
 
 
-def _refuse(place: str, value: Any, allowed: str, problems: list[UserError]) -> None:
+def _refuse(place: str, own: Any, value: Any, allowed: str, problems: list[UserError]) -> Any:
     problems.append(UserError(place, f"{value!r} is not valid", allowed=allowed))
+    return own
 
 
 def _is_number(value: Any) -> bool:
@@ -505,7 +548,7 @@ def _geometry_problems(policy: ViewPolicy) -> Iterator[UserError]:
         low, high = getattr(policy, name)
         if not 0 < low <= high <= 1:
             yield UserError(name, f"is {(low, high)}", allowed="two fractions with 0 < smallest <= largest <= 1")
-    if not 0 < policy.aspect[0] <= policy.aspect[1]:
+    if not 0 < policy.aspect[0] <= policy.aspect[1] < math.inf:
         yield UserError("aspect", f"is {policy.aspect}", allowed="two ratios with 0 < smallest <= largest")
     if not 0 <= policy.min_valid <= 1:
         yield UserError("min_valid", f"is {policy.min_valid}", allowed="a share, 0 to 1")
@@ -519,11 +562,14 @@ def _operation_problems(name: str, operation: Operation) -> Iterator[UserError]:
     for item in fields(operation):
         if "neutral" in item.metadata:
             low, high = getattr(operation, item.name)
-            least = item.metadata["least"]
-            if not (math.isfinite(low) and math.isfinite(high) and least <= low <= high):
+            least, most = item.metadata["least"], item.metadata["most"]
+            if not (math.isfinite(low) and math.isfinite(high) and least <= low <= high <= most):
                 floor = "" if least == -math.inf else f", none below {least:g}"
-                yield UserError(f"{name}.{item.name}", f"is {(low, high)}", allowed=f"two numbers, smallest first{floor}")
-    if isinstance(operation, BiasField) and operation.nodes < 2:
-        yield UserError(f"{name}.nodes", f"is {operation.nodes}", allowed="2 or more")
+                ceiling = "" if most == math.inf else f", none above {most:g}"
+                yield UserError(f"{name}.{item.name}", f"is {(low, high)}", allowed=f"two numbers, smallest first{floor}{ceiling}")
+    if isinstance(operation, (BiasField, Shadow)) and not 2 <= operation.nodes <= MAX_NODES:
+        yield UserError(f"{name}.nodes", f"is {operation.nodes}", allowed=f"2 to {MAX_NODES}")
     if isinstance(operation, Shadow) and not 0 <= operation.skylight <= 1:
         yield UserError(f"{name}.skylight", f"is {operation.skylight}", allowed="a share, 0 to 1")
+    if isinstance(operation, Shadow) and not operation.edge > 0:
+        yield UserError(f"{name}.edge", f"is {operation.edge}", allowed="a number above 0")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dinodomain.domain import Channel, Domain, Jitter, ProbeSpec, ViewPolicy, find_domain, linear_to_unit
+from dinodomain.domain import Channel, DisplayWindow, Domain, Jitter, ProbeSpec, ViewPolicy, find_domain, linear_to_unit
 from dinodomain.errors import BadSource, UserError
 from dinodomain.ingest import IngestPlan, ingest
 from dinodomain.lineage import canonical, content_hash
@@ -54,9 +54,11 @@ class _Synthetic:
     nodata: bool
     epsg: int | None
 
-    def channels(self) -> dict[str, Channel]:
+    def channels(self, windows: Mapping[str, DisplayWindow]) -> dict[str, Channel]:
         low, high = _range(self.dtype)
-        return {f"c{index}": Channel(unit="1", low=low, high=high, mean=0.45, std=0.2) for index in range(self.num_channels)}
+        return {
+            f"c{index}": Channel(unit="1", low=low, high=high, mean=0.45, std=0.2, windows=windows) for index in range(self.num_channels)
+        }
 
     def discover(self, source: str, select: Select) -> Iterator[SourceRef | BadSource]:
         if source.startswith(_GENERATE):
@@ -157,6 +159,7 @@ class SyntheticImages:
         per_unit: Generated patterns per unit.
         nodata: Whether every third pattern has a corner without data.
         epsg: Code of a projected CRS that puts generated scenes side by side on the ground, 10 m a pixel; None leaves them unplaced.
+        windows: Display windows that every channel has.
     """
 
     size: tuple[int, int] = (48, 48)
@@ -171,10 +174,11 @@ class SyntheticImages:
     ndim: int = 2
     extra: str = "dev"
     default_select: str = ""
+    windows: Mapping[str, DisplayWindow] = field(default_factory=dict)
     channels: Mapping[str, Channel] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", self._base().channels())
+        object.__setattr__(self, "channels", self._base().channels(self.windows))
 
     def _base(self) -> _Synthetic:
         return _Synthetic(name=self.name, ndim=2, size=self.size, num_channels=self.num_channels, dtype=self.dtype, layout=self.layout,
@@ -216,10 +220,11 @@ class SyntheticVolumes:
     layout: Layout = "window"
     extra: str = "dev"
     default_select: str = ""
+    windows: Mapping[str, DisplayWindow] = field(default_factory=dict)
     channels: Mapping[str, Channel] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", self._base().channels())
+        object.__setattr__(self, "channels", self._base().channels(self.windows))
 
     def _base(self) -> _Synthetic:
         return _Synthetic(name=self.name, ndim=3, size=self.size, num_channels=self.num_channels, dtype=self.dtype, layout=self.layout,
@@ -444,11 +449,17 @@ class DomainTests:
             assert float(unit.min()) >= 0
             assert float(unit.max()) <= 1
 
-    def test_its_policy_names_the_array_axes(self) -> None:
+    def test_its_policy_names_the_array_axes_and_fits_the_units_of_its_channels(self) -> None:
         policy = self.domain.view_policy()
         assert len(policy.axes) == self.domain.ndim
-        assert all(0 <= probability <= 1 for probability in policy.flip.values())
-        assert not policy.quarter_turns or set(policy.flip) >= set(policy.axes[-2:]), "quarter turns without flips make no symmetry"
+        assert pickle.loads(pickle.dumps(policy)) == policy
+        check_policy(policy, self.domain.channels)
+
+    def test_its_display_windows_show_a_part_of_the_range(self) -> None:
+        for name, channel in self.domain.channels.items():
+            for window in channel.windows.values():
+                assert window.width > 0 and 0 <= window.mean <= 1 and window.std > 0, name
+                assert channel.low < window.centre < channel.high, name
 
     def test_its_probes_have_a_task_and_a_target(self) -> None:
         for probe in self.domain.probes():
@@ -497,6 +508,46 @@ def check_record(record: Record, domain: Domain, ref: SourceRef) -> None:
     assert bits is None or (bits.shape == record.shape[1:] and bits.dtype == np.uint8), place
     finite = np.isfinite(pixels).all(axis=0) | (0 if bits is None else bits != 0) | any(value is not None for value in record.nodata)
     assert finite.all(), f"{place}: pixels that are not finite, and neither nodata nor flagged"
+
+
+def check_policy(policy: ViewPolicy, channels: Mapping[str, Channel]) -> None:
+    """Asserts that a policy keeps the meaning of its channels: symmetries that the scene has, operations on the right unit.
+
+    Args:
+        policy: A domain's.
+        channels: The domain's declared channels.
+    """
+    assert all(0 <= probability <= 1 for probability in policy.flip.values())
+    assert not policy.flip.get("LR"), "a flip of LR exchanges the sides of a body"
+    turns = {axis for axis in policy.axes[-2:] if policy.flip.get(axis)}
+    assert not policy.quarter_turns or turns == set(policy.axes[-2:]), "quarter turns without both flips make no symmetry"
+    assert policy.thickness is None or len(policy.axes) == 3, "thickness needs slices"
+    _check_wavelengths(policy, channels)
+    _check_units(policy, {channel.unit for channel in channels.values()})
+
+
+def _check_wavelengths(policy: ViewPolicy, channels: Mapping[str, Channel]) -> None:
+    for name, nm in policy.wavelengths_nm.items():
+        assert name in channels, f"wavelengths_nm names {name}, which is no channel"
+        assert channels[name].unit == "reflectance", f"haze and shadow act on reflectance, and {name} is in {channels[name].unit}"
+        assert channels[name].wavelength_nm == nm, f"{name} has another wavelength than its channel"
+    needed = policy.haze is not None or policy.shadow is not None
+    assert not needed or policy.wavelengths_nm, "haze and shadow do nothing without wavelengths_nm"
+
+
+def _check_units(policy: ViewPolicy, units: set[str]) -> None:
+    shown = ", ".join(sorted(units))
+    if policy.speckle is not None:
+        decibels = policy.speckle.scale == "db"
+        assert units == {"dB"} if decibels else "dB" not in units, f"speckle of {policy.speckle.scale} on channels in {shown}; dB is db"
+    for name in ("gamma", "jitter"):
+        bent = getattr(policy, name) is not None and units & {"HU", "dB"}
+        assert not bent, f"{name} breaks the meaning of {shown}; gain and window state how far they go"
+    for name in ("bias_field", "rician"):
+        assert getattr(policy, name) is None or units == {"1"}, f"{name} is for magnitudes of no fixed unit, not for {shown}"
+    assert policy.value_noise is None or len(units) == 1, f"one value_noise for channels in {shown}"
+    assert policy.gain is None or policy.gain.offset == (0.0, 0.0) or len(units) == 1, f"one offset of gain for channels in {shown}"
+    assert policy.window is None or (len(units) == 1 and not units & {"1", "DN"}), f"a window needs one calibrated unit, not {shown}"
 
 
 def _whole(record: Record) -> Window:

@@ -220,6 +220,7 @@ class Normalisation:
         std: Standard deviation in the unit range.
         sources: The stored channel behind each channel of the network, where they differ (display windows of one channel); empty where
             they are the same.
+        units: Physical unit of each channel of the network; empty where nobody recorded them.
     """
 
     mode: Literal["domain", "store", "source"]
@@ -229,6 +230,7 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sources: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

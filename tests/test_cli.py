@@ -43,6 +43,27 @@ def test_a_group_on_the_command_line_wins_over_the_recipe():
     assert (plan.model.dim, plan.model.patch, plan.objective.prototypes) == (384, 16, 1024)
 
 
+def test_a_policy_is_changed_from_the_command_line_a_file_and_a_mapping(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("views:\n  policy: {flip: {AP: 0.3}, gamma: null, haze: {amount: [0, 0.1]}}\n")
+    words = ("views.policy.flip=[AP]", "views.policy.haze=null", "views.policy.gamma.exponent=[0.9,1.1]")
+    for verb in (PRETRAIN, ("views", "store=s", "out=o")):
+        assert plan_of(*verb, *words).views.policy == {"flip": ["AP"], "haze": None, "gamma": {"exponent": [0.9, 1.1]}}
+        assert plan_of(*verb, "views.policy={flip:[AP],haze:null}").views.policy == {"flip": ["AP"], "haze": None}
+        assert plan_of(*verb, f"config={file}").views.policy == {"flip": {"AP": 0.3}, "gamma": None, "haze": {"amount": [0, 0.1]}}
+        joined = plan_of(*verb, f"config={file}", "views.policy.flip=[IS]", "views.policy.gamma.exponent=[1,2]").views.policy
+        assert joined == {"flip": ["IS"], "gamma": {"exponent": [1, 2]}, "haze": {"amount": [0, 0.1]}}
+    with pytest.raises(Problems, match=r"views\.policy\.flpi: unknown key; did you mean 'flip'\?\nengine\.stesp: unknown key"):
+        plan_of(*PRETRAIN, "views.policy.flpi=[AP]", "engine.stesp=3")
+
+
+def test_a_user_file_may_refer_to_its_own_and_other_keys(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 5\nviews: {num_local: '${seed}', local_size: '${engine.steps}'}\n")
+    plan = plan_of(*PRETRAIN, f"config={file}", "engine.steps=3")
+    assert (plan.views.num_local, plan.views.local_size) == (5, 3)
+
+
 def test_a_group_counts_only_where_the_verb_offers_it():
     assert plan_of("views", "store=s", "out=o", "views=image_32", "views.num_local=3").views.global_size == 32
     with pytest.raises(UserError, match="recipe: is no key of probe; allowed: config groups of probe: none"):

@@ -48,7 +48,8 @@ def make_views():
         pixels = torch.randn(views, BATCH, 1, side, side, generator=generator)[:, mine].flatten(0, 1)
         valid = torch.rand(views, BATCH, (side // 8) ** 2, generator=generator)[:, mine].flatten(0, 1)
         places, spacing = torch.zeros(len(pixels), 2, 3), torch.ones(len(pixels), 2)
-        return ViewGroup(name=name, pixels=pixels, valid=valid, to_tile=places, spacing=spacing, num_views=views)
+        kept = torch.ones(len(pixels), 1, dtype=torch.bool)
+        return ViewGroup(name=name, pixels=pixels, valid=valid, to_tile=places, spacing=spacing, kept=kept, num_views=views)
 
     return Views(groups=(group("global", 2, 32), group("local", 2, 16)), channels=("a",), tile_ids=mine, slots=mine)
 

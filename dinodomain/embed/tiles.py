@@ -25,6 +25,7 @@ from dinodomain.model import Backbone, Pooling
 from dinodomain.store import Store
 from dinodomain.types import Batch, Features, FeatureTable, Normalisation
 from dinodomain.views import resolve_normalisation, to_network
+from dinodomain.views.normalise import input_channels
 
 Holdout = Literal["exclude", "only", "include"]
 
@@ -192,13 +193,16 @@ def area_mean(pixels: Tensor, valid: Tensor, cells: int) -> Tensor:
 
 
 def check_channels(backbone: Backbone, store: Store) -> None:
-    """Refuses a store whose channels are not the backbone's, in its order."""
+    """Refuses a store whose channels are not those that the backbone's are made from; the backbone's order wins.
+
+    Raises:
+        UserError: Any source has others.
+    """
+    wanted = input_channels(backbone.normalisation)
     found = {tuple(names) for names in store.column("channels")}
-    if found != {backbone.channels}:
+    if {frozenset(names) for names in found} != {frozenset(wanted)}:
         lists = "; ".join(", ".join(names) for names in sorted(found))
-        raise UserError(
-            "store", f"has the channels {lists}", allowed=", ".join(backbone.channels), remedy="ingest with ingest.bands in this order"
-        )
+        raise UserError("store", f"has the channels {lists}", allowed=", ".join(wanted), remedy="ingest with ingest.bands")
 
 
 def check_loader(plan: LoaderPlan) -> None:

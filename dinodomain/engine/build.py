@@ -19,6 +19,7 @@ from dinodomain import parallel
 from dinodomain.domain import Domain, find_domain
 from dinodomain.engine.drawn import Drawn
 from dinodomain.engine.facts import Facts
+from dinodomain.engine.lengths import asked_lengths, measure_lengths
 from dinodomain.engine.machine import usable_cores
 from dinodomain.engine.plan import PretrainPlan
 from dinodomain.engine.precision import apply_switches
@@ -32,7 +33,7 @@ from dinodomain.objective import Objective
 from dinodomain.optim import Schedules, make_optimizer, parameter_groups
 from dinodomain.store import Store, open_store
 from dinodomain.types import Normalisation
-from dinodomain.views import resolve_normalisation
+from dinodomain.views import effective_policy, resolve_normalisation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +61,12 @@ class Setup:
         return self.drawn.loader
 
     def record(self, kind: str, step: int) -> dict[str, Any]:
-        """Lineage of a run or a checkpoint after ``step`` steps: the store, the plan and how often each unit was drawn."""
+        """Lineage of a run or a checkpoint after ``step`` steps: the store, the plan and how often each unit was drawn.
+
+        The plan's view policy is whole here, with what no user may change (axes, wavelengths).
+        """
         plan = {key: value for key, value in to_json(self.training.plan).items() if key not in ("store", "out")}
+        plan["views"] = {**plan["views"], "policy": to_json(self.training.policy)}
         return Lineage(
             kind=kind, parents={"store": self.store.digest}, plan=plan, counts=self.drawn.counts(step), versions=versions(),
             history=self.drawn.history(),
@@ -120,7 +125,7 @@ def make_training(plan: PretrainPlan, domain: Domain, normalisation: Normalisati
         objective=Objective(objective).to(device),
         optimizer=make_optimizer(parameter_groups(pair.student, plan.optim), plan.optim),
         schedules=Schedules(plan.optim, total_steps=plan.engine.steps, batch=plan.loader.batch),
-        policy=domain.view_policy(),
+        policy=effective_policy(domain.view_policy(), plan.views),
         to_float=domain.to_float,
         normalisation=normalisation,
     )
@@ -131,20 +136,21 @@ def facts_of(store: Store, tiles: Tiles, plan: PretrainPlan, domain: Domain) -> 
     extents: Counter[tuple[int, ...]] = Counter()
     for bucket, members in zip(tiles.buckets, tiles.members):
         extents[bucket.extent] += len(members)
+    lengths = measure_lengths(store, tiles, plan.loader.weights) if asked_lengths(plan.views) else {}
     return Facts(
         ndim=store.ndim, channels=channels_of(tiles, plan), extents=extents, policy=domain.view_policy(), world=parallel.world(),
-        cores=max(1, usable_cores() // parallel.local_world()),
+        cores=max(1, usable_cores() // parallel.local_world()), lengths=lengths,
     )  # fmt: skip
 
 
 def channels_of(tiles: Tiles, plan: PretrainPlan) -> tuple[str, ...]:
-    """The one list of channels that all drawn tiles share.
+    """The one list of channels that all drawn tiles share, in the order of the first bucket; views bring every batch into this order.
 
     Raises:
         UserError: There are several; one patch embedding cannot take them.
     """
     found = {bucket.channels: bucket.name for bucket in tiles.buckets if plan.loader.weights.get(bucket.name, 1.0) > 0}
-    if len(found) > 1:
+    if len({frozenset(channels) for channels in found}) > 1:
         lists = "; ".join(f"{name}: {', '.join(channels)}" for channels, name in found.items())
         raise UserError("store", f"holds sources with different channels ({lists})",
                         remedy="choose one list with ingest.bands, or leave buckets out with loader.weights.NAME=0")  # fmt: skip

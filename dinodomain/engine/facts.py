@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dinodomain.domain import ViewPolicy
+from dinodomain.engine.lengths import Lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class Facts:
         policy: The domain's augmentations.
         world: Number of processes.
         cores: Processors that each of them may use.
+        lengths: ``extent`` and, for volumes, ``depth`` of the tiles; only where the plan asks for crops in mm or m.
     """
 
     ndim: int
@@ -28,6 +30,7 @@ class Facts:
     policy: ViewPolicy
     world: int = 1
     cores: int = 1
+    lengths: Mapping[str, Lengths] = field(default_factory=dict)
 
     @property
     def num_tiles(self) -> int:

@@ -62,8 +62,12 @@ _ADDED: Mapping[str, Any] = {
     "loader.pairs": "none",
     "loader.dates": 2,
     "loader.min_days": 1,
+    "views.windows": [],
 }
 """Keys that plans of earlier versions lack, with the values that say what those versions did."""
+
+
+_POLICY = "views.policy."
 
 
 def flatten(plan: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -83,8 +87,20 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
     A key that came with a later version counts as what there was before it; any other absent key counts as None.
     """
     before, after = ({**_ADDED, **flatten(plan)} for plan in (old, new))
+    if _has_policy(before) != _has_policy(after):
+        before, after = _policy_as_one(before), _policy_as_one(after)
     keys = [key for key in sorted({*before, *after}) if not _is_below(key, OPERATIONAL)]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def _has_policy(flat: Mapping[str, Any]) -> bool:
+    return any(key.startswith(_POLICY) for key in flat)
+
+
+def _policy_as_one(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Against a plan of a version that did not record its policy, which cannot be compared number by number."""
+    rest = {key: value for key, value in flat.items() if not _is_below(key, (_POLICY[:-1],))}
+    return {**rest, _POLICY[:-1]: "recorded" if _has_policy(flat) else "not recorded"}
 
 
 def has_run(out: Path) -> bool:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dinodomain.engine.cores import choose_workers
 from dinodomain.engine.facts import Facts
+from dinodomain.engine.lengths import length_problems, length_remarks
 from dinodomain.engine.plan import PretrainPlan
 from dinodomain.engine.precision import choose_precision, choose_threads
 from dinodomain.engine.recipe import Choice, auto_recipe, replace_key
 from dinodomain.errors import Problems, UserError
+from dinodomain.lineage import to_json
 from dinodomain.parallel import choose_device
+from dinodomain.policy import ViewPolicy
+from dinodomain.views import ViewsPlan, effective_policy
 
 _ENLARGE = 2.0
 """Largest factor by which a global crop of a whole tile may be enlarged: beyond it a patch holds hardly any detail."""
@@ -51,21 +57,52 @@ def resolve(plan: PretrainPlan, facts: Facts) -> Resolved:
     if plan.recipe == "auto":
         choices += auto_recipe(plan, facts, device)
     settled = _replace(plan, choices)
-    views = _views(settled, facts)
+    policy, problems = _policy(settled.views, facts)
+    views = _views(settled, facts, policy)
     settled = _replace(settled, views)
-    check(settled, facts)
-    return Resolved(plan=settled, reasons=(*map(str, choices + views), *_remarks(settled, facts)))
+    check(settled, facts, problems)
+    told = _policy_reasons(settled, facts)
+    settled = replace_key(settled, "views.policy", recorded(policy))
+    return Resolved(plan=settled, reasons=(*map(str, choices + views), *told, *_remarks(settled, facts)))
 
 
-def check(plan: PretrainPlan, facts: Facts) -> None:
+def check(plan: PretrainPlan, facts: Facts, found: Sequence[UserError] = ()) -> None:
     """Refuses what cannot work.
+
+    Args:
+        plan: Settled.
+        facts: Of the data and the processes.
+        found: Problems that are known already.
 
     Raises:
         Problems: One entry per key.
     """
-    problems = [*_view_problems(plan, facts), *_date_problems(plan), *_batch_problems(plan, facts)]
+    problems = [*found, *_view_problems(plan, facts), *_date_problems(plan), *_batch_problems(plan, facts)]
     if problems:
         raise Problems(problems)
+
+
+def _policy(views: ViewsPlan, facts: Facts) -> tuple[ViewPolicy, list[UserError]]:
+    """The domain's policy with the plan's changes; the domain's own, and why, where these do not fit it."""
+    try:
+        return effective_policy(facts.policy, views), []
+    except Problems as error:
+        return facts.policy, list(error.problems)
+
+
+def recorded(policy: ViewPolicy) -> dict[str, Any]:
+    """A policy as ``views.policy`` holds it: every number that a user may change, so that it says the same whatever the domain becomes."""
+    return {name: value for name, value in to_json(policy).items() if name not in ("axes", "wavelengths_nm")}
+
+
+def _policy_reasons(plan: PretrainPlan, facts: Facts) -> list[str]:
+    own, reasons = recorded(facts.policy), []
+    changed = {name: value for name, value in plan.views.policy.items() if to_json(value) != own[name]}
+    if changed:
+        reasons.append(f"views.policy = that of domain {plan.domain!r} with another {', '.join(changed)}: asked for")
+    if not plan.views.augment:
+        reasons.append("views.augment = False: crops only, no operation acts")
+    return reasons
 
 
 def _machine(plan: PretrainPlan, facts: Facts) -> list[Choice]:
@@ -82,8 +119,8 @@ def _machine(plan: PretrainPlan, facts: Facts) -> list[Choice]:
     ]
 
 
-def _views(plan: PretrainPlan, facts: Facts) -> list[Choice]:
-    views, policy, choices = plan.views, facts.policy, []
+def _views(plan: PretrainPlan, facts: Facts, policy: ViewPolicy) -> list[Choice]:
+    views, choices = plan.views, []
     if views.normalise == "auto":
         choices.append(Choice(key="views.normalise", value=policy.default_mode, reason=f"the default of domain {plan.domain!r}"))
     if views.filter == "auto":
@@ -93,13 +130,16 @@ def _views(plan: PretrainPlan, facts: Facts) -> list[Choice]:
         choices.append(
             Choice(key="views.renderer", value="matmul", reason="the fastest on every device measured (benchmarks/multicrop.py)")
         )
-    for key, held, own in (
-        ("global_scale", views.global_scale, policy.global_scale),
-        ("local_scale", views.local_scale, policy.local_scale),
-    ):
-        if held is None:
-            choices.append(Choice(key=f"views.{key}", value=own, reason=f"the policy of domain {plan.domain!r}"))
+    for which, own in (("global", policy.global_scale), ("local", policy.local_scale)):
+        if getattr(views, f"{which}_scale") is None and _scale_acts(views, which, facts.ndim):
+            choices.append(Choice(key=f"views.{which}_scale", value=own, reason=f"the policy of domain {plan.domain!r}"))
     return choices
+
+
+def _scale_acts(views: ViewsPlan, which: str, ndim: int) -> bool:
+    """Whether fractions decide any length of these crops: in a volume those in plane and across it may be stated apart."""
+    stated = [getattr(views, f"{which}_{kind}") is not None for kind in ("extent", "depth")[: ndim - 1]]
+    return not all(stated)
 
 
 def _view_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
@@ -123,8 +163,22 @@ def _view_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
         ))  # fmt: skip
     if views.num_global == 1 and views.num_local == 0:
         problems.append(UserError("views.num_local", "is 0 with one global crop", allowed="two views of a sample or more"))
+    problems += _range_problems(views, facts)
     if views.renderer == "resize" and (facts.ndim == 3 or torch.device(plan.engine.device).type != "cpu"):
         problems.append(UserError("views.renderer", f"'resize' cannot do {facts.ndim}-D on {plan.engine.device}", allowed="matmul, auto"))
+    return problems
+
+
+def _range_problems(views: ViewsPlan, facts: Facts) -> list[UserError]:
+    """Which part of the tile and of the values is seen."""
+    problems = length_problems(views, facts.lengths)
+    for which in ("global", "local"):
+        if getattr(views, f"{which}_scale") is not None and not _scale_acts(views, which, facts.ndim):
+            lengths = f"views.{which}_extent" + (f" and views.{which}_depth" if facts.ndim == 3 else "")
+            problems.append(UserError(f"views.{which}_scale", f"is set beside {lengths}, which take its place", remedy="keep one"))
+    if views.windows and views.normalise != "domain":
+        problems.append(UserError("views.windows", f"is set with views.normalise={views.normalise}: a window is a range in physical units",
+                                  remedy="set views.normalise=domain"))  # fmt: skip
     return problems
 
 
@@ -161,6 +215,7 @@ def _remarks(plan: PretrainPlan, facts: Facts) -> list[str]:
         )
     if plan.loader.pairs == "dates" and plan.loader.dates > plan.views.num_global:
         remarks.append(f"loader.dates = {plan.loader.dates}: the {plan.views.num_global} global crops show the first ones, local crops all")
+    remarks += length_remarks(plan.views, facts.lengths)
     epochs = plan.engine.steps * plan.loader.batch / plan.loader.draws / facts.num_tiles
     each = "" if plan.loader.draws == 1 else f", each read once and drawn {plan.loader.draws} times an epoch"
     remarks.append(f"{plan.engine.steps} steps of {plan.loader.batch} samples are {epochs:.3g} epochs of {facts.num_tiles} tiles{each}")

@@ -87,7 +87,7 @@ def train_step(training: Training, batch: Batch) -> StepResult:
 def render_views(training: Training, batch: Batch) -> Views:
     """Draws and renders the crops of a batch; depends on seed and tiles, not on rank or order."""
     plan = training.plan
-    params = draw_batch(training.policy, plan.views, batch, seed=plan.seed, normalisation=training.normalisation)
+    params = draw_batch(training.policy, training.views, batch, seed=plan.seed, normalisation=training.normalisation)
     return render(batch, params, to_float=training.to_float, normalisation=training.normalisation, patch_size=plan.model.patch)
 
 

@@ -7,7 +7,7 @@ views, masks and stochastic depth are functions of (seed, step).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from dinodomain.checkpoint import TrainState, optimizer_tensors, restore_module,
 from dinodomain.domain import ViewPolicy
 from dinodomain.engine.plan import PretrainPlan
 from dinodomain.errors import UserError
-from dinodomain.model import Pair
+from dinodomain.model import Pair, normalisation_of
 from dinodomain.objective import Objective
 from dinodomain.optim import Schedules
 from dinodomain.types import Normalisation
-from dinodomain.views.normalise import ToFloat
+from dinodomain.views import ViewsPlan
+from dinodomain.views.normalise import ToFloat, input_channels
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Training:
         objective: Losses; its buffers hold the centres.
         optimizer: AdamW over the student.
         schedules: Functions of the step.
-        policy: The domain's augmentations.
+        policy: The domain's augmentations with the plan's changes.
         to_float: The domain's; stored values to the unit range.
         normalisation: Frozen numbers of the network's range.
         step: Finished steps, which is the index of the next one.
@@ -53,6 +54,11 @@ class Training:
     step: int = 0
     bad_in_row: int = 0
     bad_total: int = 0
+
+    @property
+    def views(self) -> ViewsPlan:
+        """What is drawn with ``policy``: the plan's crops; its changes to the policy are in there already."""
+        return replace(self.plan.views, policy={}, augment=True)
 
     def snapshot(self, loader: Mapping[str, Any], record: Mapping[str, Any]) -> TrainState:
         """The state after ``step`` steps.
@@ -80,17 +86,18 @@ class Training:
         """Goes on with the network's range of earlier steps, whatever the store's own statistics would say now.
 
         Raises:
-            UserError: It is of other channels.
+            UserError: It is made from other stored channels; their order is free.
         """
-        if normalisation.channels != self.normalisation.channels:
-            names, own = (", ".join(one.channels) for one in (normalisation, self.normalisation))
-            raise UserError("store", f"has the channels {own}, the run was trained on {names}", remedy="start a new run")
+        wanted, own = (input_channels(one) for one in (normalisation, self.normalisation))
+        if set(wanted) != set(own):
+            problem = f"has the channels {', '.join(own)}, the run was trained on {', '.join(wanted)}"
+            raise UserError("store", problem, remedy="start a new run")
         self.normalisation = normalisation
         for branch in (self.pair.student, self.pair.teacher):
             branch.backbone.normalisation = normalisation
 
     def restore(self, state: TrainState, place: str) -> None:
-        """Takes a state back, checking every name and shape.
+        """Takes a state back, checking every name and shape; the network's range stays that of the weights.
 
         Args:
             state: From a checkpoint of the same plan.
@@ -100,5 +107,6 @@ class Training:
         restore_module(self.pair.teacher, state.tensors["teacher"], f"{place}/teacher.safetensors")
         restore_module(self.objective, state.tensors["objective"], f"{place}/objective.safetensors")
         restore_optimizer(self.optimizer, self.pair.student, state.tensors["optimizer"], f"{place}/optimizer.safetensors")
+        self.keep_normalisation(normalisation_of(state.backbone))
         self.step = state.step
         self.bad_in_row, self.bad_total = int(state.counters["bad_in_row"]), int(state.counters["bad_total"])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dinodomain.export.inputs import input_facts, window_lines
 from dinodomain.lineage import Json
 from dinodomain.model import Backbone
+from dinodomain.types import Normalisation
+from dinodomain.views.normalise import input_channels
 
 _LIMITS = """## What this card does not say
 
@@ -14,13 +17,20 @@ checkpoint (`dinodomain audit checkpoint=... store=...`). No absence of bias or 
 """
 
 
-def model_card(backbone: Backbone, provenance: Mapping[str, Json], load: str) -> str:
-    """Markdown with a Hugging Face metadata head."""
+def model_card(backbone: Backbone, provenance: Mapping[str, Json], load: str, *, takes_stored: bool = False) -> str:
+    """Markdown with a Hugging Face metadata head.
+
+    Args:
+        backbone: What is exported.
+        provenance: Its lineage record.
+        load: The line of Python that loads it.
+        takes_stored: Whether the export makes the network's channels from the stored ones itself.
+    """
     plan, numbers = backbone.vit.plan, backbone.normalisation
     counts = provenance.get("counts", {})
     rows = "\n".join(
-        f"| {name} | {low:g} | {high:g} | {mean:g} | {std:g} |"
-        for name, low, high, mean, std in zip(numbers.channels, numbers.low, numbers.high, numbers.mean, numbers.std)
+        f"| {fact['name']} | {fact['source']} | {fact['unit'] or 'not recorded'} | {low:g} | {high:g} | {mean:g} | {std:g} |"
+        for fact, low, high, mean, std in zip(input_facts(numbers), numbers.low, numbers.high, numbers.mean, numbers.std)
     )
     shaped = "\n".join(f"- {name}: {_short(value)}" for name, value in sorted(counts.items())) or "- not recorded"
     return f"""---
@@ -42,9 +52,9 @@ Vision transformer, {backbone.ndim}-D, width {plan.dim}, depth {plan.depth}, {pl
 
 Normalisation mode `{numbers.mode}`: unit = clip((value - low) / (high - low), 0, 1), network = (unit - mean) / std.
 {_mode_note(numbers.mode)}
-
-| channel | low | high | mean | std |
-|---|---|---|---|---|
+{_window_note(numbers, takes_stored=takes_stored)}
+| channel | stored channel | unit | low | high | mean | std |
+|---|---|---|---|---|---|---|
 {rows}
 
 ## What shaped it
@@ -61,6 +71,20 @@ def _mode_note(mode: str) -> str:
     if mode == "source":
         return "low and high are each source's own 0.5 and 99.5 percentiles of valid pixels, so the table's low and high are not used."
     return "low and high are in the channel's physical unit."
+
+
+def _window_note(numbers: Normalisation, *, takes_stored: bool) -> str:
+    """How stored channels become the network's, where these are display windows; empty where they are the same."""
+    windows = window_lines(numbers)
+    if not windows:
+        return ""
+    stored = ", ".join(input_channels(numbers))
+    taken = (
+        f"The program takes the stored channels ({stored}) in their units and makes the network's {len(numbers.channels)} itself."
+        if takes_stored
+        else f"Whoever feeds the network makes its {len(numbers.channels)} channels from the stored ones ({stored}), in this order."
+    )
+    return "\n".join(["", f"The network sees display windows of stored channels. {taken}", "", *(f"- {line}" for line in windows), ""])
 
 
 def _short(value: Json) -> str:

@@ -39,6 +39,7 @@ class Exported:
         files: File names it holds.
         max_abs_diff: Largest absolute difference between our tokens and those of the reloaded export on the same input.
         load: The line of Python that loads it.
+        windows: What each channel of the network is that is a display window of a stored channel, one line each.
     """
 
     out: str
@@ -46,15 +47,26 @@ class Exported:
     files: tuple[str, ...]
     max_abs_diff: float
     load: str
+    windows: tuple[str, ...] = ()
 
     def text(self) -> str:
         """What the command prints."""
         return (
             f"exported to {self.out} ({', '.join(self.files)})\n"
             f"reloaded and compared on the same input: max abs diff {self.max_abs_diff:.3g}\n"
-            f"load it with: {self.load}"
+            f"load it with: {self.load}" + "".join(f"\n{line}" for line in self._window_text())
         )
+
+    def _window_text(self) -> list[str]:
+        """Who has to make the network's channels, where they are display windows."""
+        if not self.windows:
+            return []
+        who = "the program makes them from the stored channels" if self.format == "torch_export" else "make them before the network"
+        return [f"its channels are display windows ({who}; see README.md):", *(f"  {line}" for line in self.windows)]
 
     def as_json(self) -> Mapping[str, Json]:
         """Plain values for ``--json``."""
-        return {"out": self.out, "format": self.format, "files": list(self.files), "max_abs_diff": self.max_abs_diff, "load": self.load}
+        return {
+            "out": self.out, "format": self.format, "files": list(self.files), "max_abs_diff": self.max_abs_diff, "load": self.load,
+            "windows": list(self.windows),
+        }  # fmt: skip

@@ -15,9 +15,10 @@ from dinodomain.checkpoint import load_backbone, origin, save_backbone
 from dinodomain.checkpoint.backbone import EXPORTED
 from dinodomain.errors import UserError
 from dinodomain.export.card import model_card
+from dinodomain.export.inputs import window_lines
 from dinodomain.export.plan import Exported, ExportPlan
 from dinodomain.export.timm import CONFIG, WEIGHTS, timm_config, timm_tokens, timm_weights
-from dinodomain.export.torch_export import PROGRAM, Portable, export_program, program_tokens
+from dinodomain.export.torch_export import PROGRAM, Portable, export_program, physical_example, program_tokens
 from dinodomain.lineage import Json, Lineage, sync_folder, write_bytes, write_json
 from dinodomain.model import Backbone
 
@@ -51,7 +52,10 @@ def export(plan: ExportPlan) -> Exported:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     files = tuple(sorted(file.name for file in out.iterdir()))
-    return Exported(out=str(out), format=plan.format, files=files, max_abs_diff=difference, load=_load_line(plan, out))
+    windows = tuple(window_lines(backbone.normalisation))
+    return Exported(
+        out=str(out), format=plan.format, files=files, max_abs_diff=difference, load=_load_line(plan, out), windows=windows
+    )  # fmt: skip
 
 
 def _check_free(out: Path, *, overwrite: bool) -> None:
@@ -79,7 +83,8 @@ def _provenance(plan: ExportPlan) -> dict[str, Json]:
 def _write(plan: ExportPlan, backbone: Backbone, provenance: Mapping[str, Json], folder: Path) -> float:
     """Writes all files of the export and returns the largest difference of the reloaded outputs."""
     write_json(folder / RECORD, provenance)
-    write_bytes(folder / CARD, model_card(backbone, provenance, _load_line(plan, Path(plan.out))).encode())
+    card = model_card(backbone, provenance, _load_line(plan, Path(plan.out)), takes_stored=plan.format == "torch_export")
+    write_bytes(folder / CARD, card.encode())
     example = _example(backbone)
     if plan.format == "timm":
         config = timm_config(backbone, provenance)
@@ -91,7 +96,7 @@ def _write(plan: ExportPlan, backbone: Backbone, provenance: Mapping[str, Json],
         return _difference(_tokens(backbone, example), _tokens(load_backbone(path), example))
     export_program(backbone, folder / PROGRAM, provenance)
     portable = Portable(backbone)
-    physical = portable.low + portable.span * torch.rand(example.shape, generator=torch.Generator().manual_seed(1))
+    physical = physical_example(portable, len(example))
     return _difference(_tokens(backbone, portable.normalise(physical)), program_tokens(folder / PROGRAM, physical))
 
 

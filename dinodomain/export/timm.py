@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dinodomain.errors import UserError, require
+from dinodomain.export.inputs import input_facts
 from dinodomain.lineage import Json
 from dinodomain.model import Backbone
 from dinodomain.model.vit import without_mask_token
@@ -61,7 +62,7 @@ def timm_config(backbone: Backbone, provenance: Json) -> dict[str, Any]:
         "num_features": plan.dim,
         "model_args": arguments,
         "pretrained_cfg": facts,
-        "dinodomain": {"spec": backbone.spec, "lineage": provenance},
+        "dinodomain": {"spec": backbone.spec, "input": input_facts(backbone.normalisation), "lineage": provenance},
     }
 
 

@@ -1,7 +1,8 @@
 """One ``.pt2`` file that ``torch.export.load`` runs without this package, for images and volumes.
 
-The exported program takes values in channel units, not in the network's range: clipping and standardising are part of it, so that
-nobody has to copy numbers from a card. A backbone that was normalised by each source's own percentiles takes unit-range values.
+The exported program takes values of the stored channels in their units, not in the network's range: display windows, clipping and
+standardising are part of it, so that nobody has to copy numbers from a card. A backbone that was normalised by each source's own
+percentiles takes unit-range values. C stored channels, K channels of the network; they differ for display windows only.
 """
 
 from __future__ import annotations
@@ -13,18 +14,26 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from dinodomain.export.inputs import input_facts
 from dinodomain.lineage import Json, canonical
 from dinodomain.model import Backbone
+from dinodomain.views.normalise import input_channels, source_channels
 
 PROGRAM: Final = "backbone.pt2"
 
 
 class Portable(nn.Module):
-    """Normalisation and transformer in one module that returns plain tensors.
+    """Display windows, normalisation and transformer in one module that returns plain tensors.
 
     Args:
         backbone: What to wrap.
     """
+
+    channels: tuple[str, ...]
+    """The C stored channels that it takes, in order."""
+
+    sources: tuple[int, ...]
+    """K places in ``channels`` of what each channel of the network is made from."""
 
     low: Tensor
     span: Tensor
@@ -34,6 +43,8 @@ class Portable(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
+        self.channels = input_channels(backbone.normalisation)
+        self.sources = source_channels(backbone.normalisation, self.channels)
         numbers, shape = backbone.normalisation, (1, -1) + (1,) * backbone.ndim
         own = numbers.mode == "source"
         low = torch.zeros(len(numbers.channels)) if own else torch.tensor(numbers.low)
@@ -42,7 +53,9 @@ class Portable(nn.Module):
             self.register_buffer(name, value.float().reshape(shape))
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Channel units [n, C, *size] -> the network's range."""
+        """Channel units [n, C, *size] -> the network's range [n, K, *size]."""
+        if self.sources != tuple(range(len(self.channels))):
+            x = torch.stack([x[:, source] for source in self.sources], dim=1)
         return (((x.float() - self.low) / self.span).clamp(0.0, 1.0) - self.mean) / self.std
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,13 +72,26 @@ def export_program(backbone: Backbone, path: Path, provenance: Json) -> None:
         path: The ``.pt2`` file.
         provenance: Lineage record.
     """
-    example = torch.zeros(2, len(backbone.channels), *backbone.image_size)
+    portable = Portable(backbone).eval()
+    example = torch.zeros(2, len(portable.channels), *backbone.image_size)
     # Batch 2: sizes 0 and 1 are specialised by the tracer.
-    program = torch.export.export(Portable(backbone).eval(), (example,), dynamic_shapes={"x": {0: torch.export.Dim("n", min=1, max=4096)}})
+    program = torch.export.export(portable, (example,), dynamic_shapes={"x": {0: torch.export.Dim("n", min=1, max=4096)}})
     with warnings.catch_warnings():
         # The archive writer warns about its own use of a deprecated pytree serialiser.
         warnings.simplefilter("ignore")
-        torch.export.save(program, path, extra_files={"dinodomain.json": canonical({"spec": backbone.spec, "lineage": provenance})})
+        told = {"spec": backbone.spec, "takes": portable.channels, "input": input_facts(backbone.normalisation), "lineage": provenance}
+        torch.export.save(program, path, extra_files={"dinodomain.json": canonical(told)})
+
+
+def physical_example(portable: Portable, count: int) -> Tensor:
+    """[count, C, *size] made-up values in channel units that reach a little beyond the ranges of all channels of the network."""
+    low, span = portable.low.flatten(), portable.span.flatten()
+    x = torch.rand(count, len(portable.channels), *portable.backbone.image_size, generator=torch.Generator().manual_seed(1))
+    for place in range(len(portable.channels)):
+        own = [index for index, source in enumerate(portable.sources) if source == place]
+        start, stop = low[own].min(), (low[own] + span[own]).max()
+        x[:, place] = start + (stop - start) * (1.1 * x[:, place] - 0.05)
+    return x
 
 
 @torch.no_grad()

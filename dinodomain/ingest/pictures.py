@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dinodomain.show.contact_sheet import Picture
+from dinodomain.show.sides import compass, letters, volume_directions
 from dinodomain.store.read import Store
 
 _SIDE = 512
@@ -33,9 +34,6 @@ _PLANES = {2: (0, 1), 1: (0, 2), 0: (1, 2)}
 _TO_RIGHT, _DOWN = {0: -1, 1: -1}, {1: -1, 2: -1}
 """Radiological display: columns run to the patient's left, or to posterior in a sagittal picture; rows to posterior or inferior."""
 
-_LEAN = math.sin(math.radians(15))
-_LETTERS = (("R", "L"), ("A", "P"), ("S", "I"))
-_COMPASS = ("N", "NNE", "NE", "ENE", "E", "ESE", "SE", "SSE", "S", "SSW", "SW", "WSW", "W", "WNW", "NW", "NNW")
 _OPPOSITE = str.maketrans("RLAPHF", "LRPAFH")
 _SHOWN_FIELDS = ("view", "laterality")
 _NO_SIDES = ("", "", "", "")
@@ -81,17 +79,13 @@ def _north_up(affine: Sequence[float] | None) -> _Turn:
     flips = (-1 if down[1] > 0 else 1, -1 if across[0] < 0 else 1)
     right, bottom = (across[0] * flips[1], across[1] * flips[1]), (down[0] * flips[0], down[1] * flips[0])
     ends = ((-right[0], -right[1]), right, (-bottom[0], -bottom[1]), bottom)
-    left_name, right_name, top_name, bottom_name = (_compass(east, north) for east, north in ends)
+    left_name, right_name, top_name, bottom_name = (compass(east, north) for east, north in ends)
     return (left_name, right_name, top_name, bottom_name), flips, swap
 
 
 def _unit(east: float, north: float) -> tuple[float, float]:
     length = math.hypot(east, north) or 1.0
     return east / length, north / length
-
-
-def _compass(east: float, north: float) -> str:
-    return _COMPASS[round(math.degrees(math.atan2(east, north)) / 22.5) % 16]
 
 
 def _patient_up(orientation: str) -> _Turn:
@@ -119,7 +113,7 @@ def _colours(channels: Sequence[str]) -> tuple[int, ...]:
 
 def _slice(store: Store, row: int, facts: Mapping[str, Any]) -> Picture:
     """The middle slice of the plane it was acquired in; across z where the affine is unknown."""
-    directions = _directions(facts["affine"])
+    directions = volume_directions(facts["affine"])
     axes = _anatomy(directions)
     spacing = facts["spacing"]
     known = bool(np.isfinite(spacing).all()) and min(spacing) > 0
@@ -133,7 +127,7 @@ def _slice(store: Store, row: int, facts: Mapping[str, Any]) -> Picture:
     flips = [-1 if along[_PLANES[world][0]] * _TO_RIGHT[_PLANES[world][0]] < 0 else 1,
              -1 if below[_PLANES[world][1]] * _DOWN[_PLANES[world][1]] < 0 else 1]  # fmt: skip
     right, bottom = along * flips[0], below * flips[1]
-    sides = (_letters(-right), _letters(right), _letters(-bottom), _letters(bottom))
+    sides = (letters(-right), letters(right), letters(-bottom), letters(bottom))
     return Picture(pixels=flat[:: flips[1], :: flips[0]], title="", sides=sides, aspect=aspect)
 
 
@@ -145,15 +139,6 @@ def _cut(store: Store, row: int, facts: Mapping[str, Any], axes: tuple[int, int,
     volume = _stretched(store, row, facts, start.tolist(), extent.tolist())[0]
     flat: np.ndarray = np.moveaxis(volume, axes, (0, 1, 2))[0]
     return flat
-
-
-def _directions(affine: Sequence[float] | None) -> np.ndarray | None:
-    """Unit vectors (R, A, S) along which array axes 0 z, 1 y, 2 x run."""
-    if affine is None:
-        return None
-    columns = np.reshape(affine, (4, 4))[:3, :3]
-    unit: np.ndarray = (columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-12)).T[::-1]
-    return unit
 
 
 def _anatomy(directions: np.ndarray | None) -> tuple[int, int, int]:
@@ -172,12 +157,6 @@ def _plane(steps: Sequence[float]) -> int:
     widest = int(np.argmax(steps))
     others = [step for world, step in enumerate(steps) if world != widest]
     return widest if steps[widest] >= _THICK * max(others) else 2
-
-
-def _letters(direction: np.ndarray) -> str:
-    """Where a direction leads, the strongest first."""
-    order = sorted(range(3), key=lambda world: -abs(direction[world]))
-    return "".join(_LETTERS[world][int(direction[world] < 0)] for world in order if abs(direction[world]) >= _LEAN)
 
 
 def _middle(shape: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -40,6 +40,8 @@ class Backbone(nn.Module):
         if len(normalisation.channels) != vit.in_channels:
             names = ", ".join(normalisation.channels)
             raise UserError("channels", f"{len(normalisation.channels)} named ({names}), {vit.in_channels} in the network")
+        if len(normalisation.sources) not in (0, vit.in_channels):
+            raise UserError("channels", f"{len(normalisation.sources)} stored channels for {vit.in_channels} in the network")
         if pooling not in get_args(Pooling):
             raise UserError("pooling", f"is {pooling!r}", allowed=", ".join(get_args(Pooling)))
         self.vit = vit
@@ -94,14 +96,14 @@ class Backbone(nn.Module):
             "ndim": self.ndim,
             "image_size": list(self.image_size),
             "channels": list(self.channels),
-            "normalisation": {name: _plain(getattr(normalisation, name)) for name in Normalisation.__dataclass_fields__},
+            "normalisation": {name: _plain(value) for name, value in _recorded(normalisation).items()},
             "domain": self.domain,
             "pooling": self.pooling,
         }
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Channel names in input order."""
+        """Names of the network's channels in input order; display windows of one stored channel are several."""
         return self.normalisation.channels
 
     @property
@@ -185,6 +187,12 @@ def normalisation_of(spec: Mapping[str, Any]) -> Normalisation:
     values = spec["normalisation"]
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Normalisation(**fields)
+
+
+def _recorded(normalisation: Normalisation) -> dict[str, Any]:
+    """Its fields; ``sources`` and ``units`` only where there are any, so that other specs stay what they always were."""
+    fields = {name: getattr(normalisation, name) for name in Normalisation.__dataclass_fields__}
+    return {name: value for name, value in fields.items() if value != ()}
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,9 @@ in int64 arithmetic that wraps modulo 2**64. It is a hash of its words, not a st
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -35,6 +38,56 @@ def signed(word: int) -> int:
     """The low 64 bits of a Python integer as a signed number, which is what an int64 tensor holds."""
     word &= 2**64 - 1
     return word - 2**64 if word >= 2**63 else word
+
+
+def join(words: Sequence[Tensor], salts: Tensor) -> Tensor:
+    """One key of several words at once: each is scrambled with its own salt, and they are added.
+
+    Args:
+        words: W tensors [n] int64.
+        salts: [W] int64, all different.
+
+    Returns:
+        [n] int64.
+    """
+    return mix(torch.stack(list(words)) ^ salts[:, None]).sum(dim=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """Uniform numbers of many words, made with one call: on an accelerator a dozen launches instead of a dozen for each word.
+
+    Attributes:
+        values: [N, W] float64.
+        columns: Word to column.
+    """
+
+    values: Tensor
+    columns: Mapping[int, int]
+
+    @classmethod
+    def of(cls, key: Tensor, words: Tensor, columns: Mapping[int, int]) -> Hashed:
+        """The same numbers as ``uniform`` gives.
+
+        Args:
+            key: [N] int64.
+            words: [W] int64.
+            columns: Place of each word in ``words``.
+        """
+        return cls(uniform(key[:, None], words[None]), columns)
+
+    def rows(self, start: int, stop: int) -> Hashed:
+        """Rows start..stop."""
+        return Hashed(self.values[start:stop], self.columns)
+
+    def __getitem__(self, word: int) -> Tensor:
+        """[N]."""
+        return self.values[:, self.columns[word]]
+
+    def several(self, words: Sequence[int]) -> Tensor:
+        """[N, len(words)]; words that follow one another."""
+        first = self.columns[words[0]]
+        return self.values[:, first : first + len(words)]
 
 
 def uniform(key: Tensor, word: Tensor | int) -> Tensor:

@@ -3,7 +3,7 @@
 Shapes: B samples, T dates, V views of one size, N = V x B rows (row v * B + b is view v of sample b), D spatial axes in array order,
 K network channels. Every number is a hash of (seed, epoch, tile id, draw, view, parameter name), so a sample's views do not depend on
 its batch, rank, order, device or number of dates; only where a crop lies may depend on pixels, and only on which of them are known.
-All numbers of a group come from one call of the hash: on an accelerator that is a dozen launches instead of one for each parameter.
+All numbers of a batch come from one call of the hash: on an accelerator that is a dozen launches instead of a dozen for each parameter.
 Arithmetic is float64; what leaves is float32.
 """
 
@@ -23,8 +23,8 @@ from dinodomain.errors import UserError
 from dinodomain.policy import Jitter, Parameter, ViewPolicy, chances, changed, operations, parameters, without_augmentation
 from dinodomain.types import Batch, Normalisation
 from dinodomain.views import counter
-from dinodomain.views.boxes import Ground, crop_boxes, known_cells
-from dinodomain.views.dates import per_row
+from dinodomain.views.boxes import TRIES, Ground, Spans, crop_boxes, words_of
+from dinodomain.views.dates import per_row, per_rows
 from dinodomain.views.normalise import constants, known_of, source_channels
 from dinodomain.views.plan import ViewsPlan
 
@@ -139,14 +139,14 @@ def draw(
     ndim = valid_box.shape[1]
     if len(policy.axes) != ndim:
         raise UserError("view policy", f"names {len(policy.axes)} axes {policy.axes}, the tiles have {ndim}")
-    key = counter.absorb(counter.absorb(counter.absorb(counter.mix(epochs), counter.signed(seed)), tile_ids), draws)
-    ground = None if known is None else Ground(cells=known_cells(known.flatten(0, 1)), extent=tuple(known.shape[3:]))
-    groups = []
-    for index, views in enumerate((plan.num_global, plan.num_local)):
-        if views:
-            words = torch.arange(views, device=key.device)[:, None] + (index << 32)
-            rows = counter.absorb(key[None], words).flatten()
-            groups.append(_draw_group(policy, plan, index, views, rows, valid_box, spacing, sources, ground))
+    salts = tuple(word(f"{name} of seed {counter.signed(seed)}") for name in ("tile", "epoch", "draw"))
+    key = counter.join((tile_ids, epochs, draws), constants(salts, tile_ids.device, torch.int64))
+    ground = None if known is None else Ground.of(known.flatten(0, 1))
+    counts = [views for views in (plan.num_global, plan.num_local) if views]
+    words = tuple(view + (index << 32) for index, views in enumerate(counts) for view in range(views))
+    rows = counter.absorb(key[None], constants(words, key.device, torch.int64)[:, None]).flatten()
+    numbers = _Numbers(policy, rows, sources, tries=1 if ground is None else TRIES)
+    groups = _draw_groups(policy, plan, numbers, counts, rows, valid_box, spacing, ground)
     kind = plan.filter if plan.filter != "auto" else ("cubic" if ndim == 2 else "linear")
     return ViewParams(groups=tuple(groups), policy=policy, renderer=plan.renderer, filter=kind)
 
@@ -185,76 +185,152 @@ def word(name: str) -> int:
 
 
 class _Numbers:
-    """All uniform numbers of a group, [N, W] float64, by name."""
+    """All uniform numbers of a batch, [N, W] float64 of the rows of all groups, by name."""
 
-    def __init__(self, key: Tensor, names: Sequence[str]) -> None:
-        self._column = {name: place for place, name in enumerate(names)}
-        self._values = counter.uniform(key[:, None], constants(tuple(word(name) for name in names), key.device, torch.int64)[None])
+    def __init__(self, policy: ViewPolicy, rows: Tensor, sources: Sequence[int], *, tries: int) -> None:
+        self.gates = [f"{name}.on" for name in operations(policy)]
+        self.drawn = _drawn(policy, sources)
+        self.turns = [*(f"flip.{axis}" for axis in policy.axes), "turn"]
+        names = [*self.turns, *self.gates, *(name for item in self.drawn for name in item.names)]
+        words = (*words_of(len(policy.axes), tries=tries), *(word(name) for name in names))
+        columns = {item: place for place, item in enumerate(words)}
+        # The channels of two displays of one source share their numbers, so a word may be there twice; runs begin at its first column.
+        self._first = len(words) - len(names)
+        self._names = {name: place for place, name in reversed([*enumerate(names)])}
+        self.hashed = counter.Hashed.of(rows, constants(words, rows.device, torch.int64), columns)
 
-    def __getitem__(self, name: str) -> Tensor:
-        """[N]."""
-        return self._values[:, self._column[name]]
-
-    def columns(self, names: Sequence[str]) -> Tensor:
-        """[N, len(names)]; names that follow one another."""
-        first = self._column[names[0]]
-        return self._values[:, first : first + len(names)]
+    def columns(self, first: str, count: int) -> Tensor:
+        """[N, count] from a name on."""
+        start = self._first + self._names[first]
+        return self.hashed.values[:, start : start + count]
 
 
-def _draw_group(
-    policy: ViewPolicy, plan: ViewsPlan, index: int, views: int, key: Tensor, valid_box: Tensor, spacing: Tensor, sources: Sequence[int],
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A parameter of an operation: one column, or one for each channel of the network.
+
+    Attributes:
+        operation: Name.
+        place: Place of the operation among those of the policy.
+        parameter: Its range.
+        names: Name of each number.
+        per_channel: Whether every channel has its own.
+    """
+
+    operation: str
+    place: int
+    parameter: Parameter
+    names: tuple[str, ...]
+    per_channel: bool
+
+
+def _drawn(policy: ViewPolicy, sources: Sequence[int]) -> list[_Drawn]:
+    """What is drawn, in order; a channel's numbers do not depend on how many there are."""
+    found = []
+    for place, (name, operation) in enumerate(operations(policy).items()):
+        own = _is_per_channel(policy, name)
+        for item in parameters(operation):
+            names = tuple(f"{name}.{item.name}.{source}" for source in sources) if own else (f"{name}.{item.name}",)
+            found.append(_Drawn(name, place, item, names, own))
+    return found
+
+
+def _turns(policy: ViewPolicy, numbers: _Numbers) -> Tensor:
+    """[N, D + 1] bool: flip of each axis, exchange of the last two."""
+    rates = (*(policy.flip.get(axis, 0.0) for axis in policy.axes), 0.5 if policy.quarter_turns else 0.0)
+    unit = numbers.columns(numbers.turns[0], len(rates))
+    return unit < constants(rates, unit.device)
+
+
+def _draw_groups(
+    policy: ViewPolicy, plan: ViewsPlan, numbers: _Numbers, counts: Sequence[int], key: Tensor, valid_box: Tensor, spacing: Tensor,
     ground: Ground | None,
-) -> GroupParams:  # fmt: skip
-    samples, size = len(key) // views, plan.local_size if index else plan.global_size
-    box, pitch = per_row(valid_box, views, samples), per_row(spacing, views, samples)
-    own = None if ground is None else replace(ground, cells=per_row(ground.cells, views, samples))
-    boxes = crop_boxes(policy, plan, key, box, pitch, local=bool(index), ground=own)
-    flip_names, op_names = [f"flip.{axis}" for axis in policy.axes], list(operations(policy))
-    numbers = _Numbers(key, [*flip_names, "turn", *(f"{name}.on" for name in op_names), *_drawn_names(policy)])
-    ops = _draw_operations(policy, numbers, index, views, key, sources)
-    flips = numbers.columns(flip_names) < constants(tuple(policy.flip.get(axis, 0.0) for axis in policy.axes), key.device)
-    return GroupParams(
-        name="local" if index else "global",
-        size=size,
-        num_views=views,
+) -> list[GroupParams]:  # fmt: skip
+    """All groups, ``counts`` views of each; drawn together and then cut apart."""
+    samples, ndim = len(key) // sum(counts), valid_box.shape[1]
+    ops = _draw_operations(policy, numbers, counts, samples)
+    angle = ops["rotation"].values["degrees"] * (math.pi / 180) if policy.rotation else None
+    boxes = _draw_boxes(policy, plan, numbers.hashed, counts, samples, valid_box, spacing, angle, ground)
+    sides = (plan.global_size, plan.local_size)
+    size = _per_view([float(side) for side in sides[: len(counts)]], counts, samples, key.device, torch.float32)[:, None]
+    turns = _turns(policy, numbers)
+    own = GroupParams(
+        name="global",
+        size=plan.global_size,
+        num_views=counts[0],
         boxes=boxes,
-        flips=flips,
-        transpose=numbers["turn"] < (0.5 if policy.quarter_turns else 0.0),
-        angle=ops["rotation"].values["degrees"] * (math.pi / 180) if policy.rotation else torch.zeros_like(boxes[:, 0, 0]),
-        sigma=_sigma(policy, ops, boxes, pitch, size, blur_scale(plan, boxes.shape[1])),
+        flips=turns[:, :-1],
+        transpose=turns[:, -1],
+        angle=torch.zeros_like(boxes[:, 0, 0]) if angle is None else angle,
+        sigma=_sigma(policy, ops, boxes, per_rows(spacing, counts, samples), size, blur_scale(plan, ndim)),
         key=key,
         operations=ops,
     )
+    groups = [own.rows(0, counts[0] * samples)]
+    if len(counts) == 2:
+        groups.append(replace(own.rows(counts[0] * samples, len(key)), name="local", size=plan.local_size, num_views=counts[1]))
+    return groups
 
 
-def _drawn_names(policy: ViewPolicy) -> list[str]:
-    return [f"{name}.{item.name}" for name, operation in operations(policy).items() for item in parameters(operation)]
+def _per_view(
+    values: Sequence[float], counts: Sequence[int], samples: int, device: torch.device, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """[N], one value for the rows of each group."""
+    views = tuple(value for value, count in zip(values, counts) for _ in range(count))
+    return constants(views, device, dtype)[:, None].expand(-1, samples).reshape(-1)
 
 
-def _draw_operations(
-    policy: ViewPolicy, numbers: _Numbers, index: int, views: int, key: Tensor, sources: Sequence[int]
-) -> dict[str, OpParams]:
-    ops = operations(policy)
+def _draw_boxes(
+    policy: ViewPolicy, plan: ViewsPlan, numbers: counter.Hashed, counts: Sequence[int], samples: int, valid_box: Tensor, spacing: Tensor,
+    angle: Tensor | None, ground: Ground | None,
+) -> Tensor:  # fmt: skip
+    """[N, D, 2] of all groups, together where their sizes are of one kind."""
+    each = [Spans.of(policy, plan, local=bool(index)) for index in range(len(counts))]
+    if len({spans.kind() for spans in each}) == 1:
+        box, pitch = per_rows(valid_box, counts, samples), per_rows(spacing, counts, samples)
+        known = None if ground is None else replace(ground, image=per_rows(ground.image, counts, samples))
+        return crop_boxes(policy, _merged(each, counts, samples, box.device), numbers, box, pitch, angle, ground=known)
+    found, start = [], 0
+    for spans, views in zip(each, counts):
+        stop = start + views * samples
+        box, pitch = per_row(valid_box, views, samples), per_row(spacing, views, samples)
+        known = None if ground is None else replace(ground, image=per_row(ground.image, views, samples))
+        turned = None if angle is None else angle[start:stop]
+        found.append(crop_boxes(policy, spans, numbers.rows(start, stop), box, pitch, turned, ground=known))
+        start = stop
+    return torch.cat(found)
+
+
+def _merged(each: Sequence[Spans], counts: Sequence[int], samples: int, device: torch.device) -> Spans:
+    """Spans of every row."""
+
+    def rows(spans: Sequence[Any]) -> Any:
+        if spans[0] is None:
+            return None
+        return tuple(_per_view([span[end] for span in spans], counts, samples, device) for end in (0, 1))
+
+    return Spans(*(rows([getattr(spans, item.name) for spans in each]) for item in fields(Spans)))
+
+
+def _draw_operations(policy: ViewPolicy, numbers: _Numbers, counts: Sequence[int], samples: int) -> dict[str, OpParams]:
+    """Parameters of the rows of all groups, ``counts`` views of each."""
+    ops, device = operations(policy), numbers.hashed.values.device
     if not ops:
         return {}
-    gates = numbers.columns([f"{name}.on" for name in ops])
-    order = [2] * views if index else [0, *[1] * (views - 1)]
+    order = [place for index, views in enumerate(counts) for place in ([2] * views if index else [0, *[1] * (views - 1)])]
     rates = tuple(chances(operation)[place] for place in order for operation in ops.values())
-    limit = constants(rates, key.device).reshape(views, 1, len(ops)).expand(-1, len(key) // views, -1).flatten(0, 1)
-    on = gates < limit
-    drawn = {name: [*parameters(operation)] for name, operation in ops.items()}
-    flat = [item for items in drawn.values() for item in items]
-    owner = [place for place, items in enumerate(drawn.values()) for _ in items]
-    gate = on.index_select(1, constants(tuple(owner), key.device, torch.int64))
-    values = _ranged(numbers.columns(_drawn_names(policy)), gate, flat)
-    found, column = {}, 0
-    for place, (name, items) in enumerate(drawn.items()):
-        own = {item.name: values[:, column + offset] for offset, item in enumerate(items)}
-        found[name] = OpParams(on=on[:, place], values=own)
-        column += len(items)
-    for name in ops:
-        if _is_per_channel(policy, name):
-            found[name] = _per_channel(name, found[name], drawn[name], key, sources)
+    gates = numbers.columns(numbers.gates[0], len(ops)).reshape(len(order), samples, len(ops))
+    on = (gates < constants(rates, device).reshape(len(order), 1, len(ops))).flatten(0, 1)
+    found = {name: OpParams(on=on[:, place], values={}) for place, name in enumerate(ops)}
+    if not numbers.drawn:
+        return found
+    flat = [item for item in numbers.drawn for _ in item.names]
+    gate = on.index_select(1, constants(tuple(item.place for item in flat), device, torch.int64))
+    values, column = _ranged(numbers.columns(flat[0].names[0], len(flat)), gate, [item.parameter for item in flat]), 0
+    for item in numbers.drawn:
+        own = values[:, column : column + len(item.names)] if item.per_channel else values[:, column]
+        found[item.operation] = replace(found[item.operation], values={**found[item.operation].values, item.parameter.name: own})
+        column += len(item.names)
     return found
 
 
@@ -262,10 +338,9 @@ def _ranged(unit: Tensor, on: Tensor, items: Sequence[Parameter]) -> Tensor:
     """[..., P] float32 parameters from uniform numbers of the same shape; neutral where ``on`` is False."""
     bounds = [(math.log(p.low), math.log(p.high)) if p.log else (p.low, p.high) for p in items]
     low = constants(tuple(bound[0] for bound in bounds), unit.device)
-    span = constants(tuple(bound[1] - bound[0] for bound in bounds), unit.device)
-    linear = low + span * unit
-    logs = constants(tuple(float(p.log) for p in items), unit.device) > 0
-    value = torch.where(logs, torch.exp(torch.where(logs, linear, 0.0)), linear)
+    value = low + constants(tuple(bound[1] - bound[0] for bound in bounds), unit.device) * unit
+    if any(p.log for p in items):
+        value = torch.where(constants(tuple(p.log for p in items), unit.device, torch.bool), torch.exp(value), value)
     return torch.where(on, value, constants(tuple(p.neutral for p in items), unit.device)).float()
 
 
@@ -274,15 +349,7 @@ def _is_per_channel(policy: ViewPolicy, name: str) -> bool:
     return name == "gain" or (isinstance(operation, Jitter) and operation.per_channel)
 
 
-def _per_channel(name: str, row: OpParams, items: Sequence[Parameter], key: Tensor, sources: Sequence[int]) -> OpParams:
-    """The same operation with numbers of its own for each channel; a channel's do not depend on how many there are."""
-    words = tuple(word(f"{name}.{item.name}.{source}") for source in sources for item in items)
-    unit = counter.uniform(key[:, None], constants(words, key.device, torch.int64)[None])
-    values = _ranged(unit.reshape(len(key), len(sources), len(items)), row.on[:, None, None], items)
-    return OpParams(on=row.on, values={item.name: values[..., place] for place, item in enumerate(items)})
-
-
-def _sigma(policy: ViewPolicy, ops: Mapping[str, OpParams], boxes: Tensor, spacing: Tensor, size: int, scale: float) -> Tensor:
+def _sigma(policy: ViewPolicy, ops: Mapping[str, OpParams], boxes: Tensor, spacing: Tensor, size: Tensor, scale: float) -> Tensor:
     """[N, D] blur of each axis: Gaussians after one another add their variances.
 
     A slice profile of width t seen with slices of width d leaves t^2 - d^2 to add; so does a pixel of f times the tile's own.
@@ -301,7 +368,7 @@ def _sigma(policy: ViewPolicy, ops: Mapping[str, OpParams], boxes: Tensor, spaci
         excess = (ops["coarser_pixels"].values["factor"].square() - 1.0) / FWHM**2
         column = constants(tuple(float(place >= step.shape[1] - 2) for place in range(step.shape[1])), step.device, torch.float32)
         variance = variance + excess[:, None] * column / step.square()
-    return variance.sqrt()
+    return variance.sqrt().float()
 
 
 def channels_kept(policy: ViewPolicy, group: GroupParams, num_channels: int) -> Tensor | None:
@@ -317,7 +384,8 @@ def channels_kept(policy: ViewPolicy, group: GroupParams, num_channels: int) -> 
     if policy.subset_channels is not None:
         luck = counter.uniform(counter.absorb(group.key, word("subset_channels"))[:, None], places[None])
         rank = (luck[:, :, None] < luck[:, None, :]).sum(dim=2)
-        count = torch.ceil(group.operations["subset_channels"].values["keep"].double() * num_channels).clamp_min(1.0)
+        share = group.operations["subset_channels"].values["keep"].double()
+        count = torch.ceil(share * num_channels - 1e-6).clamp_min(1.0)  # 0.3 is float32: 0.3 of 10 channels would be 4
         keep = keep & (rank < count[:, None])
         keep = keep | ((rank == 0) & ~keep.any(dim=1, keepdim=True))
     return keep

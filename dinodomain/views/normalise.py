@@ -65,7 +65,8 @@ def resolve_normalisation(
     if problems:
         raise Problems(problems)
     low, high, mean, std = (tuple(column) for column in zip(*rows))
-    return Normalisation(mode=mode, channels=tuple(names), low=low, high=high, mean=mean, std=std)
+    units = tuple(channels[name].unit if name in channels else "" for name in names)
+    return Normalisation(mode=mode, channels=tuple(names), low=low, high=high, mean=mean, std=std, units=units)
 
 
 def _windowed(mode: str, channels: Mapping[str, Channel], names: Sequence[str], windows: Sequence[str]) -> Normalisation:
@@ -89,7 +90,8 @@ def _windowed(mode: str, channels: Mapping[str, Channel], names: Sequence[str], 
             rows.append((name, name, *_numbers(mode, name, declared.get(name), None)))
     columns: list[tuple[Any, ...]] = [tuple(column) for column in zip(*rows)]
     fields = ("channels", "sources", "low", "high", "mean", "std")
-    return Normalisation(mode="domain", **dict(zip(fields, columns)))
+    made = Normalisation(mode="domain", **dict(zip(fields, columns)))
+    return replace(made, units=tuple(declared[source].unit for source in made.sources))
 
 
 def _numbers(mode: str, name: str, declared: Channel | None, measured: tuple[float, float, float, float] | None) -> tuple[float, ...]:
@@ -115,20 +117,25 @@ def stored_channels(normalisation: Normalisation) -> tuple[str, ...]:
     return normalisation.sources or normalisation.channels
 
 
+def input_channels(normalisation: Normalisation) -> tuple[str, ...]:
+    """The stored channels that the network is made from, each once, in its order: what a store must have."""
+    return tuple(dict.fromkeys(stored_channels(normalisation)))
+
+
 def source_channels(normalisation: Normalisation, names: Sequence[str]) -> tuple[int, ...]:
     """K places in ``names`` of the stored channel behind each channel of the network.
 
     Raises:
         UserError: A batch lacks a channel of the network, or has one that the network does not use.
     """
-    wanted = stored_channels(normalisation)
+    wanted = input_channels(normalisation)
     strange = [name for name in names if name not in wanted]
     if strange:
-        raise UserError("channels", f"{', '.join(strange)} not known to the normalisation", allowed=", ".join(dict.fromkeys(wanted)))
-    missing = [name for name in dict.fromkeys(wanted) if name not in names]
+        raise UserError("channels", f"{', '.join(strange)} not known to the normalisation", allowed=", ".join(wanted))
+    missing = [name for name in wanted if name not in names]
     if missing:
-        raise UserError("channels", f"{', '.join(missing)} missing", allowed=f"all of {', '.join(dict.fromkeys(wanted))}")
-    return tuple(list(names).index(name) for name in wanted)
+        raise UserError("channels", f"{', '.join(missing)} missing", allowed=f"all of {', '.join(wanted)}")
+    return tuple(list(names).index(name) for name in stored_channels(normalisation))
 
 
 def apply_range(info: TileInfo, normalisation: Normalisation, names: Sequence[str]) -> TileInfo:
@@ -157,7 +164,8 @@ def apply_range(info: TileInfo, normalisation: Normalisation, names: Sequence[st
 @lru_cache(maxsize=256)
 def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
     """[n] on a device, copied there once: a copy in every step would make the host wait. Never write to it."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # it is kept for calls that need gradients
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def only_date(batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -208,7 +216,7 @@ def to_network_(unit: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, ou
         out: [n, C, ...].
     """
     shape = (-1, *(1,) * (unit.ndim - 2))
-    torch.div(unit.sub_(mean.reshape(shape)), std.reshape(shape), out=out)
+    torch.mul(unit.sub_(mean.reshape(shape)), std.reciprocal().reshape(shape), out=out)
     if mask is not None:
         out.masked_fill_(~mask, 0.0)
 

@@ -1,4 +1,4 @@
-"""What a user may choose about views. Sizes in pixels; scales as area (2-D) or volume (3-D) fractions of a tile's valid box."""
+"""What a user may choose about views. Sizes in pixels; scales as area (2-D) or volume (3-D) fractions of a tile's valid box, or lengths."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dinodomain.errors import Problems, UserError
+from dinodomain.policy import Thickness, ViewPolicy, changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +22,22 @@ class ViewsPlan:
         normalise: Range that becomes 0..1: `domain` declared, `store` measured, `source` each source's percentiles, `auto` the domain's.
         global_scale: Smallest and largest area (volume) fraction of a global crop; empty for the domain's policy.
         local_scale: Smallest and largest area (volume) fraction of a local crop; empty for the domain's policy.
-        global_extent: Smallest and largest in-plane side of a global crop in the store's unit (mm, m), in place of a fraction.
+        global_extent: Smallest and largest side of a global crop in its plane (last two axes), mm or m as the store's spacing, in place
+            of a fraction: the square root of the crop's area, drawn log-uniformly; the policy's `aspect` says how oblong it may be. Crops
+            stay within their tile. Every source needs a known spacing.
         local_extent: The same of a local crop.
-        global_depth: Smallest and largest extent of a global crop across the plane (volumes), mm, in place of a fraction.
+        global_depth: Smallest and largest length of a global crop across its plane (first axis of a volume), mm, in place of a fraction;
+            volumes only. In plane the fraction stays unless `views.global_extent` is given, too.
         local_depth: The same of a local crop.
-        policy: Changes to the domain's policy (`dinodomain views` shows it): `flip: [AP]`, `haze: null` (off), `gamma: {probability: 1}`.
-        windows: Names of display windows of the domain (CT: lung, soft_tissue, bone), each a channel of the network; empty for none.
+        policy: Changes to the domain's policy, key by key: `flip: [AP]` (axis names, or {axis: probability}), `haze: null` (off),
+            `gamma: {probability: 1, exponent: [0.9, 1.1]}`; what is not named stays the domain's, and an operation that the domain has off
+            starts from its defaults. Keys: flip, quarter_turns, global_scale, local_scale, aspect, min_valid, default_mode; operations:
+            rotation, blur, thickness, coarser_pixels, bias_field, shadow, speckle, rician, value_noise, gain, haze, window, jitter, gamma,
+            noise, solarise, drop_channels, subset_channels (each has `probability`: once, or for first global, other global and local
+            crops).
+            A run's plan.yaml holds the whole policy.
+        windows: Names of display windows of the domain (CT: lung, soft_tissue, bone); each becomes a channel of the network, made from the
+            stored channel that has it, in the range of the window. Needs `views.normalise=domain`. Empty: the stored channels as they are.
         renderer: `matmul` resampling matrices, `resize` the framework's antialiased resize (CPU, 2-D), `auto` the faster one.
         filter: `cubic` (Keys, a = -0.5) or `linear` (triangle), both antialiased; `auto` is cubic in 2-D and linear in 3-D.
         augment: False leaves crops only: no flip, turn, blur, noise or change of intensity.
@@ -50,7 +61,7 @@ class ViewsPlan:
     augment: bool = True
 
     def __post_init__(self) -> None:
-        problems = [*self._count_problems(), *self._scale_problems()]
+        problems = [*self._count_problems(), *self._scale_problems(), *self._policy_problems()]
         if problems:
             raise Problems(problems)
 
@@ -78,3 +89,19 @@ class ViewsPlan:
             for name, pair in pairs.items()
             if pair is not None and not 0 < pair[0] <= pair[1] <= 1
         ]
+
+    def _policy_problems(self) -> list[UserError]:
+        """Names and values, which can be judged before the domain is known; the names of axes are judged with it (``effective_policy``)."""
+        try:
+            changed(_with_named_axes(self.policy), self.policy)
+        except Problems as error:
+            return list(error.problems)
+        return []
+
+
+def _with_named_axes(changes: Mapping[str, Any]) -> ViewPolicy:
+    """A policy that has whatever axes the changes name."""
+    flip, thickness = changes.get("flip"), changes.get("thickness")
+    named = list(flip) if isinstance(flip, (list, tuple, Mapping)) else []
+    own = thickness.get("axis") if isinstance(thickness, Mapping) else getattr(thickness, "axis", None)
+    return ViewPolicy(axes=(Thickness().axis, *map(str, named), str(own)))

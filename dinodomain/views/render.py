@@ -9,8 +9,8 @@ Shapes: B samples of T dates, V views of one size, N = V x B rows (row v * B + b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 
 import torch
@@ -20,19 +20,23 @@ from torch import Tensor
 from dinodomain.errors import UserError
 from dinodomain.policy import ViewPolicy
 from dinodomain.types import Batch, Normalisation, TileInfo, ViewGroup, Views
+from dinodomain.views import matmul
+from dinodomain.views.banded import empty
 from dinodomain.views.dates import info_per_row
 from dinodomain.views.draw import GroupParams, ViewParams, channels_kept
 from dinodomain.views.geometry import crop_spacing, to_tile
+from dinodomain.views.matmul import Matmul
 from dinodomain.views.normalise import KNOWN, ToFloat, apply_range, constants, known_of, source_channels, to_network_
 from dinodomain.views.operations import acts_on_physical, crop_mean, lose_channels_, physical_, spread, unit_
 from dinodomain.views.radiometry import retold
-from dinodomain.views.warp import Banded, Matmul, Resize, Tiles
+from dinodomain.views.rotate import Turned
+from dinodomain.views.warp import Banded, Resize, Tiles, Warp, interleaved, takes_words
 
 _TINY = 64 * 64
 """Tiles of at most this many pixels go through batched dense products on a CPU: calls cost more than arithmetic."""
 
-_SCRATCH = 1 << 18
-"""Floats of one CPU working set; larger ones leave the cache and fault pages."""
+_SCRATCH = 1 << 20
+"""Floats of one CPU working set: fewer cost calls, more leave the cache (measured from 2**17 to 2**21)."""
 
 
 def render(batch: Batch, params: ViewParams, *, to_float: ToFloat, normalisation: Normalisation, patch_size: int) -> Views:
@@ -55,9 +59,11 @@ def render(batch: Batch, params: ViewParams, *, to_float: ToFloat, normalisation
     tiles = Tiles(pixels=batch.pixels, known=known_of(batch), info=batch.info)
     params = params.to(device)
     kind = choose_warp(params, batch.pixels)
+    tiles = interleaved(tiles) if kind is Resize else tiles
     tail = _Tail(to_float, params.policy, normalisation, batch, device)
     with _full_precision(device):
-        groups = tuple(_render_group(tiles, group, params, kind, tail, patch_size) for group in params.groups)
+        warps = _warps(kind, params, batch.pixels.shape[3:])
+        groups = tuple(_render_group(tiles, group, params, warp, tail, patch_size) for group, warp in zip(params.groups, warps))
     return Views(groups=groups, channels=normalisation.channels, tile_ids=batch.tile_ids, slots=batch.slots)
 
 
@@ -72,7 +78,17 @@ def choose_warp(params: ViewParams, pixels: Tensor) -> type[Banded | Matmul | Re
         if not (on_cpu and flat):
             raise UserError("views.renderer", f"is resize for {pixels.ndim - 3}-D tiles on {pixels.device.type}", allowed="matmul, auto")
         return Resize
-    return Banded if on_cpu and pixels.shape[3:].numel() > _TINY else Matmul
+    if not on_cpu or pixels.shape[3:].numel() <= _TINY:
+        return Matmul
+    return Resize if takes_words(pixels) and params.renderer == "auto" else Banded
+
+
+def _warps(kind: type[Banded | Matmul | Resize], params: ViewParams, extent: Sequence[int]) -> Sequence[Warp]:
+    """A renderer of each group."""
+    plain: Sequence[Warp] = matmul.prepare(params) if kind is Matmul else [kind(group, params) for group in params.groups]
+    if params.policy.rotation is None:
+        return plain
+    return [Turned(warp, group, params, extent) for warp, group in zip(plain, params.groups)]
 
 
 class _Tail:
@@ -106,40 +122,42 @@ class _Tail:
         if not self._same:
             stored, mean = stored[:, self.sources], None if mean is None else mean[:, self.sources]
         unit = self._to_float(stored, retold(info, ops, mean, self._of_network))
-        unit_(unit, ops, group.key)
+        unit_(unit, ops, group.key, policy)
         if kept is not None:
             lose_channels_(unit, kept, self._mean)
         to_network_(unit, mask, self._mean, self._std, out)
 
 
-def _render_group(
-    tiles: Tiles, group: GroupParams, params: ViewParams, kind: type[Banded | Matmul | Resize], tail: _Tail, patch_size: int
-) -> ViewGroup:
+def _render_group(tiles: Tiles, group: GroupParams, params: ViewParams, warp: Warp, tail: _Tail, patch_size: int) -> ViewGroup:
     if group.size % patch_size:
         raise UserError(f"views.{group.name}_size", f"is {group.size}", allowed=f"a multiple of the patch size {patch_size}")
     samples, channels = tiles.pixels.shape[0], len(tail.sources)
     rows, size, device = group.boxes.shape[0], (group.size,) * (tiles.pixels.ndim - 3), tiles.pixels.device
-    out = torch.empty((rows, channels, *size), device=device)
+    out = empty((rows, channels, *size), device)
     tokens = torch.ones((rows, (group.size // patch_size) ** len(size)), device=device)
-    own, info = (info_per_row(item, group.num_views, samples) for item in (tiles.info, tail.info))
+    info = info_per_row(tail.info, group.num_views, samples)
+    own = info_per_row(tiles.info, group.num_views, samples) if acts_on_physical(params.policy) else info  # not looked at otherwise
     kept = channels_kept(params.policy, group, channels)
-    warp = kind(group, params)
     step = rows if device.type != "cpu" else max(1, _SCRATCH // out[0].numel())
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        stored, weight = warp(tiles, start, stop)
-        lost = None if kept is None else kept[start:stop]
-        tail(stored, weight, _rows(own, start, stop), _rows(info, start, stop), group.rows(start, stop), lost, out[start:stop])
-        if weight is not None:
-            tokens[start:stop] = _token_share(weight >= KNOWN, patch_size)
+    # Without versions and views to keep track of, calls take a tenth less; what leaves was made before.
+    with torch.inference_mode():
+        for start, own_rows, info_rows in zip(range(0, rows, step), _pieces(own, step), _pieces(info, step)):
+            stop = min(start + step, rows)
+            stored, weight = warp(tiles, start, stop)
+            lost = None if kept is None else kept[start:stop]
+            tail(stored, weight, own_rows, info_rows, group.rows(start, stop), lost, out[start:stop])
+            if weight is not None:
+                tokens[start:stop] = _token_share(weight >= KNOWN, patch_size)
     return ViewGroup(
         name=group.name, pixels=out, valid=tokens, to_tile=to_tile(group), spacing=crop_spacing(group, tiles.info.spacing),
         kept=torch.ones((rows, channels), dtype=torch.bool, device=device) if kept is None else kept, num_views=group.num_views,
     )  # fmt: skip
 
 
-def _rows(info: TileInfo, start: int, stop: int) -> TileInfo:
-    return TileInfo(**{f.name: getattr(info, f.name)[start:stop] for f in fields(info)})
+def _pieces(info: TileInfo, step: int) -> Iterator[TileInfo]:
+    """The meaning of runs of ``step`` rows; one call for each field, because calls are what small crops cost."""
+    names = [f.name for f in fields(info)]
+    return (TileInfo(**dict(zip(names, own))) for own in zip(*(getattr(info, name).split(step) for name in names)))
 
 
 def _token_share(mask: Tensor, patch: int) -> Tensor:
@@ -153,8 +171,9 @@ def _full_precision(device: torch.device) -> Iterator[None]:
     """Keeps TF32 and autocast out: with them a CT view is off by several HU."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
+    has_autocast = torch.amp.is_autocast_available(device.type)
     try:
-        with torch.autocast(device.type, enabled=False), torch.no_grad():
+        with torch.autocast(device.type, enabled=False) if has_autocast else nullcontext(), torch.no_grad():
             yield
     finally:
         torch.set_float32_matmul_precision(before)

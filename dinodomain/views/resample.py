@@ -8,16 +8,18 @@ normalised convolution: beyond the crop nothing is known, so nothing is made up.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Filter = Literal["linear", "cubic"]
 
-_RADIUS = {"linear": 1, "cubic": 2}
+RADIUS = {"linear": 1, "cubic": 2}
+"""Reach of a filter in input pixels, or in output pixels where it shrinks."""
 
 _LEAST = math.log(1e-10)
 
@@ -40,7 +42,7 @@ class Taps:
 
 def num_taps(scale: float, kind: Filter) -> int:
     """Weights that a filter can touch at input pixels per output pixel."""
-    return math.floor(2 * _RADIUS[kind] * max(scale, 1.0) + 1e-6) + 1
+    return math.floor(2 * RADIUS[kind] * max(scale, 1.0) + 1e-6) + 1
 
 
 def taps(box: Tensor, flip: Tensor, *, size: int, kind: Filter, count: int) -> Taps:
@@ -59,14 +61,15 @@ def taps(box: Tensor, flip: Tensor, *, size: int, kind: Filter, count: int) -> T
     out = torch.arange(size, device=box.device, dtype=torch.float64)[None]
     out = torch.where(flip[:, None], size - 1 - out, out)
     centre = box[:, :1] + (out + 0.5) * scale - 0.5
-    first = torch.ceil(centre - _RADIUS[kind] * stretch)
+    first = torch.ceil(centre - RADIUS[kind] * stretch)
     step = torch.arange(count, device=box.device, dtype=torch.float32)
     # Distances from the first weight, not from pixel 0: float32 is then exact to 1e-6 pixel however long the axis.
-    distance = (step - (centre - first).float()[..., None]).div_(stretch.float()[..., None]).abs_()
-    weights = _triangle(distance) if kind == "linear" else _keys(distance)
+    distance = (step - (centre - first).float()[..., None]).div_(stretch.float()[..., None])
+    weights = filter_weights_(distance, kind)
     low, high = torch.floor(box[:, :1]) - first, torch.ceil(box[:, 1:]) - first
     weights.mul_((step >= low.float()[..., None]) & (step < high.float()[..., None]))
-    return Taps(first=first.long(), weights=weights.div_(weights.sum(dim=-1, keepdim=True)))
+    # A running sum, because the bits of a plain one depend on how many zeros follow.
+    return Taps(first=first.long(), weights=weights.div_(weights.cumsum(dim=-1)[..., -1:]))
 
 
 def axis_matrices(box: Tensor, flip: Tensor, *, size: int, length: int, kind: Filter) -> Tensor:
@@ -100,9 +103,15 @@ def gaussian_matrices(sigma: Tensor, size: int) -> Tensor:
     Returns:
         [n, S, S] float32, rows sum to one.
     """
-    index = torch.arange(size, device=sigma.device, dtype=torch.float32)
-    weights = gaussian((index[:, None] - index[None]).square_(), sigma)
+    weights = gaussian(_squares(size, sigma.device), sigma)
     return weights.div_(weights.sum(dim=-1, keepdim=True))
+
+
+@lru_cache(maxsize=32)
+def _squares(size: int, device: torch.device) -> Tensor:
+    """[S, S] squared distances, made once for a device."""
+    index = torch.arange(size, device=device, dtype=torch.float32)
+    return (index[:, None] - index[None]).square_()
 
 
 def gaussian(square: Tensor, sigma: Tensor) -> Tensor:
@@ -112,9 +121,8 @@ def gaussian(square: Tensor, sigma: Tensor) -> Tensor:
         square: [...] squared distances.
         sigma: [n]; 0 gives 1 at distance 0 and 0 elsewhere.
     """
-    rate = (-0.5 / sigma.float().clamp_min(1e-3).square()).reshape(-1, *(1,) * square.ndim)
-    weights = (square * rate).clamp_min_(_LEAST - 1).exp_()
-    return weights.masked_fill_(weights < math.exp(_LEAST), 0.0)
+    rate = sigma.float().clamp_min(1e-3).pow_(-2).mul_(-0.5).reshape(-1, *(1,) * square.ndim)
+    return F.threshold((square * rate).clamp_min_(_LEAST - 1).exp_(), math.exp(_LEAST), 0.0, inplace=True)
 
 
 def contract(x: Tensor, matrices: list[Tensor]) -> Tensor:
@@ -141,51 +149,17 @@ def _rest(x: Tensor, matrix: Tensor) -> tuple[int, ...]:
     return (*x.shape[2:], matrix.shape[1])
 
 
-def _triangle(distance: Tensor) -> Tensor:
-    return distance.neg_().add_(1.0).clamp_min_(0.0)
+def filter_weights_(distance: Tensor, kind: Filter) -> Tensor:
+    """Weights of a filter in place of signed distances from its centre.
 
-
-def _keys(distance: Tensor, a: float = -0.5) -> Tensor:
-    """Keys, 1981, "Cubic convolution interpolation for digital image processing", equation 15."""
-    near = ((a + 2) * distance - (a + 3)).mul_(distance).mul_(distance).add_(1.0)
-    far = ((distance - 5).mul_(distance).add_(8)).mul_(distance).sub_(4).mul_(a)
-    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
-
-
-def blur_image(x: Tensor, sigma: Sequence[float]) -> Tensor:
-    """The blur of ``axis_matrices`` on an image that is resized already, as block-banded products.
-
-    A Gaussian ends at five sigma, so each block of rows needs only its neighbours.
-
-    Args:
-        x: [C, S, S] float32.
-        sigma: Of rows and of columns, in pixels; 0 for none.
-
-    Returns:
-        [C, S, S] float32.
+    The cubic one is that of Keys, 1981, "Cubic convolution interpolation for digital image processing", equation 15, with a = -0.5. With
+    v = 1 - |d| its two branches are v (1 + v)^2 / 2 down to v = -1, and v^2 - 2 v^3 more where v is positive: no choice between
+    branches, so few passes.
     """
-    rows = _blur_rows(x, sigma[0]) if sigma[0] > 0 else x
-    return _blur_rows(rows.transpose(-1, -2).contiguous(), sigma[1]).transpose(-1, -2) if sigma[1] > 0 else rows
-
-
-def _blur_rows(x: Tensor, sigma: float, block: int = 32) -> Tensor:
-    channels, size, width = x.shape
-    reach = max(1, math.ceil(BLUR_REACH * sigma))
-    blocks = math.ceil(size / block)
-    padded = x.new_zeros((channels, blocks * block + 2 * reach, width))
-    padded[:, reach : reach + size] = x
-    tiles = padded.as_strided((channels, blocks, block + 2 * reach, width), (padded.stride(0), block * width, width, 1))
-    offset = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    taps = torch.exp(-0.5 * (offset / sigma).square())
-    band = torch.zeros(block, block + 2 * reach)
-    band.as_strided((block, 2 * reach + 1), (block + 2 * reach + 1, 1)).copy_(taps.expand(block, -1))
-    out = torch.matmul(band, tiles).reshape(channels, blocks * block, width)[:, :size]
-    return out.div_(_mass(taps, size, reach)[:, None])
-
-
-def _mass(taps: Tensor, size: int, reach: int) -> Tensor:
-    """[S] sum of the taps that fall on the image."""
-    total = torch.cat([taps.new_zeros(1), torch.cumsum(taps.double(), 0).float()])
-    index = torch.arange(size)
-    low, high = (reach - index).clamp_min(0), (reach + size - index).clamp_max(2 * reach + 1)
-    return total[high] - total[low]
+    near = distance.abs_().neg_().add_(1.0)
+    if kind == "linear":
+        return near.clamp_min_(0.0)
+    inner = near.clamp_min(0.0)
+    square = inner.square()
+    outer = (near + 1.0).clamp_min_(0.0).square_()
+    return square.addcmul_(square, inner, value=-2.0).addcmul_(outer, near, value=0.5)

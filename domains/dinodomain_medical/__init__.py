@@ -4,7 +4,8 @@
 |---|---|
 | ``volumes.py`` | the domains ``ct`` and ``mri``: volumes from NIfTI, NRRD, MHA and DICOM series |
 | ``radiographs.py`` | the domain ``xray``: single DICOM frames and greyscale PNG, JPEG, TIFF |
-| ``modalities.py`` | what each domain declares: channels, augmentation policy, probes |
+| ``modalities.py`` | what each domain declares: channels, header filter, augmentation policy, probes |
+| ``policies.py`` | augmentation policies and display windows |
 | ``mr_names.py`` | the vocabulary that names an MR channel |
 | ``discovery.py`` | where sources come from: folder, file, archive or server; having them at hand when they are read |
 | ``sources.py`` | selection, label maps, keys, digests, what a domain does with what is found |

@@ -1,17 +1,13 @@
-"""What each medical domain declares: channels, augmentation policy, probes. Data only.
-
-Axes are anatomical. After canonical re-orientation array axes z, y, x run towards superior, anterior and right, so they are
-``IS``, ``AP``, ``LR``; a radiograph has rows from head to foot and columns across the patient. Left-right flips are off
-everywhere: they exchange heart and liver sides, and no other flip keeps the meaning of a scan either.
-"""
+"""What each medical domain declares: channels, header filter, augmentation policy (``policies``), probes. Data only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dinodomain.domain import Blur, Channel, Gamma, Jitter, Noise, ProbeSpec, ViewPolicy
+from dinodomain.domain import Channel, ProbeSpec, ViewPolicy
 from dinodomain_medical.mr_names import MR_CHANNELS
+from dinodomain_medical.policies import CT_POLICY, CT_WINDOWS, MRI_POLICY, XRAY_POLICY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,46 +71,13 @@ XRAY_SELECT = (
 phantom, and none whose header says that a person's name is burned into the pixels. DERIVED is taken: processing for display is that."""
 
 
-_SOFT = Blur(probability=(0.5, 0.1, 0.3), sigma=(0.1, 1.0))
-
-# Hounsfield units are calibrated: a shift of 80 HU would turn fat into muscle, so intensity changes stay within scanner drift
-# (0.01 of the range is 41 HU) and kernel differences are imitated by blur and noise instead.
-_CT_POLICY = ViewPolicy(
-    axes=("IS", "AP", "LR"),
-    blur=_SOFT,
-    jitter=Jitter(brightness=(-0.01, 0.01), contrast=(0.9, 1.1)),
-    gamma=Gamma(exponent=(0.9, 1.1)),
-    noise=Noise(std=(0.0, 0.02)),
-    default_mode="domain",
-)
-
-# MR intensities are arbitrary per scan, and differ by coil and sequence: wide intensity ranges, normalised by each source.
-_MRI_POLICY = ViewPolicy(
-    axes=("IS", "AP", "LR"),
-    blur=_SOFT,
-    jitter=Jitter(brightness=(-0.15, 0.15), contrast=(0.7, 1.3)),
-    gamma=Gamma(exponent=(0.7, 1.5)),
-    noise=Noise(std=(0.0, 0.05)),
-    default_mode="source",
-)
-
-# Detector, exposure and vendor processing change grey values at will; fine texture carries findings, so blur stays small.
-_XRAY_POLICY = ViewPolicy(
-    axes=("IS", "LR"),
-    blur=_SOFT,
-    jitter=Jitter(brightness=(-0.2, 0.2), contrast=(0.7, 1.3)),
-    gamma=Gamma(exponent=(0.7, 1.5)),
-    noise=Noise(std=(0.0, 0.05)),
-    default_mode="source",
-)
-
 CT = Modality(
     name="ct",
     dicom=("CT",),
     select=CT_SELECT,
     # -1024..3071 is the range of a 12-bit scanner; mean and std were measured on chest and abdomen scans.
-    channels={"ct": Channel(unit="HU", low=-1024.0, high=3071.0, mean=0.15, std=0.12)},
-    policy=_CT_POLICY,
+    channels={"ct": Channel(unit="HU", low=-1024.0, high=3071.0, mean=0.15, std=0.12, windows=CT_WINDOWS)},
+    policy=CT_POLICY,
     probes=(
         ProbeSpec(
             name="nodule malignancy",
@@ -152,7 +115,7 @@ MRI = Modality(
     dicom=("MR",),
     select=MRI_SELECT,
     channels=dict.fromkeys(MR_CHANNELS, _ARBITRARY),
-    policy=_MRI_POLICY,
+    policy=MRI_POLICY,
     probes=(
         ProbeSpec(
             name="brain age",
@@ -181,7 +144,7 @@ XRAY = Modality(
     dicom=("CR", "DX"),
     select=XRAY_SELECT,
     channels={"xray": _ARBITRARY},
-    policy=_XRAY_POLICY,
+    policy=XRAY_POLICY,
     probes=(
         ProbeSpec(
             name="thorax findings",

@@ -18,9 +18,9 @@ from dinodomain.embed import (
     save_features,
     sides_for,
 )
-from dinodomain.embed.tiles import area_mean, pool_features, token_weights
+from dinodomain.embed.tiles import area_mean, network_pixels, pool_features, token_weights
 from dinodomain.errors import UserError
-from dinodomain.loader import LoaderPlan
+from dinodomain.loader import LoaderPlan, sweep
 from dinodomain.model import Backbone, ModelPlan
 from dinodomain.store import open_store
 from dinodomain.testing import SyntheticImages, SyntheticVolumes, tiny_store
@@ -85,6 +85,15 @@ def test_tokens_come_on_their_grid_under_content_hash_and_tile(images):
 def test_channels_the_backbone_does_not_know_are_refused(images):
     with pytest.raises(UserError, match=r"store: has the channels c0, c1, c2; allowed: a, b, c"):
         embed_store(make_backbone(("a", "b", "c")), images, IMAGES)
+
+
+def test_the_order_of_a_stores_channels_is_free(images):
+    backbone = make_backbone(("c2", "c0", "c1"))
+    batch = next(sweep(images, LoaderPlan(batch=6)))
+    pixels, _ = network_pixels(batch, IMAGES, backbone.normalisation, (16, 16))
+    plain, _ = network_pixels(batch, IMAGES, make_backbone().normalisation, (16, 16))
+    assert torch.equal(pixels, plain[:, [2, 0, 1]])
+    assert embed_store(backbone, images, IMAGES).features.shape == (6, 32)
 
 
 @pytest.mark.parametrize(("extent", "sides"), [((64, 64), (32, 32)), ((64, 32), (32, 16)), ((64, 4), (32, 8)), ((32, 96, 64), (8, 32, 24))])

@@ -48,6 +48,15 @@ def test_a_plan_of_an_earlier_version_goes_on_where_nothing_new_is_asked_for():
     assert differing_keys(PLAN, {**PLAN, "loader": {**PLAN["loader"], **added, "draws": 2}}) == {"loader.draws": (1, 2)}
 
 
+def test_a_plan_that_did_not_record_its_policy_is_told_in_one_line_and_no_windows_are_nothing_new():
+    policy = {"gamma": {"probability": 0.8}, "haze": None}
+    now = {**PLAN, "views": {"policy": policy, "windows": [], "global_extent": None}}
+    assert differing_keys(PLAN, now) == {"views.policy": ("not recorded", "recorded")}
+    assert differing_keys({**PLAN, "views": {"policy": {}}}, now) == {"views.policy": ("not recorded", "recorded")}
+    other = {**now, "views": {**now["views"], "policy": {**policy, "gamma": None}, "windows": ["lung"]}}
+    assert differing_keys(now, other) == {"views.policy.gamma.probability": (0.8, None), "views.windows": ([], ["lung"])}
+
+
 def test_keys_of_what_is_drawn_may_change_when_told_and_no_others(tmp_path):
     write_plan(tmp_path / "plan.yaml", PLAN)
     drawn = {**PLAN, "loader": {"workers": 0, "weights": {"x": 2.0}, "tile": 64}}

@@ -97,6 +97,67 @@ def test_a_backbone_normalised_by_its_sources_takes_unit_range_values():
     torch.testing.assert_close(portable.normalise(x), expected)
 
 
+def windowed(ndim: int) -> Backbone:
+    """Two windows of channel b and all of channel a."""
+    torch.manual_seed(0)
+    norm = Normalisation(
+        mode="domain", channels=("b/soft", "b/bone", "a"), sources=("b", "b", "a"), low=(-160.0, -500.0, 0.0), high=(240.0, 1300.0, 2.0),
+        mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), units=("HU", "HU", "1"),
+    )  # fmt: skip
+    plan = ModelPlan(dim=48, depth=2, heads=4, patch=8)
+    return Backbone.create(plan, ndim=ndim, image_size=16, normalisation=norm, domain="made_up").eval()
+
+
+@pytest.mark.parametrize("form", ["timm", "safetensors", "torch_export"])
+def test_whoever_exports_and_whoever_reads_the_card_is_told_of_windows(tmp_path, run, form):
+    done = export(ExportPlan(checkpoint=str(run(windowed(2))), out=str(tmp_path / "out"), format=form))
+    lines = ("b/soft: window of b, centre 40 HU, width 400 HU", "b/bone: window of b, centre 400 HU, width 1800 HU")
+    assert done.windows == lines
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(line in done.text() and line in card for line in lines)
+    assert list(lines) == done.as_json()["windows"]
+    assert "| b/bone | b | HU | -500 | 1300 | 0.4 | 0.3 |" in card
+    assert ("takes the stored channels (b, a)" in card) == (form == "torch_export")
+
+
+def test_a_card_without_windows_does_not_speak_of_them_and_names_units_where_known(tmp_path, run):
+    done = export(ExportPlan(checkpoint=str(run(make_backbone(2))), out=str(tmp_path / "out"), format="safetensors"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (done.windows, "display window" in card, "display window" in done.text()) == ((), False, False)
+    assert "| a | a | not recorded | -10 | 10 | 0.5 | 0.2 |" in card
+
+
+def test_the_timm_config_says_what_each_channel_is(tmp_path, run):
+    export(ExportPlan(checkpoint=str(run(windowed(2))), out=str(tmp_path / "out"), format="timm"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_args"]["in_chans"] == 3
+    assert config["dinodomain"]["input"][0] == {
+        "name": "b/soft", "source": "b", "unit": "HU", "low": -160.0, "high": 240.0, "mean": 0.5, "std": 0.2, "centre": 40.0,
+        "width": 400.0,
+    }  # fmt: skip
+    assert "centre" not in config["dinodomain"]["input"][2]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_traced_program_cuts_windows_out_of_the_stored_channels(tmp_path, run, ndim):
+    backbone = windowed(ndim)
+    done = export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="torch_export"))
+    assert done.max_abs_diff < 1e-5
+    x = torch.stack([torch.linspace(-1200, 2000, 16**ndim), torch.linspace(-1, 3, 16**ndim)]).reshape(1, 2, *[16] * ndim)
+    by_hand = torch.stack([
+        (((x[0, 0] + 160) / 400).clamp(0, 1) - 0.5) / 0.2, (((x[0, 0] + 500) / 1800).clamp(0, 1) - 0.4) / 0.3,
+        ((x[0, 1] / 2).clamp(0, 1) - 0.3) / 0.4,
+    ])[None]  # fmt: skip
+    with torch.no_grad():
+        cls, _, patches = torch.export.load(tmp_path / "out" / "backbone.pt2").module()(x)
+        ours = backbone(by_hand)
+    torch.testing.assert_close(cls, ours.cls, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(patches, ours.patches, atol=1e-5, rtol=1e-5)
+    extra = {"dinodomain.json": ""}
+    torch.export.load(tmp_path / "out" / "backbone.pt2", extra_files=extra)
+    assert json.loads(extra["dinodomain.json"])["takes"] == ["b", "a"]
+
+
 def test_our_own_file_comes_back_bit_equal(tmp_path, run):
     backbone = make_backbone(3)
     export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="safetensors"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,18 @@ def test_a_newer_spec_and_foreign_weights_are_refused():
         Backbone.from_spec({**backbone.spec, "format": 2}, backbone.state_dict())
     with pytest.raises(UserError, match=r"Missing key.*vit\.cls_token"):
         Backbone.from_spec(backbone.spec, {"other": torch.zeros(1)})
+
+
+def test_windows_and_units_survive_json_and_a_spec_without_them_still_loads():
+    plain = build()
+    assert not {"sources", "units"} & set(plain.spec["normalisation"])  # as every spec was before there were any
+    assert Backbone.from_spec(json.loads(json.dumps(plain.spec)), plain.state_dict()).normalisation == plain.normalisation
+    count = len(plain.channels)
+    numbers = replace(plain.normalisation, sources=("x",) * count, units=("HU",) * count)
+    windowed = build(normalisation=numbers)
+    assert Backbone.from_spec(json.loads(json.dumps(windowed.spec)), windowed.state_dict()).normalisation == numbers
+    with pytest.raises(UserError, match=f"channels: {count + 1} stored channels for {count} in the network"):
+        build(normalisation=replace(numbers, sources=("x",) * (count + 1)))
 
 
 def test_channels_and_network_must_agree():

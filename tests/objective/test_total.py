@@ -42,6 +42,7 @@ def make_views(batch: int = 4, num_global: int = 2, num_local: int = 3, ndim: in
             valid=torch.rand(rows, tokens, generator=generator),
             to_tile=torch.zeros(rows, ndim, ndim + 1),
             spacing=torch.ones(rows, ndim),
+            kept=torch.ones(rows, 1, dtype=torch.bool),
             num_views=views,
         )
 

@@ -7,7 +7,24 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dinodomain.domain import DropChannels, Gain, Jitter, Noise, Solarise, ViewPolicy, Window
+from dinodomain.domain import (
+    BiasField,
+    CoarserPixels,
+    DropChannels,
+    Gain,
+    Haze,
+    Jitter,
+    Noise,
+    Rician,
+    Shadow,
+    Solarise,
+    Speckle,
+    SubsetChannels,
+    Thickness,
+    ValueNoise,
+    ViewPolicy,
+    Window,
+)
 from dinodomain.types import Batch, Normalisation, TileInfo
 from dinodomain.views import ViewParams, ViewsPlan, draw
 from dinodomain.views.normalise import known_of
@@ -80,6 +97,26 @@ def policy() -> Callable[[int], ViewPolicy]:
             axes=axes, flip=dict.fromkeys(axes, 0.5), quarter_turns=True, jitter=Jitter(per_channel=True),
             solarise=Solarise(probability=0.5), noise=Noise(probability=0.5), gain=Gain(), window=Window(),
             drop_channels=DropChannels(share=(0.2, 0.2)),
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def every_operation() -> Callable[[int], ViewPolicy]:
+    """Every operation on pixels there is, each for half of the views; no instrument has them all."""
+
+    def make(ndim: int) -> ViewPolicy:
+        axes = ("IS", "AP", "LR")[-ndim:]
+        return ViewPolicy(
+            axes=axes, flip=dict.fromkeys(axes, 0.5), quarter_turns=True, thickness=Thickness(probability=0.5, axis=axes[0]),
+            coarser_pixels=CoarserPixels(probability=0.5), bias_field=BiasField(probability=0.5), shadow=Shadow(probability=0.5),
+            speckle=Speckle(probability=0.5, scale="power"), rician=Rician(probability=0.5),
+            value_noise=ValueNoise(probability=0.5, std=(0.0, 0.03)),
+            gain=Gain(probability=0.5, offset=(-0.05, 0.05)), haze=Haze(probability=0.5), window=Window(probability=0.5),
+            jitter=Jitter(probability=0.5, per_channel=True), noise=Noise(probability=0.5, shot=(0.0, 0.05)),
+            solarise=Solarise(probability=0.5), drop_channels=DropChannels(probability=0.5, share=(0.2, 0.2)),
+            subset_channels=SubsetChannels(probability=0.5), wavelengths_nm={"band 0": 443.0, "band 1": 1610.0},
         )  # fmt: skip
 
     return make

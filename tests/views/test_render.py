@@ -19,11 +19,14 @@ from dinodomain.errors import UserError
 from dinodomain.policy import operations
 from dinodomain.types import Normalisation
 from dinodomain.views import ViewsPlan, render
+from dinodomain.views.banded import Scratch, blur_bands, contract_window
 from dinodomain.views.draw import GroupParams, ViewParams
+from dinodomain.views.matmul import Matmul
 from dinodomain.views.reference import blur_matrix, reference_view
 from dinodomain.views.reference import resample as plain_resample
-from dinodomain.views.resample import blur_image, gaussian_matrices
-from dinodomain.views.warp import Banded, Matmul, Resize, Tiles
+from dinodomain.views.render import choose_warp
+from dinodomain.views.resample import gaussian_matrices
+from dinodomain.views.warp import Banded, Resize, Tiles, interleaved
 
 SMALL = ViewsPlan(global_size=32, local_size=16, num_local=3)
 # A worker of the machine may pause for longer than hypothesis' deadline.
@@ -38,7 +41,7 @@ def params_for(boxes, size: int, kind: str = "cubic", *, flips=None, transpose=N
     group = GroupParams(
         name="global", size=size, num_views=1, boxes=boxes, flips=torch.zeros(rows, ndim, dtype=torch.bool) if flips is None else flips,
         transpose=no if transpose is None else transpose, angle=torch.zeros(rows), key=torch.arange(rows), operations={},
-        sigma=torch.zeros(rows, ndim) if sigma is None else sigma[:, None].expand(-1, ndim),
+        sigma=torch.zeros(rows, ndim) if sigma is None else sigma.reshape(rows, -1).expand(-1, ndim),
     )  # fmt: skip
     policy = ViewPolicy(
         axes=("z", "y", "x")[-ndim:], quarter_turns=turns, jitter=None, gamma=None, noise=None, blur=None if sigma is None else Blur()
@@ -48,6 +51,7 @@ def params_for(boxes, size: int, kind: str = "cubic", *, flips=None, transpose=N
 
 def warped(kind, params: ViewParams, pixels: torch.Tensor, known: torch.Tensor | None = None):
     tiles = Tiles(pixels=pixels[:, None], known=None if known is None else known[:, None], info=None)
+    tiles = interleaved(tiles) if kind is Resize else tiles
     return kind(params.groups[0], params)(tiles, 0, params.groups[0].boxes.shape[0])
 
 
@@ -111,12 +115,18 @@ def test_blur_is_scipys_gaussian_normalised_at_the_border(sigma):
         assert np.abs(found[0].numpy() - wanted).max() <= 0.002
 
 
-def test_both_blurs_are_the_plain_one():
-    image = photograph(1, 50, 50)
-    for sigma in (0.3, 1.7):
-        plain = blur_matrix(sigma, 50)
-        assert np.abs(gaussian_matrices(torch.tensor([sigma]), 50)[0].numpy() - plain).max() < 1e-6
-        assert np.abs(blur_image(image, (sigma, sigma))[0].numpy() - plain @ image[0].numpy().astype(np.float64) @ plain.T).max() < 1e-3
+@pytest.mark.parametrize("size", [1, 50, 130])
+def test_both_blurs_are_the_plain_one(size):
+    image = photograph(2, size, size)
+    sigma = torch.tensor([0.3, 1.7, 0.0])
+    dense, bands = gaussian_matrices(sigma, size), blur_bands(sigma, size)
+    for row, own in enumerate(sigma.tolist()):
+        plain = blur_matrix(own, size) if own else np.eye(size)
+        assert np.abs(dense[row].numpy() - plain).max() < 1e-6
+        out = torch.empty(2, size, size)
+        contract_window(image, (bands[row], bands[0]), out, Scratch())
+        wanted = plain @ image.numpy().astype(np.float64) @ blur_matrix(0.3, size).T
+        assert np.abs(out.numpy() - wanted).max() < 1e-3
 
 
 # --- each other and the twin -------------------------------------------------------------------------------------------
@@ -138,7 +148,7 @@ def warps(draw):
         "channels": draw(st.integers(1, 16 if ndim == 2 else 3)), "kind": draw(st.sampled_from(["linear", "cubic"])),
         "dtype": draw(st.sampled_from([torch.uint8, torch.uint16, torch.int16, torch.float32])),
         "flips": [draw(st.booleans()) for _ in range(ndim)], "turned": draw(st.booleans()),
-        "sigma": draw(st.sampled_from([0.0, 0.2, 1.0, 2.0])),
+        "sigma": [draw(st.sampled_from([0.0, 0.2, 1.0, 2.0])) for _ in range(ndim)],
         "masked": draw(st.booleans()),
     }  # fmt: skip
 
@@ -165,6 +175,79 @@ def test_every_renderer_is_the_plain_twin(case):
             assert np.abs(found_weight[0].numpy() - weight).max() <= 2e-5
 
 
+QUANTITIES = {
+    "HU": (torch.int16, 1.0, 0.0, (-1024, 3071), 1.0),
+    "reflectance": (torch.uint16, 1e-4, -0.1, (0, 1), 1e-4),
+    "dB of whole numbers": (torch.int16, 0.01, 0.0, (-30, 20), 0.05),
+    "dB": (torch.float32, 1.0, 0.0, (-30, 20), 0.05),
+}
+"""Stored type, scale, offset, range in the unit, and by how much a renderer may be off in the unit."""
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("kind", ["linear", "cubic"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_renderers_agree_in_the_channels_unit(quantity, kind, ndim):
+    """Noise over the whole range, the hardest there is, with a slice profile along one axis only."""
+    dtype, scale, offset, (low, high), bound = QUANTITIES[quantity]
+    torch.manual_seed(2)
+    extent, box = ((120, 110), ((7, 103), (20, 109))) if ndim == 2 else ((30, 34, 40), ((3, 27), (1, 30), (5, 38)))
+    physical = low + (high - low) * torch.rand(1, 2, *extent, dtype=torch.float64)
+    pixels = ((physical - offset) / scale).round().to(dtype) if dtype != torch.float32 else physical.to(dtype)
+    sigma = torch.tensor([[1.3] + [0.0] * (ndim - 1)])
+    params = params_for([box], 56 if ndim == 2 else 24, kind, sigma=sigma, flips=torch.tensor([[True] + [False] * (ndim - 1)]))
+    wanted = plain_resample(pixels[0].double().numpy(), params.groups[0], 0, kind)
+    found = {warp: warped(warp, params, pixels)[0][0].double().numpy() for warp in [Matmul, Banded] + [Resize] * (ndim == 2)}
+    for image in found.values():
+        assert np.abs(image - wanted).max() * scale <= bound
+        assert np.abs(image - found[Banded]).max() * scale <= bound
+
+
+@pytest.mark.parametrize(("kind", "levels"), [("linear", 1.01), ("cubic", 4)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("sigma", [(0.0, 0.0), (0.0, 1.2), (0.9, 0.9)])
+def test_bytes_of_a_photograph_are_within_levels(kind, levels, channels, sigma):
+    image = photograph(channels, 130, 150).round().to(torch.uint8)
+    flips, turn = torch.tensor([[True, False], [False, True], [True, True]]), torch.tensor([False, True, True])
+    params = params_for(
+        [((3, 120), (9, 140)), ((60, 100), (20, 75)), ((0, 130), (0, 150))], 64, kind, flips=flips, transpose=turn, turns=True,
+        sigma=torch.tensor([sigma] * 3),
+    )  # fmt: skip
+    found, _ = warped(Resize, params, image.expand(3, -1, -1, -1))
+    for row in range(3):
+        error = found[row].numpy() - plain_resample(image.numpy().astype(np.float64), params.groups[0], row, kind)
+        assert np.abs(error).max() <= levels
+        assert np.sqrt((error**2).mean()) <= 0.5
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_interleaved_bytes_are_those_of_planes(channels):
+    image = (torch.rand(2, 1, channels, 40, 50) * 255).to(torch.uint8)
+    tiles = interleaved(Tiles(pixels=image, known=None, info=None))
+    assert torch.equal(tiles.words[:, :, :channels], image)
+    assert (tiles.words[:, :, channels:] == 0).all()
+    params = params_for([((0, 40), (3, 47)), ((11, 31), (0, 50))], 24, flips=torch.tensor([[True, False], [False, True]]))
+    planes = Resize(params.groups[0], params)(Tiles(pixels=image, known=None, info=None), 0, 2)[0]
+    assert torch.equal(planes, Resize(params.groups[0], params)(tiles, 0, 2)[0])
+
+
+@pytest.mark.parametrize(
+    ("extent", "dtype", "channels", "wanted"),
+    [
+        ((70, 80), torch.uint8, 3, Resize),
+        ((70, 80), torch.uint8, 5, Banded),
+        ((70, 80), torch.uint16, 3, Banded),
+        ((24, 26, 28), torch.uint8, 3, Banded),
+        ((40, 50), torch.uint8, 3, Matmul),
+    ],
+)
+def test_the_fastest_renderer_is_taken(make_batch, draw_for, policy, extent, dtype, channels, wanted):
+    batch = make_batch(1, channels, extent, dtype)
+    assert choose_warp(draw_for(batch, policy(len(extent)), SMALL), batch.pixels) is wanted
+    chosen = draw_for(batch, policy(len(extent)), replace(SMALL, renderer="matmul"))
+    assert choose_warp(chosen, batch.pixels) is (Matmul if wanted is Matmul else Banded)
+
+
 @given(warps())
 @relaxed
 def test_uint8_resize_is_within_a_level_with_the_linear_filter(case):
@@ -181,6 +264,7 @@ def test_uint8_resize_is_within_a_level_with_the_linear_filter(case):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("renderer", ["auto", "matmul"])
 def test_whole_views_are_the_plain_twin(make_batch, draw_for, normalisation, policy, extent, dtype, masked, renderer):
+    torch.manual_seed(0)
     valid = (torch.rand(2, 1, *extent) < 0.2).to(torch.uint8) if masked else None
     batch = make_batch(2, 3, extent, dtype, valid=valid)
     params = draw_for(batch, policy(len(extent)), replace(SMALL, renderer=renderer))
@@ -192,7 +276,10 @@ def test_whole_views_are_the_plain_twin(make_batch, draw_for, normalisation, pol
             # A value at the solarisation threshold may fall on either side; all others agree.
             assert np.quantile(error, 0.999) <= 5e-5
             share = known.reshape(*(s for side in known.shape for s in (side // 8, 8))).mean(axis=tuple(range(1, 2 * known.ndim, 2)))
-            assert np.allclose(group.valid[row].numpy(), share.ravel(), atol=1e-6)
+            # A pixel with exactly half of its weight known may fall on either side.
+            apart = np.abs(group.valid[row].numpy() - share.ravel())
+            assert apart.max() <= 1.01 / 8**known.ndim
+            assert (apart > 1e-6).sum() <= 1
 
 
 # --- validity ----------------------------------------------------------------------------------------------------------

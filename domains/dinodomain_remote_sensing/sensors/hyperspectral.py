@@ -23,7 +23,7 @@ from dinodomain_remote_sensing.enmap import Enmap, read_enmap
 from dinodomain_remote_sensing.header import Header
 from dinodomain_remote_sensing.quality import Flags, classes
 from dinodomain_remote_sensing.sensor import Band, Calibration, Meaning, Scene, Sensor, Value
-from dinodomain_remote_sensing.sensors.policies import NADIR_MIXED
+from dinodomain_remote_sensing.sensors.policies import mixed, sees_haze
 from dinodomain_remote_sensing.wavelengths import HIGH_NM, LOW_NM, good_bands, nanometres, wavelengths_nm
 
 _NAME = re.compile(r"^nm(?P<whole>\d{4})(?:_(?P<tenth>\d))?(?P<dn>_DN)?$")
@@ -57,6 +57,22 @@ class WavelengthChannels(Mapping[str, Channel]):
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and wavelength_of(name) is not None
+
+
+class ReflectanceWavelengths(Mapping[str, float]):
+    """Centre wavelength in nm of every channel of reflectance on which haze and shadow act; digital numbers are none."""
+
+    def __getitem__(self, name: str) -> float:
+        nm = None if name.endswith("_DN") else wavelength_of(name)
+        if nm is None or not sees_haze(nm):
+            raise KeyError(name)
+        return nm
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in WavelengthChannels() if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def wavelength_of(name: str) -> float | None:
@@ -250,7 +266,7 @@ HYPERSPECTRAL = Sensor(
     name="hyperspectral",
     title="a hyperspectral imager",
     channels=WavelengthChannels(),
-    policy=NADIR_MIXED,
+    policy=mixed(ReflectanceWavelengths(), per_channel=False),
     probes=(),
     suffixes=(".tif", ".tiff", ".bsq", ".bil", ".bip", ".img", ".dat"),
     band_file=None,

@@ -25,7 +25,7 @@ from dinodomain_remote_sensing.header import Header
 from dinodomain_remote_sensing.mtl import read_mtl_of
 from dinodomain_remote_sensing.quality import QA_PIXEL, Flags, bqa, radsat
 from dinodomain_remote_sensing.sensor import Band, Calibration, Meaning, Scene, Sensor, Value
-from dinodomain_remote_sensing.sensors.policies import NADIR_MIXED
+from dinodomain_remote_sensing.sensors.policies import mixed, wavelengths
 
 # Centre wavelengths in nm: USGS, "What are the band designations for the Landsat satellites?" (band limits, halved).
 _TM = {"B1": 485.0, "B2": 560.0, "B3": 660.0, "B4": 830.0, "B5": 1650.0, "B6": 11450.0, "B7": 2215.0}
@@ -285,7 +285,7 @@ LANDSAT = Sensor(
     name="landsat",
     title="Landsat",
     channels=CHANNELS,
-    policy=NADIR_MIXED,
+    policy=mixed(wavelengths(CHANNELS), per_channel=True),
     probes=(
         ProbeSpec(
             name="land_cover", task="segment", target="land_cover", metric="iou", unit="ground cell", source="USGS NLCD, sparse points"

@@ -24,7 +24,7 @@ from dinodomain_remote_sensing.outlines import is_epsg, read_outlines
 from dinodomain_remote_sensing.quality import MSK_CLASSI, MSK_CLOUDS, SCL, Flags
 from dinodomain_remote_sensing.safe import Product, read_product
 from dinodomain_remote_sensing.sensor import Calibration, Meaning, Scene, Sensor, Value
-from dinodomain_remote_sensing.sensors.policies import NADIR
+from dinodomain_remote_sensing.sensors.policies import multispectral
 
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 """In the order of ``band_id`` in ESA's metadata."""
@@ -361,7 +361,7 @@ SENTINEL2 = Sensor(
     name="sentinel2",
     title="Sentinel-2",
     channels=CHANNELS,
-    policy=NADIR,
+    policy=multispectral(CHANNELS),
     probes=(
         ProbeSpec(
             name="eurosat",

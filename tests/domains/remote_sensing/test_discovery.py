@@ -113,8 +113,9 @@ def test_nadir_optics_have_eight_symmetries_and_radar_none():
         assert policy.axes == ("NS", "EW")
         assert set(policy.flip) == {"NS", "EW"}
         assert policy.quarter_turns
-        # Bands of a calibrated sensor vary apart; the exposure of a photograph changes all colours together.
-        assert policy.jitter.per_channel == (domain is not aerial)
+        # Broad bands of a sensor vary apart, always by gain; exposure changes all colours, and optics a whole spectrum together.
+        apart = policy.gain is not None or policy.jitter.per_channel
+        assert apart == (domain in (sentinel2, landsat))
     assert not sentinel1.view_policy().flip
     assert not sentinel1.view_policy().quarter_turns
 
