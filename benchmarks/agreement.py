@@ -141,7 +141,7 @@ def params_of(crop: Crop, kind: Kind) -> ViewParams:
         transpose=torch.zeros(1, dtype=torch.bool), angle=torch.zeros(1), sigma=torch.full((1, len(axes)), crop.sigma),
         key=torch.zeros(1, dtype=torch.int64), operations={},
     )  # fmt: skip
-    return ViewParams(groups=(group,), policy=ViewPolicy(axes=axes), renderer="auto", filter=kind)
+    return ViewParams(groups=(group,), policy=ViewPolicy(axes=axes), renderer="fastest", filter=kind)
 
 
 def rendered(renderer: str, images: Images, place: int, crop: Crop, kind: Kind, device: torch.device) -> np.ndarray:

@@ -63,9 +63,13 @@ class Parameter:
 class Blur:
     """Gaussian blur, folded into the resampling.
 
+    The rates are those of the papers (BYOL, Grill et al., 2020, table 6; DINO, Caron et al., 2021): always in the first global view, in
+    a tenth of the second ones, in half of the local ones. The published code of DINOv2 blurs with one minus these rates.
+
     Attributes:
         probability: How often.
-        sigma: Pixels of a 224-pixel (2-D) or 96-voxel (3-D) global crop; smaller crops get less.
+        sigma: Pixels, for a run whose global crops have 224 pixels (2-D) or 96 voxels (3-D) a side; where they are smaller, all crops
+            of the run get less in proportion.
     """
 
     probability: Chance = (1.0, 0.1, 0.5)

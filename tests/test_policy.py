@@ -187,3 +187,8 @@ def test_chances_and_parameters_of_operations():
     for kind in CLASSES.values():
         assert all(item.low <= item.high for item in parameters(kind()))
         assert all(item.low > 0 for item in parameters(kind()) if item.log)
+
+
+def test_blur_has_the_rates_of_the_papers():
+    """DINOv2's published code applies one minus these."""
+    assert chances(Blur()) == (1.0, 0.1, 0.5)

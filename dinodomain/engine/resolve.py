@@ -126,10 +126,6 @@ def _views(plan: PretrainPlan, facts: Facts, policy: ViewPolicy) -> list[Choice]
     if views.filter == "auto":
         kind = "cubic" if facts.ndim == 2 else "linear"
         choices.append(Choice(key="views.filter", value=kind, reason=f"{facts.ndim}-D tiles"))
-    if views.renderer == "auto":
-        choices.append(
-            Choice(key="views.renderer", value="matmul", reason="the fastest on every device measured (benchmarks/multicrop.py)")
-        )
     for which, own in (("global", policy.global_scale), ("local", policy.local_scale)):
         if getattr(views, f"{which}_scale") is None and _scale_acts(views, which, facts.ndim):
             choices.append(Choice(key=f"views.{which}_scale", value=own, reason=f"the policy of domain {plan.domain!r}"))
@@ -165,7 +161,8 @@ def _view_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
         problems.append(UserError("views.num_local", "is 0 with one global crop", allowed="two views of a sample or more"))
     problems += _range_problems(views, facts)
     if views.renderer == "resize" and (facts.ndim == 3 or torch.device(plan.engine.device).type != "cpu"):
-        problems.append(UserError("views.renderer", f"'resize' cannot do {facts.ndim}-D on {plan.engine.device}", allowed="matmul, auto"))
+        found = f"'resize' cannot do {facts.ndim}-D on {plan.engine.device}"
+        problems.append(UserError("views.renderer", found, allowed="matmul, fastest"))
     return problems
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dinodomain.domain import Domain
+from dinodomain.domain import Domain, ViewPolicy
 from dinodomain.embed import sides_for
 from dinodomain.finetune.data import Split
 from dinodomain.finetune.plan import FinetunePlan
 from dinodomain.finetune.task import Predictor
 from dinodomain.loader import Loader, LoaderPlan, sweep
 from dinodomain.model import Backbone
+from dinodomain.policy import changed
 from dinodomain.store import Store
 from dinodomain.types import Batch
 from dinodomain.views import ViewsPlan, draw_batch, render, to_network
@@ -41,7 +43,9 @@ class Fitted:
     losses: tuple[float, ...]
 
 
-def fit(backbone: Backbone, store: Store, domain: Domain, split: Split, plan: FinetunePlan, report: Report, device: str) -> Fitted:
+def fit(
+    backbone: Backbone, store: Store, domain: Domain, split: Split, plan: FinetunePlan, report: Report, device: str, policy: ViewPolicy
+) -> Fitted:
     """Trains a fresh head (and the backbone in mode ``full``) and predicts the test sources.
 
     Args:
@@ -52,17 +56,18 @@ def fit(backbone: Backbone, store: Store, domain: Domain, split: Split, plan: Fi
         plan: Budget.
         report: Called with step and loss after each step.
         device: Where to compute.
+        policy: Augmentations, see ``training_policy``.
     """
     torch.manual_seed(plan.seed)
     seen = replace(split.target, y=split.target.y[split.train])
     predictor = Predictor(backbone, seen, full=plan.mode == "full").to(device)
-    losses = _train(predictor, store, domain, split, plan, report, device)
+    losses = _train(predictor, store, domain, split, plan, report, device, policy)
     predictions = _predict(predictor.eval(), store, domain, split, plan, device)
     return Fitted(predictor=predictor, predictions=predictions, losses=tuple(losses))
 
 
 def _train(
-    predictor: Predictor, store: Store, domain: Domain, split: Split, plan: FinetunePlan, report: Report, device: str
+    predictor: Predictor, store: Store, domain: Domain, split: Split, plan: FinetunePlan, report: Report, device: str, policy: ViewPolicy
 ) -> list[float]:
     rows = split.rows[split.train]
     labels = torch.as_tensor(split.target.y[split.train])
@@ -76,7 +81,7 @@ def _train(
                 group["lr"] = group["peak"] * _share(step, plan.steps)
             position = order[np.searchsorted(rows, batch.rows.cpu().numpy(), sorter=order)]
             # The backbone stays in evaluation mode: few labels do not feed stochastic depth.
-            loss = predictor.loss(predictor(_augmented(batch, predictor.backbone, domain, plan)), labels[position].to(device))
+            loss = predictor.loss(predictor(_augmented(batch, predictor.backbone, domain, policy, plan)), labels[position].to(device))
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_([p for p in predictor.parameters() if p.requires_grad], 3.0)
@@ -102,10 +107,27 @@ def _share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _augmented(batch: Batch, backbone: Backbone, domain: Domain, plan: FinetunePlan) -> Tensor:
+def training_policy(domain: Domain, pretrained: Mapping[str, Any]) -> ViewPolicy:
+    """What the backbone was pretrained under, so that a symmetry that was ruled out there stays so.
+
+    The domain's policy where the backbone is of another domain, or has no record. Without blur and solarisation: blur is always on for
+    the first global view in pretraining, and would hide what labels are about.
+
+    Args:
+        domain: Of the store.
+        pretrained: Lineage record of the backbone.
+
+    Raises:
+        Problems: The record holds a policy that this version or domain cannot have.
+    """
+    plan, fixed = pretrained.get("plan", {}), ("axes", "wavelengths_nm")
+    recorded = plan.get("views", {}).get("policy") or {} if plan.get("domain") == domain.name else {}
+    changes = {name: value for name, value in recorded.items() if name not in fixed}
+    return replace(changed(domain.view_policy(), changes, place="the checkpoint's views.policy"), blur=None, solarise=None)
+
+
+def _augmented(batch: Batch, backbone: Backbone, domain: Domain, policy: ViewPolicy, plan: FinetunePlan) -> Tensor:
     views = ViewsPlan(global_size=backbone.image_size[0], num_global=1, num_local=0, global_scale=plan.scale)
-    # Blur is always on for the first global view in pretraining; it would hide what labels are about.
-    policy = replace(domain.view_policy(), blur=None, solarise=None)
     params = draw_batch(policy, views, batch, seed=plan.seed, normalisation=backbone.normalisation)
     rendered = render(batch, params, to_float=domain.to_float, normalisation=backbone.normalisation, patch_size=backbone.patch)
     return rendered.groups[0].pixels

@@ -15,9 +15,9 @@ import safetensors.torch
 from tqdm import tqdm
 
 from dinodomain.checkpoint import load_backbone, origin, save_backbone
-from dinodomain.domain import Domain, find_domain
+from dinodomain.domain import Domain, ViewPolicy, find_domain
 from dinodomain.finetune.data import Split, split_labels
-from dinodomain.finetune.loop import Fitted, fit
+from dinodomain.finetune.loop import Fitted, fit, training_policy
 from dinodomain.finetune.plan import FinetunePlan
 from dinodomain.lineage import Json, Lineage, to_json, write_bytes, write_json
 from dinodomain.model import Backbone, random_like
@@ -80,7 +80,8 @@ def finetune(plan: FinetunePlan, *, domain: Domain | None = None) -> Tuned:
     # Now, so that a place that cannot be written is known before the training.
     Path(plan.out).mkdir(parents=True, exist_ok=True)
     starts = {"pretrained": backbone, **({"untrained": random_like(backbone, plan.seed)} if plan.baseline else {})}
-    fitted = {name: _fit(name, start, store, domain, split, plan, device) for name, start in starts.items()}
+    policy = training_policy(domain, origin(plan.checkpoint))
+    fitted = {name: _fit(name, start, store, domain, split, plan, device, policy) for name, start in starts.items()}
     scores, difference = _score(fitted, split)
     counts = _counts(split)
     tuned = Tuned(out=plan.out, target=plan.target, scores=scores, difference=difference, counts=counts)
@@ -88,7 +89,9 @@ def finetune(plan: FinetunePlan, *, domain: Domain | None = None) -> Tuned:
     return tuned
 
 
-def _fit(name: str, backbone: Backbone, store: Store, domain: Domain, split: Split, plan: FinetunePlan, device: str) -> Fitted:
+def _fit(
+    name: str, backbone: Backbone, store: Store, domain: Domain, split: Split, plan: FinetunePlan, device: str, policy: ViewPolicy
+) -> Fitted:
     with tqdm(total=plan.steps, desc=f"fine-tune ({name})", disable=not sys.stderr.isatty(), unit="step") as bar:
 
         def report(step: int, loss: float) -> None:
@@ -97,7 +100,7 @@ def _fit(name: str, backbone: Backbone, store: Store, domain: Domain, split: Spl
             if step + 1 == plan.steps:
                 logger.info("%s: %d steps, last loss %.4f", name, plan.steps, loss)
 
-        return fit(backbone, store, domain, split, plan, report, device)
+        return fit(backbone, store, domain, split, plan, report, device, policy)
 
 
 def _score(fitted: Mapping[str, Fitted], split: Split) -> tuple[dict[str, dict[str, Interval]], Interval | None]:

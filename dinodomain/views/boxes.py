@@ -29,6 +29,9 @@ TRIES = 8
 
 _BYTE = 255
 
+NARROWEST = 3
+"""Pixels of a valid box, along each axis of its plane, below which a crop is not turned: no place would leave room."""
+
 _CELLS = {2: 64, 3: 32}
 """Cells along each axis in which known pixels are counted, by number of axes."""
 
@@ -121,7 +124,7 @@ def _length(numbers: counter.Hashed, word: int, span: Span) -> Tensor:
 def _area(numbers: counter.Hashed, full: Tensor, spacing: Tensor, scale: Span, extent: Span | None) -> Tensor:
     """[N] in-plane area of the crop in pixels: a fraction of the tile's, or a square of a drawn length."""
     whole = full[:, -2] * full[:, -1]
-    fraction = whole * _between(numbers, _SCALE, scale) ** (2 / full.shape[1])
+    fraction = whole * _power(_between(numbers, _SCALE, scale), 2 / full.shape[1])
     if extent is None:
         return fraction
     pixel = spacing[:, -2].double() * spacing[:, -1].double()
@@ -133,7 +136,7 @@ def _through(numbers: counter.Hashed, full: Tensor, spacing: Tensor, scale: Span
     across, pixel = full[:, :-2], spacing[:, :-2].double()
     if across.shape[1] == 0:
         return across
-    fraction = across * (_between(numbers, _DEPTH, scale) ** (1 / full.shape[1]))[:, None]
+    fraction = across * _power(_between(numbers, _DEPTH, scale), 1 / full.shape[1])[:, None]
     if depth is None:
         return fraction
     return torch.where(_usable(pixel), _length(numbers, _DEPTH, depth)[:, None] / pixel, fraction)
@@ -155,7 +158,7 @@ def _in_plane(numbers: counter.Hashed, full: Tensor, spacing: Tensor, area: Tens
     pixel = torch.where(_usable(pixel), pixel, 1.0)  # how many columns make the length of a row
     most, least = columns**2 / area, area / rows**2  # ratios in pixels at which the crop just fits
     floor, ceiling = torch.minimum(aspect[0] * pixel, most).maximum(least), torch.maximum(aspect[1] * pixel, least).minimum(most)
-    ratio = floor * (ceiling / floor) ** numbers[_ASPECT]
+    ratio = floor * _power(ceiling / floor, numbers[_ASPECT])
     return torch.stack([torch.sqrt(area / ratio), torch.sqrt(area * ratio)], dim=1)
 
 
@@ -166,11 +169,15 @@ def canvas(size: int, degrees: float) -> int:
     return size + 2 * math.ceil(margin / 2)
 
 
+def _power(base: Tensor, exponent: Tensor | float) -> Tensor:
+    """Of positive numbers; torch's own differs in the last bit with the place of a number in its tensor."""
+    return torch.exp(torch.log(base) * exponent)
+
+
 def _room_to_turn(sides: Tensor, full: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     """Extents small enough for the turned crop to stay inside the valid box, and the pixels it needs beyond each side of its own box.
 
-    Both sides shrink by one factor, so that the aspect stays. A turned crop needs at least three pixels of a valid box; in smaller ones
-    a single pixel is taken.
+    Both sides shrink by one factor, so that the aspect stays. Boxes narrower than ``NARROWEST`` are not turned.
 
     Returns:
         [N, D] whole numbers and [N, D].

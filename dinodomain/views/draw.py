@@ -23,7 +23,7 @@ from dinodomain.errors import UserError
 from dinodomain.policy import Jitter, Parameter, ViewPolicy, chances, changed, operations, parameters, without_augmentation
 from dinodomain.types import Batch, Normalisation
 from dinodomain.views import counter
-from dinodomain.views.boxes import TRIES, Ground, Spans, crop_boxes, words_of
+from dinodomain.views.boxes import NARROWEST, TRIES, Ground, Spans, crop_boxes, words_of
 from dinodomain.views.dates import per_row, per_rows
 from dinodomain.views.normalise import constants, known_of, source_channels
 from dinodomain.views.plan import ViewsPlan
@@ -103,7 +103,7 @@ class ViewParams:
 
     groups: tuple[GroupParams, ...]
     policy: ViewPolicy
-    renderer: Literal["auto", "matmul", "resize"]
+    renderer: Literal["fastest", "matmul", "resize"]
     filter: Literal["linear", "cubic"]
 
     def to(self, device: torch.device) -> ViewParams:
@@ -138,7 +138,8 @@ def draw(
     policy = effective_policy(policy, plan)
     ndim = valid_box.shape[1]
     if len(policy.axes) != ndim:
-        raise UserError("view policy", f"names {len(policy.axes)} axes {policy.axes}, the tiles have {ndim}")
+        found = f"names {len(policy.axes)} axes {policy.axes}, the tiles have {ndim}"
+        raise UserError("view policy", found, allowed=f"a domain of {ndim}-D tiles", remedy="name it: domain=NAME")
     salts = tuple(word(f"{name} of seed {counter.signed(seed)}") for name in ("tile", "epoch", "draw"))
     key = counter.join((tile_ids, epochs, draws), constants(salts, tile_ids.device, torch.int64))
     ground = None if known is None else Ground.of(known.flatten(0, 1))
@@ -249,7 +250,7 @@ def _draw_groups(
     """All groups, ``counts`` views of each; drawn together and then cut apart."""
     samples, ndim = len(key) // sum(counts), valid_box.shape[1]
     ops = _draw_operations(policy, numbers, counts, samples)
-    angle = ops["rotation"].values["degrees"] * (math.pi / 180) if policy.rotation else None
+    angle = _angles(ops["rotation"], per_rows(valid_box, counts, samples)) if policy.rotation else None
     boxes = _draw_boxes(policy, plan, numbers.hashed, counts, samples, valid_box, spacing, angle, ground)
     sides = (plan.global_size, plan.local_size)
     size = _per_view([float(side) for side in sides[: len(counts)]], counts, samples, key.device, torch.float32)[:, None]
@@ -270,6 +271,12 @@ def _draw_groups(
     if len(counts) == 2:
         groups.append(replace(own.rows(counts[0] * samples, len(key)), name="local", size=plan.local_size, num_views=counts[1]))
     return groups
+
+
+def _angles(rotation: OpParams, valid_box: Tensor) -> Tensor:
+    """[N] float32 radians; 0 where a valid box is too narrow for a turned crop to stay inside."""
+    narrow = (valid_box[..., 1] - valid_box[..., 0])[:, -2:].amin(dim=1) < NARROWEST
+    return torch.where(narrow, 0.0, rotation.values["degrees"] * (math.pi / 180))
 
 
 def _per_view(

@@ -22,7 +22,7 @@ def to_tile(group: GroupParams) -> Tensor:
     step = (stop - start) / group.size
     sign = torch.where(group.flips, -1.0, 1.0).double()
     matrix = step[..., :, None] * rotation(group.angle, step.shape[1]) * sign[..., None, :]
-    exchanged = torch.cat([matrix[..., :-2], matrix[..., [-1]], matrix[..., [-2]]], dim=-1)
+    exchanged = torch.cat([matrix[..., :-2], matrix[..., -1:], matrix[..., -2:-1]], dim=-1)
     matrix = torch.where(group.transpose[:, None, None], exchanged, matrix)
     centre = (start + stop) / 2 - 0.5
     first = centre - matrix.sum(dim=-1) * ((group.size - 1) / 2)

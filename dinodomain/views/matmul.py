@@ -6,7 +6,7 @@ stay below ``BUDGET`` by working on a part of the samples at a time. On a CPU th
 by shape, so there views of another batch or another part may differ in the last bits.
 
 Products are float32. Where the device has TF32 units they are made of TF32 products of split operands (``parts``), which lose no more
-than float32 does. SPEED OF THE SPLIT PRODUCT: not measured on a device yet; ``SPLIT`` turns it off.
+than float32 does. Their speed was not measured on a device yet; ``SPLIT`` turns them off.
 
 Shapes: B samples of T dates, b of them at a time, V views of one size, C channels, D axes, L tile pixels and S crop pixels along an
 axis, M output pixels of all matrices, K weights of one output pixel.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dinodomain.domain import linear_to_unit
-from dinodomain.policy import ViewPolicy
+from dinodomain.policy import ViewPolicy, operations
 from dinodomain.types import Batch, Normalisation
 from dinodomain.views.boxes import Ground, known_share
 from dinodomain.views.dates import per_row
@@ -115,7 +115,7 @@ def _known(batch: Batch, group: GroupParams, known: Tensor) -> Tensor:
 
 def _known_tokens(policy: ViewPolicy, plan: ViewsPlan, batch: Batch, known: Tensor, seed: int, patch: int) -> list[Tensor]:
     """Share of usable tokens of every crop of every size: the validity that ``render`` finds, for one channel of nothing."""
-    plain = replace(effective_policy(policy, plan), **dict.fromkeys(_PIXELWISE))  # type: ignore[arg-type]
+    plain = replace(effective_policy(policy, plan), **dict.fromkeys(_pixelwise(policy)))  # type: ignore[arg-type]
     images = batch.pixels.shape[0] * batch.pixels.shape[1]
     one, zero = torch.ones(images, 1), torch.zeros(images, 1)
     info = replace(batch.info, scale=one, offset=zero, nodata=zero * math.nan, low=zero, high=one)
@@ -129,11 +129,9 @@ def _known_tokens(policy: ViewPolicy, plan: ViewsPlan, batch: Batch, known: Tens
     return [(group.valid >= 0.5).double().mean(dim=1) for group in views.groups]
 
 
-_PIXELWISE = (
-    "bias_field", "shadow", "speckle", "rician", "gain", "haze", "window", "jitter", "gamma", "noise", "solarise", "drop_channels",
-    "subset_channels",
-)  # fmt: skip
-"""Operations that leave geometry and validity alone."""
+def _pixelwise(policy: ViewPolicy) -> list[str]:
+    """Operations that leave geometry and validity alone."""
+    return [name for name in operations(policy) if name not in ("rotation", "blur", "thickness", "coarser_pixels")]
 
 
 def _joined(parts: Iterable[Drawn]) -> Drawn:

@@ -131,10 +131,12 @@ def source_channels(normalisation: Normalisation, names: Sequence[str]) -> tuple
     wanted = input_channels(normalisation)
     strange = [name for name in names if name not in wanted]
     if strange:
-        raise UserError("channels", f"{', '.join(strange)} not known to the normalisation", allowed=", ".join(wanted))
+        found = f"{', '.join(strange)} not known to the network"
+        raise UserError("channels of the store", found, allowed=", ".join(wanted), remedy="ingest these alone (ingest.bands)")
     missing = [name for name in wanted if name not in names]
     if missing:
-        raise UserError("channels", f"{', '.join(missing)} missing", allowed=f"all of {', '.join(wanted)}")
+        found, remedy = f"{', '.join(missing)} missing", "ingest them (ingest.bands), or train a network on what is there"
+        raise UserError("channels of the store", found, allowed=f"all of {', '.join(wanted)}", remedy=remedy)
     return tuple(list(names).index(name) for name in stored_channels(normalisation))
 
 
@@ -249,7 +251,7 @@ def to_network(
     if size is not None:
         stored, mask = _resize(stored, mask, size, kind or ("cubic" if pixels.ndim == 4 else "linear"))
     if sources != tuple(range(len(batch.channels))):
-        stored = stored[:, sources]
+        stored = stored.index_select(1, constants(sources, stored.device, torch.int64))
     unit = to_float(stored, info)
     out = torch.empty_like(unit)
     mean, std = (constants(column, unit.device, torch.float32) for column in (normalisation.mean, normalisation.std))

@@ -123,10 +123,11 @@ def crop_mean(values: Tensor, mask: Tensor | None) -> Tensor:
         values: [n, C, ...], finite.
         mask: [n, 1, ...] bool, or None where all are known.
     """
+    # Line by line first: a single long sum would be split over threads, in a way that depends on how many rows there are.
     if mask is None:
-        return values.flatten(2).mean(dim=2)
+        return values.mean(dim=-1).reshape(*values.shape[:2], -1).mean(dim=2)
     count = mask.flatten(2).sum(dim=2).clamp_min(1)
-    return (values * mask).flatten(2).sum(dim=2) / count
+    return (values * mask).sum(dim=-1).reshape(*values.shape[:2], -1).sum(dim=2) / count
 
 
 def bias_field_(values: Tensor, strength: Tensor, key: Tensor, *, nodes: int) -> None:

@@ -38,7 +38,8 @@ class ViewsPlan:
             A run's plan.yaml holds the whole policy.
         windows: Names of display windows of the domain (CT: lung, soft_tissue, bone); each becomes a channel of the network, made from the
             stored channel that has it, in the range of the window. Needs `views.normalise=domain`. Empty: the stored channels as they are.
-        renderer: `matmul` resampling matrices, `resize` the framework's antialiased resize (CPU, 2-D), `auto` the faster one.
+        renderer: `matmul` resampling matrices, `resize` the framework's antialiased resize (CPU, 2-D), `fastest` of the two: `resize` for
+            images of bytes with 2 to 4 channels on a CPU, else `matmul`.
         filter: `cubic` (Keys, a = -0.5) or `linear` (triangle), both antialiased; `auto` is cubic in 2-D and linear in 3-D.
         augment: False leaves crops only: no flip, turn, blur, noise or change of intensity.
     """
@@ -56,7 +57,7 @@ class ViewsPlan:
     local_depth: tuple[float, float] | None = None
     policy: Mapping[str, Any] = field(default_factory=dict)
     windows: tuple[str, ...] = ()
-    renderer: Literal["auto", "matmul", "resize"] = "auto"
+    renderer: Literal["fastest", "matmul", "resize"] = "fastest"
     filter: Literal["auto", "linear", "cubic"] = "auto"
     augment: bool = True
 

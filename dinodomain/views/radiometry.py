@@ -77,8 +77,9 @@ def haze(info: TileInfo, *, amount: Tensor, exponent: Tensor, wavelengths: Seque
     """
     lit = tuple(float(not math.isnan(nm)) for nm in wavelengths)
     ratio = tuple(1.0 if math.isnan(nm) else nm / REFERENCE_NM for nm in wavelengths)  # NaN equals nothing, so no cache would find it
-    at, seen = (constants(column, amount.device, torch.float32) for column in (ratio, lit))
-    path = amount[:, None] * at ** -exponent[:, None] * seen
+    log_ratio, seen = (constants(column, amount.device) for column in (tuple(math.log(value) for value in ratio), lit))
+    # Not as a power, whose last bits depend on a row's place in the batch.
+    path = (amount.double()[:, None] * torch.exp(-exponent.double()[:, None] * log_ratio) * seen).float()
     through = (1.0 - path).square()
     return replace(info, scale=info.scale * through, offset=info.offset * through + path)
 

@@ -76,11 +76,11 @@ def choose_warp(params: ViewParams, pixels: Tensor) -> type[Banded | Matmul | Re
     on_cpu, flat = pixels.device.type == "cpu", pixels.ndim == 5
     if params.renderer == "resize":
         if not (on_cpu and flat):
-            raise UserError("views.renderer", f"is resize for {pixels.ndim - 3}-D tiles on {pixels.device.type}", allowed="matmul, auto")
+            raise UserError("views.renderer", f"is resize for {pixels.ndim - 3}-D tiles on {pixels.device.type}", allowed="matmul, fastest")
         return Resize
     if not on_cpu or pixels.shape[3:].numel() <= _TINY:
         return Matmul
-    return Resize if takes_words(pixels) and params.renderer == "auto" else Banded
+    return Resize if takes_words(pixels) and params.renderer == "fastest" else Banded
 
 
 def _warps(kind: type[Banded | Matmul | Resize], params: ViewParams, extent: Sequence[int]) -> Sequence[Warp]:
@@ -103,6 +103,7 @@ class _Tail:
         names = batch.channels
         self._of_stored = [policy.wavelengths_nm.get(name, math.nan) for name in names]
         self._of_network = [self._of_stored[place] for place in self.sources]
+        self._index = constants(self.sources, device, torch.int64)
         self._same = self.sources == tuple(range(len(names)))
 
     def __call__(
@@ -120,7 +121,7 @@ class _Tail:
             info = replace(info, scale=torch.ones_like(info.scale), offset=torch.zeros_like(info.offset))
         mean = crop_mean(stored, mask) if policy.jitter is not None else None
         if not self._same:
-            stored, mean = stored[:, self.sources], None if mean is None else mean[:, self.sources]
+            stored, mean = stored.index_select(1, self._index), None if mean is None else mean.index_select(1, self._index)
         unit = self._to_float(stored, retold(info, ops, mean, self._of_network))
         unit_(unit, ops, group.key, policy)
         if kept is not None:

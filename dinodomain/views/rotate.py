@@ -25,6 +25,7 @@ from dinodomain.policy import ViewPolicy
 from dinodomain.views.boxes import canvas
 from dinodomain.views.draw import GroupParams, ViewParams
 from dinodomain.views.matmul import Matmul
+from dinodomain.views.normalise import constants
 from dinodomain.views.warp import Banded, Tiles, Warp
 
 
@@ -85,7 +86,7 @@ def canvas_size(policy: ViewPolicy, size: int) -> int:
 
 def canvas_boxes(group: GroupParams, extent: Sequence[int]) -> Tensor:
     """[N, D, 2] float64 smallest upright boxes around the turned crops, inside the tile; edges are fractional."""
-    boxes, limit = group.boxes.double(), torch.tensor(extent, dtype=torch.float64, device=group.boxes.device)
+    boxes, limit = group.boxes.double(), constants(tuple(extent), group.boxes.device)
     growth = (group.angle.double().cos().abs() + group.angle.double().sin().abs())[:, None]
     middle, half = boxes.mean(dim=-1), (boxes[..., 1] - boxes[..., 0]) / 2
     half = torch.cat([half[:, :-2], half[:, -2:] * growth], dim=1)
@@ -95,7 +96,7 @@ def canvas_boxes(group: GroupParams, extent: Sequence[int]) -> Tensor:
 
 def _upright(group: GroupParams, boxes: Tensor, shape: Sequence[int]) -> GroupParams:
     """The canvases' own parameters: blur in canvas pixels; flips and turns in the plane come later."""
-    size = torch.tensor(shape, dtype=torch.float64, device=boxes.device)
+    size = constants(tuple(shape), boxes.device)
     coarser = (group.boxes.double().diff(dim=-1) / group.size)[..., 0] / (boxes.diff(dim=-1)[..., 0] / size)
     flips = torch.cat([group.flips[:, :-2], torch.zeros_like(group.flips[:, -2:])], dim=1)
     sigma = (group.sigma * coarser).float()

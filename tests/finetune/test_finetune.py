@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from dinodomain.checkpoint import load_backbone, save_backbone
 from dinodomain.errors import Problems, UserError
 from dinodomain.finetune import FinetunePlan, Tuned, finetune
 from dinodomain.finetune.data import Split, linked_units, split_labels
+from dinodomain.finetune.loop import training_policy
 from dinodomain.ingest import IngestPlan, ingest
 from dinodomain.model import Backbone, ModelPlan
 from dinodomain.store import open_store
@@ -107,7 +109,7 @@ def test_full_mode_learns_too_and_changes_the_backbone(make_plan, files):
 
 
 def test_numbers_are_regressed_in_their_own_unit(make_plan):
-    plan = make_plan(target="level", task="regress", steps=50)
+    plan = make_plan(target="level", task="regress", steps=60)
     scores = finetune(plan, domain=DOMAIN).scores["pretrained"]
     assert scores["r2"].value > 0.7
     found = np.array([[float(row["truth"]), float(row["prediction"])] for row in rows_of(plan.out)])
@@ -277,3 +279,13 @@ def test_a_plan_lists_all_its_problems_at_once():
         "finetune.scale",
     ):
         assert words in str(error.value)
+
+
+def test_what_pretraining_ruled_out_stays_out():
+    domain = SyntheticImages()
+    record = {"plan": {"domain": domain.name, "views": {"policy": {"axes": ["NS", "EW"], "flip": {}, "gamma": None}}}}
+    policy = training_policy(domain, record)
+    assert dict(policy.flip) == {}
+    assert policy.gamma is policy.blur is None
+    assert training_policy(domain, {}) == replace(domain.view_policy(), blur=None, solarise=None)
+    assert training_policy(domain, {"plan": {**record["plan"], "domain": "another"}}) == training_policy(domain, {})

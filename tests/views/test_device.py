@@ -84,10 +84,40 @@ def test_nothing_waits_for_the_device(make_batch, normalisation, monkeypatch, pl
     valid = torch.zeros(2, 1, *extent, dtype=torch.uint8) if masked else None
     batch = make_batch(2, 2, extent, torch.float32 if masked else torch.uint16, valid=valid)
     policy = everything(len(extent))
-    _, views = run(moved(batch, META), policy, plan, normalisation(batch))
+    own = normalisation(batch)
+    windows = replace(own, channels=("a", "b", "c"), sources=("band 1", "band 0", "band 1"), **{
+        name: getattr(own, name)[:1] * 3 for name in ("low", "high", "mean", "std")
+    })  # fmt: skip
+    for norm in (own, windows):
+        run(moved(batch, META), policy, plan, norm)  # constants reach the device once
+        with Launches() as launches, monkeypatch.context() as patched:
+            patched.setattr(torch, "tensor", _copies)
+            _, views = run(moved(batch, META), policy, plan, norm)
+        # Lists as indexes are copied from the host, too.
+        assert not {"aten::index", "aten::index_put_"} & set(launches.found)
+    _, views = run(moved(batch, META), policy, plan, own)
     assert [tuple(group.pixels.shape[:2]) for group in views.groups] == [(4, 2), (16, 2)]
     assert all(group.pixels.device == META for group in views.groups)
     assert len(operations(policy)) >= 15
+
+
+def _copies(*values, **options):
+    raise AssertionError(f"torch.tensor{values} is a copy from the host in every step")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_waits_for_a_real_device(make_batch, normalisation):
+    for plan, extent in (PLANE, VOLUME):
+        batch = make_batch(2, 2, extent, torch.uint16, valid=torch.zeros(2, 1, *extent, dtype=torch.uint8))
+        there = moved(batch, torch.device("cuda"))
+        run(there, everything(len(extent)), plan, normalisation(batch))
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(there, everything(len(extent)), plan, normalisation(batch))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_meta_device_does_tell():

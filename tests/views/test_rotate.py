@@ -37,7 +37,7 @@ def turned_params(boxes, size: int, angles, kind: str, *, flips=None, transpose=
         axes=("z", "y", "x")[-ndim:], quarter_turns=transpose is not None, jitter=None, gamma=None, noise=None,
         blur=Blur() if sigma else None, rotation=Rotation(degrees=(-degrees, degrees)),
     )  # fmt: skip
-    return ViewParams(groups=(group,), policy=policy, renderer="auto", filter=kind)
+    return ViewParams(groups=(group,), policy=policy, renderer="fastest", filter=kind)
 
 
 def turned(params: ViewParams, pixels: torch.Tensor, known: torch.Tensor | None = None):

@@ -107,7 +107,7 @@ FILLS = [
 
 @pytest.mark.parametrize(
     ("extent", "renderer"),
-    [((70, 80), "matmul"), ((70, 80), "resize"), ((40, 50), "auto"), ((40, 50), "resize"), ((24, 26, 28), "auto")],
+    [((70, 80), "matmul"), ((70, 80), "resize"), ((40, 50), "fastest"), ((40, 50), "resize"), ((24, 26, 28), "fastest")],
 )
 @pytest.mark.parametrize(("dtype", "fills"), FILLS)
 def test_fill_value_changes_no_box_and_no_view(make_batch, draw_for, normalisation, extent, dtype, fills, renderer):
@@ -214,8 +214,8 @@ def test_tokens_hold_the_share_of_known_pixels_under_them(make_batch, draw_for, 
 @pytest.mark.parametrize(
     ("box", "renderer"),
     [
-        (((6, 60), (0, 71)), "auto"), (((33, 40), (9, 12)), "matmul"), (((6, 60), (0, 71)), "resize"), (((33, 40), (9, 12)), "resize"),
-        (((5, 20), (6, 25), (0, 17)), "auto"), (((3, 10), (11, 15), (20, 26)), "matmul"),
+        (((6, 60), (0, 71)), "fastest"), (((33, 40), (9, 12)), "matmul"), (((6, 60), (0, 71)), "resize"), (((33, 40), (9, 12)), "resize"),
+        (((5, 20), (6, 25), (0, 17)), "fastest"), (((3, 10), (11, 15), (20, 26)), "matmul"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("turned", [False, True])
