@@ -64,7 +64,7 @@ class Source:
 SOURCES = (
     Source(
         name="RGB uint8", load=lambda data: content.photographs(5, 384, data), unit="levels", scale=1.0, bound=0.01,
-        rounded={"linear": 1.0, "cubic": 4.0},
+        rounded={"linear": 1.0, "cubic": 5.0},
     ),
     Source(name="12-band uint16", load=lambda data: content.scenes(5, 256, data), unit="reflectance", scale=1e-4, bound=1e-4),
     Source(name="SAR float32", load=lambda data: content.radar(data), unit="dB", scale=1.0, bound=0.05),

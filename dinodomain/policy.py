@@ -73,7 +73,7 @@ class Blur:
     """
 
     probability: Chance = (1.0, 0.1, 0.5)
-    sigma: Range = drawn(0.1, 2.0, neutral=0.0, least=0.0)
+    sigma: Range = drawn(0.1, 2.0, neutral=0.0, least=0.0, most=20.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class Thickness:
 
     probability: Chance = 0.3
     axis: str = "IS"
-    mm: Range = drawn(1.0, 6.0, neutral=0.0, least=0.0)
+    mm: Range = drawn(1.0, 6.0, neutral=0.0, least=0.0, most=50.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class CoarserPixels:
     """
 
     probability: Chance = 0.2
-    factor: Range = drawn(1.0, 3.0, neutral=1.0, log=True, least=1.0)
+    factor: Range = drawn(1.0, 3.0, neutral=1.0, log=True, least=1.0, most=32.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ class Rotation:
     """
 
     probability: Chance = 0.5
-    degrees: Range = drawn(-10.0, 10.0, neutral=0.0)
+    degrees: Range = drawn(-10.0, 10.0, neutral=0.0, least=-45.0, most=45.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ class BiasField:
     """
 
     probability: Chance = 0.3
-    strength: Range = drawn(0.05, 0.3, neutral=0.0, least=0.0)
+    strength: Range = drawn(0.05, 0.3, neutral=0.0, least=0.0, most=2.0)
     nodes: int = 4
 
 
@@ -182,7 +182,7 @@ class Rician:
     """
 
     probability: Chance = 0.2
-    std: Range = drawn(0.0, 0.05, neutral=0.0, least=0.0)
+    std: Range = drawn(0.0, 0.05, neutral=0.0, least=0.0, most=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,8 +289,8 @@ class Noise:
     """
 
     probability: Chance = 0.2
-    std: Range = drawn(0.0, 0.05, neutral=0.0, least=0.0)
-    shot: Range = drawn(0.0, 0.0, neutral=0.0, least=0.0)
+    std: Range = drawn(0.0, 0.05, neutral=0.0, least=0.0, most=1.0)
+    shot: Range = drawn(0.0, 0.0, neutral=0.0, least=0.0, most=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

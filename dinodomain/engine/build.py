@@ -34,6 +34,7 @@ from dinodomain.optim import Schedules, make_optimizer, parameter_groups
 from dinodomain.store import Store, open_store
 from dinodomain.types import Normalisation
 from dinodomain.views import effective_policy, resolve_normalisation
+from dinodomain.views.normalise import windows_told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,8 @@ def build(plan: PretrainPlan, domain: Domain | None = None) -> Setup:
     )
     loader = Loader(store, plan.loader, seed=plan.seed, rank=parallel.rank(), world=parallel.world(), device=device, tiles=tiles)
     training = make_training(plan, domain, normalisation, ndim=store.ndim, device=device)
-    return Setup(training=training, drawn=Drawn(store=store, loader=loader), reasons=(*resolved.reasons, _memory(loader)))
+    told = (windows_told(normalisation),) if plan.views.windows else ()
+    return Setup(training=training, drawn=Drawn(store=store, loader=loader), reasons=(*resolved.reasons, *told, _memory(loader)))
 
 
 def _memory(loader: Loader) -> str:

@@ -25,6 +25,7 @@ class Lengths:
     Attributes:
         smallest: Of the smallest tile, in the store's unit; NaN where no source has a known spacing.
         largest: Of the largest tile.
+        pixel: Of the smallest pixel.
         sources: Number of sources that are drawn from.
         unknown: Number of those without a known spacing along these axes.
         first: Id of the first of them, in index order; empty where there is none.
@@ -32,6 +33,7 @@ class Lengths:
 
     smallest: float
     largest: float
+    pixel: float
     sources: int
     unknown: int = 0
     first: str = ""
@@ -69,14 +71,18 @@ def measure_lengths(store: Store, tiles: Tiles, weights: Mapping[str, float]) ->
     found = {"extent": np.sqrt(sides[:, -2] * sides[:, -1])}
     if store.ndim == 3:
         found["depth"] = sides[:, 0]
-    return {kind: _lengths(values, ids) for kind, values in found.items()}
+    counts = {"extent": np.sqrt(pixels[:, -2] * pixels[:, -1]), "depth": pixels[:, 0]}
+    return {kind: _lengths(values, values / counts[kind], ids) for kind, values in found.items()}
 
 
-def _lengths(values: np.ndarray, ids: np.ndarray) -> Lengths:
+def _lengths(values: np.ndarray, pixel: np.ndarray, ids: np.ndarray) -> Lengths:
     known = np.isfinite(values)
     smallest, largest = (values[known].min(), values[known].max()) if known.any() else (np.nan, np.nan)
     first = "" if known.all() else str(ids[int(np.argmin(known))])
-    return Lengths(smallest=float(smallest), largest=float(largest), sources=len(values), unknown=int((~known).sum()), first=first)
+    finest = float(pixel[known].min()) if known.any() else np.nan
+    return Lengths(
+        smallest=float(smallest), largest=float(largest), pixel=finest, sources=len(values), unknown=int((~known).sum()), first=first
+    )
 
 
 def length_problems(views: ViewsPlan, lengths: Mapping[str, Lengths]) -> list[UserError]:
@@ -98,6 +104,11 @@ def length_problems(views: ViewsPlan, lengths: Mapping[str, Lengths]) -> list[Us
             problems.append(UserError(
                 f"views.{key}", f"is {_shown(span)}, all of it beyond the {where}, {found.largest:g}: every crop would be the whole tile",
                 allowed=f"a range that begins below {found.largest:g}", remedy="loader.tile takes larger tiles of volumes and scenes",
+            ))  # fmt: skip
+        elif span[1] < found.pixel:
+            problems.append(UserError(
+                f"views.{key}", f"is {_shown(span)}, less than a pixel of any tile, {found.pixel:g}", allowed=f"{found.pixel:g} or more",
+                remedy="lengths are in mm for scans and in metres for scenes",
             ))  # fmt: skip
     return problems
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -31,10 +33,10 @@ from dinodomain.show.views import draw_views
 from dinodomain.store import Store, open_store
 from dinodomain.types import Batch, Normalisation
 from dinodomain.views import ViewsPlan, draw_batch, effective_policy, render, resolve_normalisation
-from dinodomain.views.alone import one_sample
+from dinodomain.views.alone import joined, one_sample
 from dinodomain.views.draw import blur_scale
 from dinodomain.views.measure import Drawn, measure
-from dinodomain.views.normalise import stored_channels
+from dinodomain.views.normalise import stored_channels, windows_told
 
 _TILES = 16
 """Tiles that crops are measured on, at least."""
@@ -138,7 +140,7 @@ class _Scene:
 
 
 def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Written:
-    """Draws the first tiles of a run's order with the views that run would see, and says what the policy does.
+    """Draws early tiles of a run's order, of as many sources as it can, with the views that run would see, and tells the policy.
 
     Raises:
         UserError: The store cannot be used, a band is not in it, or pretraining would refuse these views.
@@ -152,26 +154,36 @@ def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Writt
     drawn = measure(
         scene.domain.view_policy(), scene.views, scene.batches, seed=plan.seed, draws=plan.draws, normalisation=norm, patch=plan.patch
     )
-    out, name = Path(plan.out), scene.domain.name
+    out, name, shown = Path(plan.out), scene.domain.name, _most_contrast(batch)
     out.mkdir(parents=True, exist_ok=True)
     pictures = draw_views(
         batch, views, params, out / "views.png", sight=sight, blur=setting.blur, labels=scene.labels,
         title=f"{name}: source tiles and their views (seed {plan.seed})",
     )  # fmt: skip
+    dates = batch.pixels.shape[1]
+    own = replace(sight, frames=sight.frames[shown * dates : (shown + 1) * dates])
     apart = draw_operations(
-        one_sample(batch, 0), scene.policy, scene.views, out / "operations.png", render=rendered, seed=plan.seed, sight=sight,
-        setting=setting, title=f"{name}: each operation of the policy by itself, on tile 0 (seed {plan.seed})",
+        one_sample(batch, shown), scene.policy, scene.views, out / "operations.png", render=rendered, seed=plan.seed, sight=own,
+        setting=setting, title=f"{name}: each operation of the policy by itself, on tile {shown} (seed {plan.seed})",
     )  # fmt: skip
-    write_bytes(out / "policy.yaml", policy_yaml(scene.policy, domain=name).encode())
+    write_bytes(out / "policy.yaml", policy_yaml(scene.policy, domain=name, crops=_crop_keys(plan.views)).encode())
+    scales = {"global": scene.views.global_scale, "local": scene.views.local_scale}
     crops = ", ".join(f"{group.num_views} {group.name} of {'x'.join(map(str, group.pixels.shape[2:]))}" for group in views.groups)
     tiles = f"{plan.num} tiles" if batch.pixels.shape[1] == 1 else f"{plan.num} places at {batch.pixels.shape[1]} dates"
     return Written(
         files=(str(pictures), str(apart), str(out / "policy.yaml")),
         note=f"{tiles}, {crops}; normalised by {norm.mode}",
-        lines=("", *scene.reasons, "", *policy_table(scene.policy, setting), "", *_fact_lines(drawn, scene, plan), ""),
+        lines=("", *scene.reasons, "", *policy_table(scene.policy, setting, scales), "", *_fact_lines(drawn, scene, plan), ""),
         policy=policy_values(scene.policy),
         facts={item.name: _facts(item, scene.policy.axes) for item in drawn} | {"unit": setting.length},
     )
+
+
+def _crop_keys(views: ViewsPlan) -> dict[str, Any]:
+    """Sizes, and whatever else of ``views`` but the policy was asked for."""
+    always, default = ("global_size", "local_size", "num_global", "num_local"), ViewsPlan()
+    found = {item.name: getattr(views, item.name) for item in fields(views) if item.name != "policy"}
+    return {name: value for name, value in found.items() if name in always or value != getattr(default, name)}
 
 
 def _scene(plan: ViewsFigurePlan, domain: Domain | None) -> _Scene:
@@ -191,12 +203,14 @@ def _scene(plan: ViewsFigurePlan, domain: Domain | None) -> _Scene:
     norm = resolve_normalisation(views.normalise, policy, domain.channels, facts.channels, store.stats, views.windows)
     unknown = [name for name in plan.bands if name not in norm.channels]
     if unknown:
-        raise UserError("bands", f"the store has no {', '.join(unknown)}", allowed=", ".join(norm.channels))
-    batches = tuple(_batches(plan, store, tiles))
+        raise UserError("bands", f"the network has no channel {', '.join(unknown)}", allowed=", ".join(norm.channels))
+    found = list(_batches(plan, store, tiles))
+    batches = (_of_several_sources(found, plan.num), *found[1:])
     rows = batches[0].rows.cpu().tolist()
     frames = tuple(_frame(store, row, policy.axes) for row in rows)
     labels = tuple(str(value or "")[:10] for value in store.column("acquired")[np.asarray(rows)])
     reasons = tuple(reason for reason in resolved.reasons if reason.startswith("views."))
+    reasons += (windows_told(norm),) if views.windows else ()
     return _Scene(domain=domain, views=views, policy=policy, normalisation=norm, batches=batches, frames=frames, labels=labels,
                   reasons=reasons)  # fmt: skip
 
@@ -211,6 +225,26 @@ def _batches(plan: ViewsFigurePlan, store: Store, tiles: Tiles) -> Iterator[Batc
             batch = next(batches)
             valid = None if batch.valid is None else batch.valid.clone()
             yield replace(batch, pixels=batch.pixels.clone(), valid=valid)  # a ring of few slots is not kept waiting
+
+
+def _of_several_sources(batches: Sequence[Batch], num: int) -> Batch:
+    """Tiles of the first kind in a run's order, one of each source before a second of any: neighbours in one scan show little."""
+    kind = (batches[0].pixels.shape[1:], batches[0].pixels.dtype, batches[0].channels, batches[0].valid is None)
+    alike = [batch for batch in batches if (batch.pixels.shape[1:], batch.pixels.dtype, batch.channels, batch.valid is None) == kind]
+    every = [one_sample(batch, place) for batch in alike for place in range(len(batch.tile_ids))]
+    seen: Counter[int] = Counter()
+    turns = []
+    for sample in every:
+        source = int(sample.rows[0])
+        turns.append(seen[source])
+        seen[source] += 1
+    order = sorted(range(len(every)), key=lambda place: turns[place])  # stable: a run's order within each turn
+    return joined([every[place] for place in order[:num]])
+
+
+def _most_contrast(batch: Batch) -> int:
+    """The sample that shows most, for what is drawn of one tile only."""
+    return int(batch.pixels.flatten(1).float().nan_to_num().std(dim=1).argmax())
 
 
 def _frame(store: Store, row: int, axes: tuple[str, ...]) -> Frame:

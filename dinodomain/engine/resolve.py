@@ -127,8 +127,9 @@ def _views(plan: PretrainPlan, facts: Facts, policy: ViewPolicy) -> list[Choice]
         kind = "cubic" if facts.ndim == 2 else "linear"
         choices.append(Choice(key="views.filter", value=kind, reason=f"{facts.ndim}-D tiles"))
     for which, own in (("global", policy.global_scale), ("local", policy.local_scale)):
+        whose = "asked for in views.policy" if f"{which}_scale" in views.policy else f"the policy of domain {plan.domain!r}"
         if getattr(views, f"{which}_scale") is None and _scale_acts(views, which, facts.ndim):
-            choices.append(Choice(key=f"views.{which}_scale", value=own, reason=f"the policy of domain {plan.domain!r}"))
+            choices.append(Choice(key=f"views.{which}_scale", value=own, reason=whose))
     return choices
 
 
@@ -155,7 +156,8 @@ def _view_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
         found = f"is {views.global_size}, the smallest tiles have {facts.smallest_side} pixels a side"
         problems.append(UserError(
             "views.global_size", found, allowed=f"up to {limit}",
-            remedy="recipe=auto chooses sizes from the data; loader.tile takes larger tiles of volumes and scenes",
+            remedy="take smaller crops (a group such as views=volume_48 or views=image_32; recipe=auto of pretrain chooses them), or "
+            "larger tiles of volumes and scenes (loader.tile)",
         ))  # fmt: skip
     if views.num_global == 1 and views.num_local == 0:
         problems.append(UserError("views.num_local", "is 0 with one global crop", allowed="two views of a sample or more"))

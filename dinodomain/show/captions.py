@@ -128,7 +128,7 @@ def _thickness(values: Values, setting: Setting) -> str:
     thick = values["mm"][0]
     if not math.isfinite(own):
         return "slices: spacing unknown, no effect"
-    return f"slices {number(thick, 2)} mm" if thick > own else f"slices {number(thick, 2)} mm (own {number(own)}: no effect)"
+    return f"slices {number(thick, 2)} mm" if thick > own else f"slices {number(thick, 2)} mm (the scan has {number(own)} mm: no effect)"
 
 
 def _coarser(values: Values, setting: Setting) -> str:

@@ -26,13 +26,20 @@ def _values(value: Any) -> Any:
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else plain(value)
 
 
-def policy_yaml(policy: ViewPolicy, *, domain: str) -> str:
-    """The same as YAML with what each key means; ``config=FILE`` takes it."""
+def policy_yaml(policy: ViewPolicy, *, domain: str, crops: Mapping[str, Any]) -> str:
+    """The same as YAML with what each key means; ``config=FILE`` takes it.
+
+    Args:
+        policy: In force.
+        domain: Its name.
+        crops: The other keys of ``views`` that these views were drawn with.
+    """
     lines = [
-        f"# View policy of domain {domain}: edit it and give it back with config=FILE. null turns an operation off.",
+        f"# Views of domain {domain}: edit them and give them back with config=FILE. null turns an operation off.",
         "# probability: one number for all views, or three for [first global, other globals, locals].",
         f"# axes, in array order: {', '.join(policy.axes)}; they belong to the domain and cannot be changed.",
         "views:",
+        *(f"  {name}: {_yaml(plain(value))}" for name, value in crops.items()),
         "  policy:",
     ]
     meanings = _meanings(ViewPolicy)
@@ -72,16 +79,21 @@ def _meanings(kind: type) -> dict[str, str]:
     return found
 
 
-def policy_table(policy: ViewPolicy, setting: Setting) -> list[str]:
-    """Lines for a terminal: each key of the policy, how often it acts, and its ranges in physical units where they have any."""
+def policy_table(policy: ViewPolicy, setting: Setting, scales: Mapping[str, tuple[float, float] | None]) -> list[str]:
+    """Lines for a terminal: each key of the policy, how often it acts, and its ranges in physical units where they have any.
+
+    Args:
+        policy: In force.
+        setting: Units.
+        scales: Fractions of ``global`` and ``local`` crops in force; None where lengths take their place.
+    """
     size = "volume" if len(policy.axes) == 3 else "area"
     flips = ", ".join(f"{axis} {number(chance)}" for axis, chance in policy.flip.items() if chance) or "none"
     rows = [
         ("axes", "", ", ".join(policy.axes)),
         ("flip", "", flips),
         ("quarter_turns", "", "0.5 each" if policy.quarter_turns else "none"),
-        ("global_scale", "", f"{_range(policy.global_scale)} of the tile's {size}"),
-        ("local_scale", "", f"{_range(policy.local_scale)} of the tile's {size}"),
+        *((f"{name}_scale", "", _fraction(span, size)) for name, span in scales.items()),
         ("aspect", "", f"{_range(policy.aspect)}, ratio of in-plane lengths"),
         ("min_valid", "", f"{number(policy.min_valid)} of a crop is known, if a place can be found"),
         ("default_mode", "", policy.default_mode),
@@ -93,6 +105,10 @@ def policy_table(policy: ViewPolicy, setting: Setting) -> list[str]:
         *(f"{name:<{_WIDTH}}  {chance:<15}  {words}" for name, chance, words in rows),
         *_wrapped("off", off),
     ]
+
+
+def _fraction(span: tuple[float, float] | None, size: str) -> str:
+    return f"{_range(span)} of the tile's {size}" if span else "lengths are given instead"
 
 
 def _wrapped(name: str, words: Sequence[str]) -> Iterator[str]:

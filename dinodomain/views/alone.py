@@ -7,15 +7,16 @@ the same ``draw`` and ``render`` as in training.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dinodomain.errors import UserError
 from dinodomain.policy import Operation, Parameter, ViewPolicy, operations, parameters, without_augmentation
-from dinodomain.types import Batch, Normalisation
+from dinodomain.types import Batch, Normalisation, TileInfo
 from dinodomain.views.draw import ViewParams, draw_batch
 from dinodomain.views.plan import ViewsPlan
 
@@ -105,6 +106,19 @@ def one_sample(batch: Batch, sample: int) -> Batch:
     info: dict[str, Any] = {name: getattr(batch.info, name)[per_image] for name in type(batch.info).__dataclass_fields__}
     valid = None if batch.valid is None else batch.valid[sample : sample + 1]
     return replace(batch, valid=valid, info=replace(batch.info, **info), **own)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all samples of several that have tiles of one kind."""
+
+    def cat(name: str) -> Tensor:
+        return torch.cat([getattr(batch, name) for batch in batches])
+
+    info = {name: torch.cat([getattr(batch.info, name) for batch in batches]) for name in type(batches[0].info).__dataclass_fields__}
+    names = ("pixels", "tile_ids", "epochs", "draws", "rows", "origins", "slots")
+    valid = None if batches[0].valid is None else cat("valid")
+    own: dict[str, Any] = {name: cat(name) for name in names}
+    return replace(batches[0], info=TileInfo(**info), valid=valid, **own)
 
 
 def one_crop(policy: ViewPolicy, plan: ViewsPlan, batch: Batch, *, seed: int, normalisation: Normalisation) -> ViewParams:

@@ -122,6 +122,14 @@ def input_channels(normalisation: Normalisation) -> tuple[str, ...]:
     return tuple(dict.fromkeys(stored_channels(normalisation)))
 
 
+def windows_told(normalisation: Normalisation) -> str:
+    """A line that names the channels of a network made from display windows, with their ranges."""
+    units = normalisation.units or ("",) * len(normalisation.channels)
+    rows = zip(normalisation.channels, normalisation.low, normalisation.high, units)
+    told = ", ".join(f"{name} ({low:g} to {high:g}{' ' * bool(unit)}{unit})" for name, low, high, unit in rows)
+    return f"views.windows: the network has {len(normalisation.channels)} channels: {told}"
+
+
 def source_channels(normalisation: Normalisation, names: Sequence[str]) -> tuple[int, ...]:
     """K places in ``names`` of the stored channel behind each channel of the network.
 

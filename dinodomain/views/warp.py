@@ -130,7 +130,7 @@ class Resize(_PerCrop):
     """The framework's antialiased resize of whole crops; crops with unknown pixels go the way of ``Banded``.
 
     Against the other two, before intensity operations: 1e-5 of the value range for every dtype but uint8. Crops of uint8 stay
-    uint8: at most 1 level away with ``linear``; with ``cubic``, whose overshoot is clipped between the axes, up to 4 on photographs.
+    uint8: at most 1 level away with ``linear``; with ``cubic``, whose overshoot is clipped between the axes, up to 5 on photographs.
     """
 
     def __init__(self, group: GroupParams, params: ViewParams, shape: Sequence[int] | None = None) -> None:

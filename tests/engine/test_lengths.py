@@ -98,7 +98,7 @@ def facts(ndim):
     kinds = ("extent", "depth")[: ndim - 1]
     return Facts(
         ndim=ndim, channels=("a",), extents={(96,) * ndim: 100}, policy=ViewPolicy(axes=("IS", "AP", "LR")[-ndim:]),
-        lengths={kind: Lengths(smallest=90.0, largest=200.0, sources=9) for kind in kinds},
+        lengths={kind: Lengths(smallest=90.0, largest=200.0, pixel=1.0, sources=9) for kind in kinds},
     )  # fmt: skip
 
 
@@ -128,3 +128,16 @@ def test_a_range_that_is_always_beyond_the_smallest_tile_says_so():
         "views.global_depth = [95, 220]: crops are as deep as their tile where they would be deeper, always on the smallest "
         "(tiles measure 90 to 200)" in reasons
     )
+
+
+def test_a_range_below_a_pixel_is_refused():
+    with pytest.raises(
+        UserError, match=r"views\.local_extent: is \[0\.1, 0\.9\], less than a pixel of any tile, 1; allowed: 1 or more; lengths are in mm"
+    ):
+        resolved(2, local_extent=(0.1, 0.9))
+    assert resolved(2, local_extent=(0.1, 1.9)).plan.views.local_extent == (0.1, 1.9)
+
+
+def test_the_smallest_pixel_is_known(make_plan, spaced):
+    with pytest.raises(UserError, match=r"views\.global_depth: is \[0\.01, 0\.02\], less than a pixel of any tile, "):
+        build(mm_plan(make_plan, spaced, global_depth=(0.01, 0.02)), VOLUMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -91,7 +93,7 @@ def test_bands_and_display_are_chosen_by_the_user(make):
         )
     )
     assert len({grey, colour, dark}) == 3
-    with pytest.raises(UserError, match="bands: the store has no B08; allowed: c0, c1, c2"):
+    with pytest.raises(UserError, match="bands: the network has no channel B08; allowed: c0, c1, c2"):
         make(bands=("B08",))
 
 
@@ -148,8 +150,8 @@ def test_the_policy_in_force_is_written_and_can_be_given_back(make, images, chan
 
 def test_every_number_of_a_policy_survives_yaml():
     policy = ViewPolicy(axes=("y", "x"), aspect=(1e-07, 1e22), flip={"y": 1e-05})
-    assert changed(policy, yaml.safe_load(policy_yaml(policy, domain="d"))["views"]["policy"]) == policy
-    assert "null" in policy_yaml(policy, domain="d")
+    assert changed(policy, yaml.safe_load(policy_yaml(policy, domain="d", crops={}))["views"]["policy"]) == policy
+    assert "null" in policy_yaml(policy, domain="d", crops={})
     assert policy_values(policy)["rotation"] is None
 
 
@@ -209,5 +211,21 @@ def test_display_windows_show_the_networks_channels(tmp_path, real_data):
     first = draw_figure(ViewsFigurePlan(out=str(tmp_path / "a"), **plan))
     second = draw_figure(ViewsFigurePlan(out=str(tmp_path / "b"), bands=tuple(names), **plan))
     assert Path(first.files[0]).read_bytes() != Path(second.files[0]).read_bytes()
-    with pytest.raises(UserError, match=f"bands: the store has no ct; allowed: ct/{offered[0]}, {names[0]}"):
+    assert "views.windows: the network has 2 channels: ct/lung (-1350 to 150 HU), ct/soft_tissue (-160 to 240 HU)" in first.lines
+    written = yaml.safe_load(Path(first.files[2]).read_text())["views"]
+    assert {name: value for name, value in written.items() if name != "policy"} == {
+        "global_size": 16, "local_size": 8, "num_global": 2, "num_local": 1, "windows": offered[:2],
+    }, "given back, the file draws the same views"  # fmt: skip
+    with pytest.raises(UserError, match=f"bands: the network has no channel ct; allowed: ct/{offered[0]}, {names[0]}"):
         draw_figure(ViewsFigurePlan(out=str(tmp_path / "c"), bands=("ct",), **plan))
+
+
+def test_the_tiles_come_from_as_many_sources_as_there_are(store):
+    loader = Loader(open_store(store), LoaderPlan(batch=3, threads=0), seed=1)
+    batches = list(itertools.islice(iter(loader), 3))
+    for place, batch in enumerate(batches):
+        batch.rows[:] = torch.tensor([5, 5, 5] if place == 0 else [5, 7, 9])
+    found = look._of_several_sources(batches, 4)
+    assert found.rows.tolist() == [5, 7, 9, 5]
+    assert found.tile_ids.tolist() == [int(batches[0].tile_ids[0]), *batches[1].tile_ids[1:].tolist(), int(batches[0].tile_ids[1])]
+    assert torch.equal(found.pixels[1], batches[1].pixels[1])

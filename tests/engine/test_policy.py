@@ -77,3 +77,9 @@ def test_a_changed_policy_acts_and_does_not_resume_another_run(make_plan, images
     assert elsewhere.plan["views"]["policy"]["noise"] == first.plan["views"]["policy"]["noise"]
     same = replace(plain, views=replace(plain.views, policy=first.plan["views"]["policy"]))
     assert pretrain(same, domain=images).step == 2
+
+
+def test_a_scale_of_the_policy_is_told_as_asked_for():
+    reasons = resolve(plan(policy={"global_scale": [0.5, 0.9]}), FACTS).reasons
+    assert "views.global_scale = (0.5, 0.9): asked for in views.policy" in reasons
+    assert any(reason.startswith("views.local_scale = (0.05, 0.32): the policy of domain") for reason in reasons)

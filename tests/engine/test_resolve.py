@@ -70,7 +70,7 @@ def test_sizes_that_patches_do_not_divide_are_refused_together():
 
 def test_crops_far_larger_than_the_tiles_are_refused_with_the_way_out():
     with pytest.raises(
-        UserError, match=r"views\.global_size: is 224, the smallest tiles have 32 pixels a side; allowed: up to 64; recipe=auto"
+        UserError, match=r"views\.global_size: is 224, the smallest tiles have 32 pixels a side; allowed: up to 64; take smaller crops"
     ):
         resolve(plan(), facts(32))
 

@@ -108,7 +108,7 @@ def test_an_operation_whose_parameters_are_fixed_has_one_level():
 
 USED = {
     "rotation": Rotation(degrees=(-20.0, 20.0)),
-    "blur": Blur(sigma=(5.0, 30.0)),
+    "blur": Blur(sigma=(5.0, 20.0)),
     "coarser_pixels": CoarserPixels(),
     "bias_field": BiasField(),
     "shadow": Shadow(),

@@ -72,7 +72,7 @@ def test_source_mode_keeps_each_sources_own_range(make_batch):
 def test_a_channel_the_normalisation_lacks_is_named(make_batch):
     batch = make_batch(1, 2)
     norm = resolve_normalisation("source", POLICY, {}, ["band 0"], None)
-    with pytest.raises(UserError, match="channels: band 1 not known"):
+    with pytest.raises(UserError, match="channels of the store: band 1 not known"):
         apply_range(batch.info, norm, batch.channels)
 
 
