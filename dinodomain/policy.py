@@ -114,7 +114,7 @@ class Rotation:
     """
 
     probability: Chance = 0.5
-    degrees: Range = drawn(-10.0, 10.0, neutral=0.0, least=-45.0, most=45.0)
+    degrees: Range = drawn(-10.0, 10.0, neutral=0.0, least=-180.0, most=180.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

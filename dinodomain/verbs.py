@@ -155,7 +155,7 @@ _TABLE = (
         usage="views store=STORE out=DIR",
         plan="dinodomain.engine.look:ViewsFigurePlan",
         call=_describe("views"),
-        summary="Draws source tiles, their crops and the crops' boxes, so that a policy can be judged before training.",
+        summary="Draws tiles, their crops and every operation by itself, and tells the policy in numbers, to be judged before training.",
     ),
     Verb(
         name="pretrain",

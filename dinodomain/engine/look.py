@@ -18,7 +18,7 @@ from torch import Tensor
 from dinodomain.domain import Domain, find_domain
 from dinodomain.engine.build import check_domain, facts_of
 from dinodomain.engine.plan import EnginePlan, PretrainPlan
-from dinodomain.engine.resolve import resolve
+from dinodomain.engine.resolve import ENLARGE, resolve
 from dinodomain.errors import UserError
 from dinodomain.lineage import Json, to_json, write_bytes
 from dinodomain.loader import Loader, LoaderPlan, Tiles, find_tiles
@@ -166,7 +166,7 @@ def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Writt
         one_sample(batch, shown), scene.policy, scene.views, out / "operations.png", render=rendered, seed=plan.seed, sight=own,
         setting=setting, title=f"{name}: each operation of the policy by itself, on tile {shown} (seed {plan.seed})",
     )  # fmt: skip
-    write_bytes(out / "policy.yaml", policy_yaml(scene.policy, domain=name, crops=_crop_keys(plan.views)).encode())
+    write_bytes(out / "policy.yaml", policy_yaml(scene.policy, domain=name, crops=_crop_keys(plan.views, scene.views)).encode())
     scales = {"global": scene.views.global_scale, "local": scene.views.local_scale}
     crops = ", ".join(f"{group.num_views} {group.name} of {'x'.join(map(str, group.pixels.shape[2:]))}" for group in views.groups)
     tiles = f"{plan.num} tiles" if batch.pixels.shape[1] == 1 else f"{plan.num} places at {batch.pixels.shape[1]} dates"
@@ -179,11 +179,11 @@ def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Writt
     )
 
 
-def _crop_keys(views: ViewsPlan) -> dict[str, Any]:
+def _crop_keys(asked: ViewsPlan, settled: ViewsPlan) -> dict[str, Any]:
     """Sizes, and whatever else of ``views`` but the policy was asked for."""
-    always, default = ("global_size", "local_size", "num_global", "num_local"), ViewsPlan()
-    found = {item.name: getattr(views, item.name) for item in fields(views) if item.name != "policy"}
-    return {name: value for name, value in found.items() if name in always or value != getattr(default, name)}
+    sizes = {name: getattr(settled, name) for name in ("global_size", "local_size", "num_global", "num_local")}
+    others = [item.name for item in fields(asked) if item.name not in (*sizes, "policy")]
+    return sizes | {name: getattr(asked, name) for name in others if getattr(asked, name) != getattr(ViewsPlan(), name)}
 
 
 def _scene(plan: ViewsFigurePlan, domain: Domain | None) -> _Scene:
@@ -197,6 +197,8 @@ def _scene(plan: ViewsFigurePlan, domain: Domain | None) -> _Scene:
         views=plan.views, model=ModelPlan(patch=plan.patch), engine=EnginePlan(device="cpu", threads=1),
     )  # fmt: skip
     facts = facts_of(store, tiles, run, domain)
+    if run.views.global_size == ViewsPlan().global_size > ENLARGE * facts.smallest_side:
+        run = replace(run, recipe="auto")  # as pretraining does by itself, where nobody chose a size
     resolved = resolve(run, facts)
     views = resolved.plan.views
     policy = effective_policy(domain.view_policy(), views)

@@ -21,7 +21,7 @@ from dinodomain.parallel import choose_device
 from dinodomain.policy import ViewPolicy
 from dinodomain.views import ViewsPlan, effective_policy
 
-_ENLARGE = 2.0
+ENLARGE = 2.0
 """Largest factor by which a global crop of a whole tile may be enlarged: beyond it a patch holds hardly any detail."""
 
 
@@ -151,7 +151,7 @@ def _view_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
         for name, size in sizes.items()
         if size % patch
     ]
-    limit = int(_ENLARGE * facts.smallest_side)
+    limit = int(ENLARGE * facts.smallest_side)
     if views.global_size > limit:
         found = f"is {views.global_size}, the smallest tiles have {facts.smallest_side} pixels a side"
         problems.append(UserError(

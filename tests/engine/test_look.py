@@ -229,3 +229,12 @@ def test_the_tiles_come_from_as_many_sources_as_there_are(store):
     assert found.rows.tolist() == [5, 7, 9, 5]
     assert found.tile_ids.tolist() == [int(batches[0].tile_ids[0]), *batches[1].tile_ids[1:].tolist(), int(batches[0].tile_ids[1])]
     assert torch.equal(found.pixels[1], batches[1].pixels[1])
+
+
+def test_sizes_that_nobody_chose_fit_the_tiles_and_are_written(make):
+    written = make(views=ViewsPlan())
+    sizes = yaml.safe_load(Path(written.files[2]).read_text())["views"]
+    assert 0 < sizes["local_size"] < sizes["global_size"] <= 32
+    assert any(
+        line.startswith(f"views.global_size = {sizes['global_size']}: largest multiple of the patch within tile") for line in written.lines
+    )
