@@ -164,7 +164,8 @@ def draw_figure(plan: ViewsFigurePlan, *, domain: Domain | None = None) -> Writt
     own = replace(sight, frames=sight.frames[shown * dates : (shown + 1) * dates])
     apart = draw_operations(
         one_sample(batch, shown), scene.policy, scene.views, out / "operations.png", render=rendered, seed=plan.seed, sight=own,
-        setting=setting, title=f"{name}: each operation of the policy by itself, on tile {shown} (seed {plan.seed})",
+        setting=replace(setting, spacing=batch.info.spacing[shown * dates].tolist()),
+        title=f"{name}: each operation of the policy by itself, on tile {shown} (seed {plan.seed})",
     )  # fmt: skip
     write_bytes(out / "policy.yaml", policy_yaml(scene.policy, domain=name, crops=_crop_keys(plan.views, scene.views)).encode())
     scales = {"global": scene.views.global_scale, "local": scene.views.local_scale}
