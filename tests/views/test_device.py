@@ -77,8 +77,7 @@ def run(batch: Batch, policy: ViewPolicy, plan: ViewsPlan, normalisation):
 
 
 @pytest.mark.parametrize(("plan", "extent"), [PLANE, VOLUME], ids=["2-D", "3-D"])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(("masked", "split"), [(False, False), (True, True)])
 def test_nothing_waits_for_the_device(make_batch, normalisation, monkeypatch, plan, extent, masked, split):
     monkeypatch.setattr(matmul, "splits", lambda _: split)
     valid = torch.zeros(2, 1, *extent, dtype=torch.uint8) if masked else None
