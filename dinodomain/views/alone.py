@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dinodomain.errors import UserError
-from dinodomain.policy import Operation, Parameter, ViewPolicy, operations, parameters, without_augmentation
+from dinodomain.policy import Parameter, ViewPolicy, chances, operations, parameters, without_augmentation
 from dinodomain.types import Batch, Normalisation, TileInfo
 from dinodomain.views.draw import ViewParams, draw_batch
 from dinodomain.views.plan import ViewsPlan
@@ -45,18 +45,13 @@ def trials(policy: ViewPolicy) -> tuple[Trial, ...]:
     found = []
     for name, operation in operations(policy).items():
         items = [item for item in parameters(operation) if not item.low == item.high == item.neutral]
-        if not any(_acts(operation)):
+        if not any(chances(operation)):
             continue
         for part in [[item] for item in items] if name in APART else [items]:
             if part:
                 names, levels = tuple(item.name for item in part), dict.fromkeys(zip(*(_levels(item) for item in part)))
                 found.append(Trial(operation=name, varied=names, levels=tuple(dict(zip(names, level)) for level in levels)))
     return tuple(found)
-
-
-def _acts(operation: Operation) -> tuple[float, ...]:
-    chance = operation.probability
-    return chance if isinstance(chance, tuple) else (chance,)
 
 
 def _levels(item: Parameter) -> tuple[float, float, float]:

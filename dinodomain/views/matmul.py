@@ -50,15 +50,18 @@ Halves = tuple[Tensor, ...]
 class Matmul:
     """A renderer of one group (``warp.Warp``); the groups of one batch share their work through ``prepare``. Each row is given once."""
 
-    def __init__(self, group: GroupParams, params: ViewParams, shape: Sequence[int] | None = None) -> None:
-        """Prepares a group by itself.
+    def __init__(
+        self, group: GroupParams, params: ViewParams, shape: Sequence[int] | None = None, *, place: tuple[_Shared, int] | None = None
+    ) -> None:
+        """Prepares a group.
 
         Args:
             group: Its rows.
             params: Those of the batch.
             shape: S of each axis, where it is not ``group.size`` for all.
+            place: The work of several groups and which of them this is; None works alone.
         """
-        self._shared, self._index = _Shared([(group, _shape(group, shape))], params), 0
+        self._shared, self._index = place or (_Shared([(group, _shape(group, shape))], params), 0)
         self._found: tuple[Tensor, Tensor | None] | None = None
 
     def __call__(self, tiles: Tiles, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
@@ -74,10 +77,7 @@ class Matmul:
 def prepare(params: ViewParams) -> list[Matmul]:
     """Renderers of all groups of a batch, which do their work together."""
     shared = _Shared([(group, _shape(group, None)) for group in params.groups], params)
-    found = [Matmul(group, params) for group in params.groups]
-    for index, item in enumerate(found):
-        item._shared, item._index = shared, index
-    return found
+    return [Matmul(group, params, place=(shared, index)) for index, group in enumerate(params.groups)]
 
 
 def _shape(group: GroupParams, shape: Sequence[int] | None) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ from dinodomain.errors import Problems
 from dinodomain.policy import chances, operations, parameters
 from dinodomain.types import Normalisation
 from dinodomain.views import ViewsPlan, draw, render
+from dinodomain.views.alone import one_sample
 from dinodomain.views.draw import channels_kept
 from dinodomain.views.fields import log_gamma_noise, log_gamma_quantile, smooth_field
 from dinodomain.views.noise import noise
@@ -410,13 +411,7 @@ def test_rows_do_not_see_each_other(make_batch, draw_for, every_operation, ndim)
 @pytest.mark.parametrize("extent", [(40, 50), (14, 15, 16)])
 def test_views_of_every_operation_are_bit_equal_alone_and_with_any_seed(make_batch, draw_for, normalisation, every_operation, extent):
     whole = make_batch(4, 2, extent, torch.float32)
-    alone = replace(
-        whole, pixels=whole.pixels[2:3],
-        **{name: getattr(whole, name)[2:3] for name in ("tile_ids", "epochs", "draws", "rows", "origins", "slots")},
-        info=replace(whole.info, **{
-            name: getattr(whole.info, name)[2:3] for name in ("scale", "offset", "nodata", "low", "high", "spacing", "valid_box")
-        }),
-    )  # fmt: skip
+    alone = one_sample(whole, 2)
     shared = {"to_float": linear_to_unit, "normalisation": normalisation(whole), "patch_size": 8}
     torch.manual_seed(0)
     large = render(whole, draw_for(whole, every_operation(len(extent)), SMALL), **shared)
@@ -542,10 +537,7 @@ def test_one_channel_has_the_same_bits_in_any_batch_with_several_threads(make_ba
     try:
         whole = render(batch, draw_for(batch, policy, plan), **shared)
         for row in (0, 6, 10):
-            rows = slice(row, row + 1)
-            names = ("pixels", "tile_ids", "epochs", "draws", "rows", "origins", "slots")
-            info = replace(batch.info, **{f.name: getattr(batch.info, f.name)[rows] for f in fields(batch.info)})
-            alone = replace(batch, info=info, **{name: getattr(batch, name)[rows] for name in names})
+            alone = one_sample(batch, row)
             own = render(alone, draw_for(alone, policy, plan), **shared)
             for a, b in zip(whole.groups, own.groups):
                 assert torch.equal(a.pixels.unflatten(0, (a.num_views, 11))[:, row], b.pixels)
