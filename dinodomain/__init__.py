@@ -10,7 +10,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 # PEP 562: names are found when they are asked for, so that `import dinodomain` loads no torch.
-_OFFERED = ("audit", "doctor", "embed", "export", "finetune", "ingest", "inspect", "load", "open_store", "pretrain", "probe", "views")
+_OFFERED = (
+    "audit", "doctor", "embed", "export", "finetune", "ingest", "inspect", "load", "open_store", "pretrain", "probe", "properties", "views",
+)  # fmt: skip
 __all__ = ["__version__", *_OFFERED]
 
 

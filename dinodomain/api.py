@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from dinodomain import config
 
 if TYPE_CHECKING:
     from dinodomain.audit import AuditPlan, AuditResult
     from dinodomain.embed import Embedded, EmbedPlan
-    from dinodomain.engine import PretrainPlan, Run
+    from dinodomain.engine import Forecast, PretrainPlan, Run, Submitted
     from dinodomain.engine.doctor import DoctorPlan, Findings
     from dinodomain.engine.look import ViewsFigurePlan, Written
     from dinodomain.engine.speeds import Speeds
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dinodomain.ingest.survey import Survey
     from dinodomain.model import Backbone
     from dinodomain.probes import ProbePlan, ProbeReport
+    from dinodomain.properties import PropertiesPlan, PropertiesReport
     from dinodomain.store import Store
 
 Plan = TypeVar("Plan")
@@ -106,12 +107,24 @@ def views(plan: ViewsFigurePlan | None = None, /, **keys: Any) -> Written:
     return draw_figure(_plan(ViewsFigurePlan, plan, keys))
 
 
-def pretrain(plan: PretrainPlan | None = None, /, **keys: Any) -> Run:
-    """Pretrains a backbone, or goes on where the run stopped; see ``PretrainPlan``."""
-    from dinodomain.engine import PretrainPlan
+@overload
+def pretrain(plan: None = None, /, *, dry_run: Literal[True], **keys: Any) -> Forecast: ...
+@overload
+def pretrain(plan: None = None, /, *, launcher: Literal["submitit"], **keys: Any) -> Submitted: ...
+@overload
+def pretrain(plan: PretrainPlan | None = None, /, **keys: Any) -> Run: ...
+def pretrain(plan: PretrainPlan | None = None, /, **keys: Any) -> Run | Forecast | Submitted:
+    """Pretrains a backbone, or goes on where the run stopped; see ``PretrainPlan``.
+
+    With ``dry_run`` it says what that takes, with ``launcher=submitit`` it gives the run to a cluster.
+    """
+    from dinodomain.engine import PretrainPlan, dry_run, submit
     from dinodomain.engine import pretrain as run
 
-    return run(_plan(PretrainPlan, plan, keys))
+    made = _plan(PretrainPlan, plan, keys)
+    if made.dry_run:
+        return dry_run(made)
+    return submit(made) if made.launcher == "submitit" else run(made)
 
 
 def probe(plan: ProbePlan | None = None, /, **keys: Any) -> ProbeReport:
@@ -120,6 +133,14 @@ def probe(plan: ProbePlan | None = None, /, **keys: Any) -> ProbeReport:
     from dinodomain.probes import probe as run
 
     return run(_plan(ProbePlan, plan, keys))
+
+
+def properties(plan: PropertiesPlan | None = None, /, **keys: Any) -> PropertiesReport:
+    """Draws and measures what the features are good for without labels, beside the untrained network; see ``PropertiesPlan``."""
+    from dinodomain.properties import PropertiesPlan
+    from dinodomain.properties import properties as run
+
+    return run(_plan(PropertiesPlan, plan, keys))
 
 
 def finetune(plan: FinetunePlan | None = None, /, **keys: Any) -> Tuned:

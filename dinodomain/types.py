@@ -267,6 +267,21 @@ class Views:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Acquisition:
+    """What a network may be told about images beside their pixels. What is None was not told.
+
+    Attributes:
+        spacing: [N, D] float32 pixel size along each axis in array order, mm or m; NaN where unknown.
+        kept: [N, C] bool, False where a channel was lost and holds its mean.
+        channels: Names of the channels of the pixels, in their order; empty: all of the network's, in its order.
+    """
+
+    spacing: Tensor | None = None
+    kept: Tensor | None = None
+    channels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
     """Tokens of one crop size after the final norm (or raw, where a layer was asked for).
 

@@ -173,6 +173,13 @@ _TABLE = (
         keys=KeyMap(prefix="probe", top=(*SCORED, "secret")),
     ),
     Verb(
+        name="properties",
+        usage="properties checkpoint=RUN store=STORE out=DIR [num=8] [attributes=[COLUMN]] [masks=CSV]",
+        plan="dinodomain.properties:PropertiesPlan",
+        call=_describe("properties"),
+        summary="Draws and measures attention, PCA maps, regions, matching, retrieval and label propagation beside the untrained network.",
+    ),
+    Verb(
         name="finetune",
         usage="finetune checkpoint=RUN store=STORE labels=CSV target=COLUMN task=classify|regress out=DIR",
         plan="dinodomain.finetune:FinetunePlan",

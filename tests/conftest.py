@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,6 +28,50 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+class Killed(BaseException):
+    """The process is no more; whoever in it still tries to touch the disk finds the same."""
+
+
+class Death:
+    """A context in which the process dies at its n-th operation on the disk; ``done`` lists the operations before that."""
+
+    OPERATIONS = ("open", "mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync")
+    error = Killed
+
+    def __init__(self, number: float) -> None:
+        self.number, self.done, self._patch = number, [], pytest.MonkeyPatch()
+
+    def __enter__(self) -> Death:
+        for name in self.OPERATIONS:
+            self._patch.setattr(os, name, self._dying(name, getattr(os, name)))
+        from safetensors import torch
+
+        self._patch.setattr(torch, "save_file", self._dying("save_file", torch.save_file))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _dying(self, name, plain):
+        def call(*args, **keys):
+            if len(self.done) < self.number:
+                self.done.append(name)
+                return plain(*args, **keys)
+            if name == "save_file" and self.number < math.inf:  # the file is torn, and only the first one
+                plain(*args, **keys)
+                os.truncate(args[1], 9)
+            self.number = -1
+            raise Killed
+
+        return call
+
+
+@pytest.fixture
+def dies_at() -> type[Death]:
+    """``with dies_at(n): ...`` kills this process, as far as the disk can tell, at its n-th operation; raises ``dies_at.error``."""
+    return Death
 
 
 @pytest.fixture(scope="session")

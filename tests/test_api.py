@@ -26,7 +26,7 @@ from dinodomain.types import Normalisation
 from dinodomain.verbs import VERBS
 
 DOMAIN = SyntheticImages()
-ROOMS = ("audit", "embed", "export", "finetune", "ingest", "views")
+ROOMS = ("audit", "embed", "export", "finetune", "ingest", "properties", "views")
 """Verbs whose room has the same name."""
 
 
@@ -132,7 +132,7 @@ def test_every_verb_runs_from_keys_alone(folder, tmp_path):
     assert dinodomain.inspect(store=store, out=str(tmp_path / "inspect")).figure is not None
     assert dinodomain.views(store=store, out=str(tmp_path / "views"), views=crops, num=2).files
     small = {"dim": 16, "depth": 1, "heads": 2, "patch": 8}
-    steps = {"steps": 2, "device": "cpu", "threads": 1, "tensorboard": False}
+    steps = {"steps": 2, "device": "cpu", "threads": 1, "trackers": []}
     run = dinodomain.pretrain(
         domain="synthetic", store=store, out=str(tmp_path / "run"), views=crops, model=small, engine=steps,
         loader={"batch": 4, "workers": 0}, objective={"prototypes": 16, "head_hidden": 16, "bottleneck": 8},

@@ -245,7 +245,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return {"store": root / "store", "labels": root / "labels.csv", "checkpoint": root / "backbone.safetensors"}
 
 
-SMALL = ("recipe=tiny", "engine.steps=1", "engine.device=cpu", "engine.tensorboard=false", "loader.batch=4", "loader.workers=0",
+SMALL = ("recipe=tiny", "engine.steps=1", "engine.device=cpu", "engine.trackers=[]", "loader.batch=4", "loader.workers=0",
          "model.dim=16", "model.depth=1", "model.heads=2", "views.global_size=16", "views.local_size=8")  # fmt: skip
 WRITING = {
     "pretrain": ("domain=sentinel2", "store={store}", *SMALL),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dinodomain import parallel
+from dinodomain.errors import UserError
 
 WORKER = """
 import json, sys
@@ -20,7 +21,7 @@ from torch import distributed
 from dinodomain import parallel
 from dinodomain.model import Backbone, Head, ModelPlan, Pair
 from dinodomain.objective import Objective, ObjectivePlan
-from dinodomain.objective.centering import Sinkhorn
+from dinodomain.objective.centering import Sinkhorn, Taught
 from dinodomain.types import Normalisation, ViewGroup, Views
 
 BATCH, OUT, RANK, WORLD = 8, sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -69,12 +70,19 @@ def steps(centering):
 torch.manual_seed(2)
 rows = torch.rand(8, 16)
 mine = rows if WORLD == 1 else (rows[:5], rows[5:])[RANK]
-targets = Sinkhorn()(mine, 0.05)
-module = torch.nn.ParameterList([torch.zeros(2), torch.zeros(1)])
-module[0].grad = torch.full((2,), RANK + 1.0)
-if RANK == 0:
-    module[1].grad = torch.ones(1)
-parallel.average_gradients(module)
+(taught,) = Sinkhorn()([Taught(mine, torch.eye(16))], 0.05)
+targets = taught.form(slice(None))[0]
+cut = []
+if WORLD > 1:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for length in (1, 3):  # the second rank may hold no row at all
+        like = DTensor.from_local(torch.zeros(2 - RANK if length == 3 else 1 - RANK, 2), mesh, [Shard(0)], shape=(length, 2), stride=(2, 1))
+        values = torch.arange(2.0 * length).view(length, 2)
+        made = parallel.cut_like(values, like)
+        parallel.fill(like, values + 1)
+        cut.append([parallel.own_rows(made).tolist(), parallel.whole(like).tolist()])
 losses, centers = steps("softmax")
 sinkhorn, _ = steps("sinkhorn")
 result = {
@@ -82,7 +90,7 @@ result = {
     "max": parallel.all_reduce_max(torch.tensor(float(RANK))).item(),
     "rank": parallel.rank(),
     "world": parallel.world(),
-    "gradients": [parameter.grad.tolist() for parameter in module],
+    "cut": cut,
     "targets": targets.tolist(),
     "losses": losses,
     "centers": centers,
@@ -144,6 +152,42 @@ def test_one_process_needs_no_group():
     parallel.broadcast_module(torch.nn.Linear(1, 1))
 
 
-def test_gradients_are_averaged_and_a_missing_one_counts_as_zero(results):
-    for rank in (0, 1):
-        assert results[f"2-{rank}"]["gradients"] == [[1.5, 1.5], [0.5]]
+def test_sharded_tensors_are_cut_from_whole_ones_and_gathered_again(results):
+    first, second = (results[f"2-{rank}"]["cut"] for rank in (0, 1))
+    assert first == [[[[0, 1]], [[1, 2]]], [[[0, 1], [2, 3]], [[1, 2], [3, 4], [5, 6]]]]
+    assert second == [[[], [[1, 2]]], [[[4, 5]], [[1, 2], [3, 4], [5, 6]]]]
+
+
+def test_tensors_that_are_not_sharded_are_taken_as_they_are():
+    tensor, values = torch.zeros(3), torch.arange(3.0)
+    assert not parallel.is_sharded(tensor)
+    assert parallel.own_rows(tensor) is tensor
+    assert parallel.whole(tensor) is tensor
+    assert parallel.cut_like(values, tensor) is values
+    parallel.fill(tensor, values)
+    assert tensor.equal(values)
+
+
+@pytest.mark.parametrize(("error", "silent"), [
+    (RuntimeError("[gloo/transport/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]:1"), True),
+    (RuntimeError("Timed out waiting 600000ms for recv operation to complete (gloo)"), True),
+    (RuntimeError("shape '[2]' is invalid for input of size 3"), False),
+    (RuntimeError("reading timed out"), False),
+])  # fmt: skip
+def test_a_process_that_waits_in_vain_is_told_from_one_that_fails_itself(error, silent):
+    assert parallel.is_silence(error) is silent
+
+
+@pytest.mark.usefixtures("socket_enabled")
+def test_processes_that_cannot_meet_or_lose_one_another_are_told_so_in_plain_words(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="torchrun"), parallel.process_group():
+        pass
+    monkeypatch.setattr(parallel.distributed, "init_process_group", lambda *args, **kwargs: None)
+    monkeypatch.setattr(parallel.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="process 1 waited for another one"), parallel.process_group():
+        raise RuntimeError("[gloo] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="own fault"), parallel.process_group():
+        raise RuntimeError("own fault")

@@ -77,11 +77,26 @@ def save_backbone(path: Path, backbone: Backbone, *, history: Mapping[str, Any] 
         backbone: What to write.
         history: Lineage record of what it came from.
     """
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.state_dict().items()}
-    header = {"spec": backbone.spec, "weights": weights_digest(tensors), "lineage": dict(history or {})}
+    write_backbone(path, backbone.state_dict(), backbone.spec, history or {})
+    return path
+
+
+def write_backbone(path: Path, weights: Mapping[str, Tensor], spec: Mapping[str, Any], history: Mapping[str, Any]) -> str:
+    """What ``save_backbone`` does, from a backbone's ``state_dict()`` and ``spec``; returns the digest of the weights."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    header = {"spec": spec, "weights": weights_digest(tensors), "lineage": history}
     path.parent.mkdir(parents=True, exist_ok=True)
     lineage.write_bytes(path, safetensors.torch.save(tensors, metadata={_HEADER: lineage.canonical(header)}))
-    return path
+    return str(header["weights"])
+
+
+def digest_of(path: Path) -> str:
+    """The digest of the weights that an exported file says it has.
+
+    Raises:
+        UserError: It is not an exported backbone.
+    """
+    return str(_header(path)["weights"])
 
 
 def _load_file(path: Path) -> Backbone:

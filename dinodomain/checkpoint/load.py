@@ -19,6 +19,7 @@ from dinodomain import lineage
 from dinodomain.checkpoint.migrate import migrate
 from dinodomain.checkpoint.state import FOLDER, STATE, BrokenCheckpoint, TrainState, checkpoint_folders, latest
 from dinodomain.errors import UserError
+from dinodomain.parallel import fill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ def load_checkpoint(path: Path) -> Loaded:
         UserError: Nothing there, all damaged, or written by a newer version.
     """
     folder, body, notes = find_body(path)
-    parts = [name.removesuffix(".safetensors") for name in body["files"]]
+    parts = [name.removesuffix(".safetensors") for name in body["files"] if name not in body["beside"]]
     return Loaded(state=_state(body, {part: read_part(folder, body, part) for part in parts}), folder=folder, notes=notes)
 
 
@@ -109,7 +110,7 @@ def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], place: str)
     own = module.state_dict(keep_vars=True)
     check_same(own, tensors, place)
     for name, tensor in own.items():
-        tensor.data.copy_(tensors[name])
+        fill(tensor.data, tensors[name])
 
 
 def check_same(own: Mapping[str, Tensor], found: Mapping[str, Tensor], place: str) -> None:
@@ -162,5 +163,5 @@ def _check_file(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _state(body: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> TrainState:
-    kept = ("step", "plan", "loader", "backbone", "counters", "lineage")
+    kept = ("step", "plan", "loader", "backbone", "counters", "lineage", "extra")
     return TrainState(tensors=tensors, **{name: body[name] for name in kept})

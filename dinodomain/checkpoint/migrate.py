@@ -13,7 +13,7 @@ from dinodomain.checkpoint.state import FORMAT
 from dinodomain.errors import UserError
 
 Body = dict[str, Any]
-MIGRATIONS: Mapping[int, Callable[[Body], Body]] = {}
+MIGRATIONS: Mapping[int, Callable[[Body], Body]] = {1: lambda body: {**body, "extra": {}, "beside": []}}
 
 
 def migrate(body: Body, place: str, *, target: int = FORMAT, steps: Mapping[int, Callable[[Body], Body]] = MIGRATIONS) -> Body:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dinodomain.errors import UserError
+from dinodomain.parallel import cut_like
 
 
 def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -36,18 +37,18 @@ def restore_optimizer(optimizer: Optimizer, module: nn.Module, tensors: Mapping[
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    parameters = dict(module.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         if name not in order:
             raise UserError(place, f"holds optimiser state for unknown parameter {name!r}", remedy="resume with the plan saved beside it")
-        if value.ndim and value.shape != shapes[name]:
+        if value.ndim and value.shape != parameters[name].shape:
             raise UserError(
                 place,
-                f"{key!r} is {tuple(value.shape)}, the parameter has {tuple(shapes[name])}",
+                f"{key!r} is {tuple(value.shape)}, the parameter has {tuple(parameters[name].shape)}",
                 remedy="resume with the plan saved beside it",
             )
-        state.setdefault(order.index(name), {})[kind] = value
+        state.setdefault(order.index(name), {})[kind] = cut_like(value, parameters[name])
     # load_state_dict knows where each optimiser wants its step counter (fused: on the device, else on the host).
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

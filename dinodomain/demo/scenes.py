@@ -20,14 +20,13 @@ from dinodomain.audit import AuditResult
 from dinodomain.demo.plan import DemoPlan, Story
 from dinodomain.demo.tiles import NOTICE, write_tiles_source
 from dinodomain.domain import find_domain
-from dinodomain.embed import load_features
+from dinodomain.embed import load_features, network_input
 from dinodomain.ingest import inspect
 from dinodomain.lineage import write_bytes
 from dinodomain.loader import LoaderPlan, sweep
 from dinodomain.model.attention import class_attention
 from dinodomain.show.dense import draw_dense, draw_similarity
 from dinodomain.store import Store, open_store
-from dinodomain.views import to_network
 
 STEPS = 150
 CHUNK, CELL_M = 32, 300.0
@@ -83,12 +82,12 @@ def _pictures(out: Path, store: Store) -> tuple[Path, Path]:
     backbone, domain = api.load(out / "run"), find_domain(store.domain)
     with closing(sweep(store, LoaderPlan(batch=9, tile=WINDOW))) as batches:
         batch = next(batches)
-    x, _ = to_network(batch, to_float=domain.to_float, normalisation=backbone.normalisation)
-    chosen = x[[0, len(x) // 2, len(x) - 1]]
-    features = backbone.encode(chosen)
-    tokens = features.patches.reshape(len(chosen), *features.grid, -1).numpy()
-    pictures = _rgb(chosen.numpy(), backbone.channels)
-    attention = class_attention(backbone.vit, chosen).numpy()
+    number = len(batch.rows)
+    chosen = network_input(backbone, batch, domain, None).take([0, number // 2, number - 1])
+    features = backbone.encode(chosen.pixels, about=chosen.about)
+    tokens = features.patches.reshape(len(chosen.pixels), *features.grid, -1).numpy()
+    pictures = _rgb(chosen.pixels.numpy(), chosen.about.channels or backbone.channels)
+    attention = class_attention(backbone.vit, chosen.pixels, chosen.about).numpy()
     dense, similar = out / "pictures" / "pca_attention.png", out / "pictures" / "similarity.png"
     draw_dense(
         pictures, tokens, attention, dense, title="Dense features of three windows", notice="place made up; pictures prove no learning"

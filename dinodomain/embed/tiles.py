@@ -7,6 +7,7 @@ Shapes: B tiles, C channels, D axes, P tokens, E width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinodomain.domain import Domain
+from dinodomain.embed.inputs import fit_channels, network_input
 from dinodomain.embed.table import TokenTable
 from dinodomain.errors import Problems, UserError
 from dinodomain.loader import LoaderPlan, find_tiles, sweep
 from dinodomain.model import Backbone, Pooling
 from dinodomain.store import Store
-from dinodomain.types import Batch, Features, FeatureTable, Normalisation
+from dinodomain.types import Acquisition, Batch, Features, FeatureTable, Normalisation
 from dinodomain.views import resolve_normalisation, to_network
-from dinodomain.views.normalise import input_channels
 
 Holdout = Literal["exclude", "only", "include"]
 
@@ -74,20 +75,20 @@ def embed_store(
         plan: Tile side and least valid share; None for the defaults.
 
     Raises:
-        UserError: The store has channels the backbone does not know, or sizes do not fit its patches.
+        UserError: The store has channels the backbone cannot take, or sizes do not fit its patches.
     """
-    check_channels(backbone, store)
+    backbone = fit_channels(backbone, store, domain)
     kind = pool or backbone.pooling
     kept: dict[str, np.ndarray] = {}
 
     def encode(tile: Batch) -> np.ndarray:
         sides = sides_for(tuple(tile.pixels.shape[3:]), size or max(backbone.image_size), backbone.patch)
-        pixels, valid = network_pixels(tile, domain, backbone.normalisation, sides)
-        features = encode_frozen(backbone, pixels)
+        shown = network_input(backbone, tile, domain, sides)
+        features = encode_frozen(backbone, shown.pixels, shown.about)
         if tokens:
             hashes = store.column("content_hash")[tile.rows.cpu().numpy()]
             kept.update(_named_tokens(features, hashes, tile.tile_ids.tolist()))
-        return pool_features(features, token_weights(valid, backbone.patch), kind).cpu().numpy()
+        return pool_features(features, token_weights(shown.valid, backbone.patch), kind).cpu().numpy()
 
     chosen = _plan(plan, batch)
     table = _collect(store, chosen, encode, holdout=holdout, rows=rows, device=backbone.device)
@@ -131,16 +132,23 @@ def pixel_features(
     return _collect(store, chosen, shrink, holdout=holdout, rows=rows, device=torch.device("cpu"))
 
 
-def sides_for(extent: tuple[int, ...], longest: int, patch: int) -> tuple[int, ...]:
+def sides_for(extent: tuple[int, ...], longest: int, patch: int | tuple[int, ...]) -> tuple[int, ...]:
     """Output sides for a tile: the longest becomes ``longest``, the others keep the proportion, each a multiple of the patch.
 
+    Args:
+        extent: Of the tile, pixels.
+        longest: Longest side of the output, pixels.
+        patch: Sides of a patch in pixels, one for each axis or one for all.
+
     Raises:
-        UserError: ``longest`` is not a multiple of the patch.
+        UserError: ``longest`` is not a multiple of the patch along the longest axis.
     """
-    if longest % patch:
-        near = max(patch, round(longest / patch) * patch)
-        raise UserError("embed.size", f"is {longest}", allowed=f"a multiple of the patch {patch}, for example {near}")
-    return tuple(max(patch, round(side * longest / max(extent) / patch) * patch) for side in extent)
+    own = (patch,) * len(extent) if isinstance(patch, int) else patch
+    step = math.lcm(*(one for side, one in zip(extent, own, strict=True) if side == max(extent)))
+    if longest % step:
+        near = max(step, round(longest / step) * step)
+        raise UserError("embed.size", f"is {longest}", allowed=f"a multiple of the patch {step}, for example {near}")
+    return tuple(max(one, round(side * longest / max(extent) / one) * one) for side, one in zip(extent, own, strict=True))
 
 
 def network_pixels(batch: Batch, domain: Domain, normalisation: Normalisation, sides: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
@@ -149,17 +157,17 @@ def network_pixels(batch: Batch, domain: Domain, normalisation: Normalisation, s
 
 
 @torch.no_grad()
-def encode_frozen(backbone: Backbone, pixels: Tensor) -> Features:
+def encode_frozen(backbone: Backbone, pixels: Tensor, about: Acquisition | None = None) -> Features:
     """Tokens after the final norm, without gradients and without stochastic depth; the backbone's mode is left as it was."""
     training = backbone.training
     backbone.eval()
     try:
-        return backbone.encode(pixels.to(backbone.device))
+        return backbone.encode(pixels.to(backbone.device), about=about)
     finally:
         backbone.train(training)
 
 
-def token_weights(valid: Tensor, patch: int) -> Tensor:
+def token_weights(valid: Tensor, patch: int | tuple[int, ...]) -> Tensor:
     """[B, *size] bool to [B, P] float32 share of valid pixels under each patch."""
     pooled = F.avg_pool2d if valid.ndim == 3 else F.avg_pool3d
     return pooled(valid[:, None].float(), patch).flatten(1)
@@ -190,19 +198,6 @@ def area_mean(pixels: Tensor, valid: Tensor, cells: int) -> Tensor:
     pool = F.adaptive_avg_pool2d if pixels.ndim == 4 else F.adaptive_avg_pool3d
     share = pool(valid[:, None].float(), cells)
     return pool(pixels, cells) / share.clamp_min(1e-6)
-
-
-def check_channels(backbone: Backbone, store: Store) -> None:
-    """Refuses a store whose channels are not those that the backbone's are made from; the backbone's order wins.
-
-    Raises:
-        UserError: Any source has others.
-    """
-    wanted = input_channels(backbone.normalisation)
-    found = {tuple(names) for names in store.column("channels")}
-    if {frozenset(names) for names in found} != {frozenset(wanted)}:
-        lists = "; ".join(", ".join(names) for names in sorted(found))
-        raise UserError("store", f"has the channels {lists}", allowed=", ".join(wanted), remedy="ingest with ingest.bands")
 
 
 def check_loader(plan: LoaderPlan) -> None:

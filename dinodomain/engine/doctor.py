@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,13 +14,15 @@ import torch
 
 from dinodomain.domain import find_domain, installed_domains
 from dinodomain.engine.folder import FIGURES
+from dinodomain.engine.history import finite
 from dinodomain.engine.machine import data_path
+from dinodomain.engine.monitor import Diagnosis, Finding, examine
 from dinodomain.engine.run import open_run
 from dinodomain.engine.speeds import Speeds, measure_speeds
 from dinodomain.errors import UserError
 from dinodomain.lineage import Json
 from dinodomain.loader import LoaderPlan
-from dinodomain.show.curves import draw_curves
+from dinodomain.show.doctor import draw_doctor
 from dinodomain.store import open_store
 
 PACKAGES = ("dinodomain", "torch", "numpy", "zarr", "numcodecs", "pyarrow", "safetensors", "scikit-learn", "hydra-core")
@@ -31,6 +33,16 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "export": ("timm",),
     "demo": ("spyndex",),
 }
+
+
+FIGURE = "doctor.png"
+MEASURES: Mapping[str, Callable[..., tuple[int, float]] | None] = {
+    "loss": min, "teacher_entropy": None, "kl_to_uniform": None, "center_norm": None, "feature_std": max, "watch_feature_std": max,
+    "watch_rankme": max, "watch_effective_rank": max, "watch_knn": max, "watch_knn_own": max, "watch_dense_match": max,
+    "watch_dense_drift": None, "watch_cls_patch": None, "watch_outliers": min, "grad_norm_backbone": None, "grad_norm_head": None,
+    "grad_norm_patch_embed": None, "samples_per_s": max, "data_wait": min, "memory": None,
+}  # fmt: skip
+"""Rows of the table, and which end of each is better; None where neither is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,20 +76,34 @@ class Findings:
         facts: Name to value, in the order they are printed.
         advice: Plain-language lines; empty when nothing is wrong.
         figures: Files drawn.
+        verdict: On a run, one line; empty for an installation.
+        numbers: Of a run: first, best and last value of each measure, and the step of the best.
+        findings: Of a run: what is wrong, the gravest first; the same as ``advice``, part by part.
     """
 
     facts: Mapping[str, Json]
     advice: tuple[str, ...]
     figures: tuple[str, ...] = ()
+    verdict: str = ""
+    numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
 
     def text(self) -> str:
         """What the command prints."""
-        lines = [f"{name}: {_line(value)}" for name, value in self.facts.items()]
-        return "\n".join([*lines, *(self.advice or ("nothing wrong was found",)), *self.figures])
+        lines = [self.verdict] if self.verdict else []
+        lines += [f"{name}: {_line(value)}" for name, value in self.facts.items()]
+        if self.numbers:
+            lines += ["", *_table(self.numbers), ""]
+        numbered = [f"{number}. {text}" for number, text in enumerate(self.advice, 1)] if self.verdict else self.advice
+        return "\n".join([*lines, *(numbered or ("nothing wrong was found",)), *self.figures])
 
     def as_json(self) -> Mapping[str, Json]:
         """Plain values for ``--json``."""
-        return {**self.facts, "advice": list(self.advice), "figures": list(self.figures)}
+        found: dict[str, Json] = {**self.facts, "advice": list(self.advice), "figures": list(self.figures)}
+        if self.verdict:
+            found |= {"verdict": self.verdict, "numbers": {name: dict(values) for name, values in self.numbers.items()}}
+            found["findings"] = [finding.as_json() for finding in self.findings]
+        return found
 
 
 def doctor(plan: DoctorPlan) -> Findings | Speeds:
@@ -115,14 +141,44 @@ def _installation() -> Findings:
 def _run(path: Path) -> Findings:
     run = open_run(path)
     rows = run.metrics()
-    last = rows[-1] if rows else {}
-    kept = ("loss", "teacher_entropy", "kl_to_uniform", "feature_std", "samples_per_s", "data_wait")
+    found = examine(rows, run.plan)
     facts: dict[str, Json] = {
-        "run": str(path),
-        "steps": f"{run.step} of {run.plan['engine']['steps']} saved, {len(rows)} logged",
-        **{name: last[name] for name in kept if name in last},
-    }
-    return Findings(facts=facts, advice=tuple(run.diagnosis()), figures=tuple(str(file) for file in draw_curves(rows, path / FIGURES)))
+        "run": str(path), "steps": f"{run.step} of {run.plan['engine']['steps']} saved, {len(rows)} logged",
+        "skipped": sum(int(row.get("skipped") or 0) for row in rows),
+    }  # fmt: skip
+    marks = [(finding.since, f"{finding.title}: {finding.numbers}") for finding in found.findings]
+    figure = draw_doctor(rows, path / FIGURES / FIGURE, title=_headline(path, found, rows), marks=marks)
+    return Findings(
+        facts=facts, advice=tuple(finding.text() for finding in found.findings), figures=() if figure is None else (str(figure),),
+        verdict=found.verdict, numbers=summarise(rows), findings=found.findings,
+    )  # fmt: skip
+
+
+def _headline(path: Path, found: Diagnosis, rows: Sequence[Mapping[str, Json]]) -> str:
+    return f"{path.name}: {found.verdict}" + (f", {rows[-1]['step'] + 1} steps" if rows else "")
+
+
+def summarise(rows: Sequence[Mapping[str, Json]]) -> dict[str, dict[str, float]]:
+    """First, best and last value of each measure that a run has; ``best`` and its step where there is a better side."""
+    table = {}
+    for name, better in MEASURES.items():
+        known = [(row["step"], float(row[name])) for row in rows if finite(row.get(name))]
+        if known:
+            table[name] = {"first": known[0][1], "last": known[-1][1]}
+        if known and better is not None:
+            step, value = better(known, key=lambda pair: pair[1])
+            table[name] |= {"best": value, "best_step": step}
+    return table
+
+
+def _table(numbers: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Aligned lines, a header first."""
+    width = max(map(len, numbers))
+    lines = [f"{'':<{width}}  {'first':>9}  {'best':>9}  {'at step':>7}  {'last':>9}"]
+    for name, values in numbers.items():
+        best, step = (f"{values['best']:.4g}", f"{values['best_step']:.0f}") if "best" in values else ("", "")
+        lines.append(f"{name:<{width}}  {values['first']:>9.4g}  {best:>9}  {step:>7}  {values['last']:>9.4g}")
+    return lines
 
 
 def _device() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dinodomain.domain import ViewPolicy
@@ -21,7 +21,7 @@ class Facts:
         policy: The domain's augmentations.
         world: Number of processes.
         cores: Processors that each of them may use.
-        lengths: ``extent`` and, for volumes, ``depth`` of the tiles; only where the plan asks for crops in mm or m.
+        lengths: ``extent`` and, for volumes, ``depth`` of the tiles; only where the plan asks for crops or positions in mm or m.
     """
 
     ndim: int
@@ -31,6 +31,11 @@ class Facts:
     world: int = 1
     cores: int = 1
     lengths: Mapping[str, Lengths] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+    def network_channels(self, windows: Sequence[str]) -> int:
+        """Channels of the network's input: display windows where there are any, else the stored ones."""
+        return len(windows) or len(self.channels)
 
     @property
     def num_tiles(self) -> int:

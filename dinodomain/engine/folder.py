@@ -34,13 +34,24 @@ OPERATIONAL = (
     "engine.log_every",
     "engine.figures_every",
     "engine.max_bad_steps",
-    "engine.tensorboard",
+    "engine.trackers",
+    "engine.distribute",
+    "engine.compile",
+    "engine.checkpointing",
+    "launcher",
+    "slurm",
+    "dry_run",
+    "watch",
     "views.renderer",
+    "engine.tensorboard",
 )
 """Keys (with everything below them) that say where and how a run works but not what it computes; a resumed run may change them.
 
-The store is compared by its content digest instead of its path.
+The store is compared by its content digest instead of its path; ``engine.tensorboard`` stands in plans of earlier versions.
 """
+
+DECIDES = ("watch.tiles", "watch.every")
+"""Keys of watching that do decide something: when Gram anchoring begins, if dense matching says so (``gram.teacher=drift``)."""
 
 WHAT_IS_DRAWN = (
     "loader.tile",
@@ -63,6 +74,33 @@ _ADDED: Mapping[str, Any] = {
     "loader.dates": 2,
     "loader.min_days": 1,
     "views.windows": [],
+    "start.weights": None,
+    "start.layout": "any",
+    "start.heads": False,
+    "start.min_coverage": 0.95,
+    "start.inflate": "mean",
+    "model.mlp": "gelu",
+    "model.rope_unit": "crop",
+    "model.rope_length": None,
+    "model.rope_base": 100.0,
+    "model.rope_shift": 0.0,
+    "model.rope_jitter": 1.0,
+    "model.rope_rescale": 1.0,
+    "model.channels": "fixed",
+    "model.norm_eps": 1e-6,
+    "objective.patch_head": "shared",
+    "objective.patch_prototypes": None,
+    "objective.local_weight": [1.0, 1.0],
+    "gram.weight": 0.0,
+    "gram.teacher": "drift",
+    "gram.size": None,
+    "gram.drop": 0.1,
+    "gram.refresh": 0,
+    "gram.refreshes": 3,
+    "optim.freeze_backbone": 0.0,
+    "optim.schedule": "cosine",
+    "optim.patch_lr": 1.0,
+    "engine.accumulate": 1,
 }
 """Keys that plans of earlier versions lack, with the values that say what those versions did."""
 
@@ -89,8 +127,13 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
     before, after = ({**_ADDED, **flatten(plan)} for plan in (old, new))
     if _has_policy(before) != _has_policy(after):
         before, after = _policy_as_one(before), _policy_as_one(after)
-    keys = [key for key in sorted({*before, *after}) if not _is_below(key, OPERATIONAL)]
+    decides = DECIDES if _watch_decides(before) and _watch_decides(after) else ()
+    keys = [key for key in sorted({*before, *after}) if key in decides or not _is_below(key, OPERATIONAL)]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def _watch_decides(flat: Mapping[str, Any]) -> bool:
+    return bool(flat["gram.weight"]) and flat["gram.teacher"] == "drift"
 
 
 def _has_policy(flat: Mapping[str, Any]) -> bool:

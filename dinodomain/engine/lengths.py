@@ -5,6 +5,7 @@ A crop's in-plane length is the square root of its area, so a tile's is, too; it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class Lengths:
         sources: Number of sources that are drawn from.
         unknown: Number of those without a known spacing along these axes.
         first: Id of the first of them, in index order; empty where there is none.
+        median: Of the tiles of the median source.
     """
 
     smallest: float
@@ -37,6 +39,7 @@ class Lengths:
     sources: int
     unknown: int = 0
     first: str = ""
+    median: float = math.nan
 
 
 def asked_lengths(views: ViewsPlan) -> dict[str, tuple[float, float]]:
@@ -77,12 +80,14 @@ def measure_lengths(store: Store, tiles: Tiles, weights: Mapping[str, float]) ->
 
 def _lengths(values: np.ndarray, pixel: np.ndarray, ids: np.ndarray) -> Lengths:
     known = np.isfinite(values)
-    smallest, largest = (values[known].min(), values[known].max()) if known.any() else (np.nan, np.nan)
+    some = known.any()
+    smallest, median, largest = (values[known].min(), np.median(values[known]), values[known].max()) if some else (np.nan,) * 3
     first = "" if known.all() else str(ids[int(np.argmin(known))])
-    finest = float(pixel[known].min()) if known.any() else np.nan
+    finest = float(pixel[known].min()) if some else np.nan
     return Lengths(
-        smallest=float(smallest), largest=float(largest), pixel=finest, sources=len(values), unknown=int((~known).sum()), first=first
-    )
+        smallest=float(smallest), largest=float(largest), pixel=finest, median=float(median), sources=len(values),
+        unknown=int((~known).sum()), first=first,
+    )  # fmt: skip
 
 
 def length_problems(views: ViewsPlan, lengths: Mapping[str, Lengths]) -> list[UserError]:

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.jsonl, log.txt, TensorBoard. One row a step, no duplicates and no torn rows after a kill.
+"""What a run writes while it goes: metrics.jsonl and log.txt. One row a step, no duplicates and no torn rows after a kill.
 
 No torch arithmetic happens here; values arrive as plain floats.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dinodomain import lineage
-from dinodomain.errors import require
 
 logger = logging.getLogger("dinodomain")
 steps = logging.getLogger("dinodomain.steps")
@@ -43,51 +43,41 @@ def truncate_rows(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """Appends rows to metrics.jsonl; each is handed to the system as one write, so a kill tears the last row at most."""
+    """Appends rows to metrics.jsonl; each is handed to the system as one write, so a kill tears the last row at most.
+
+    What the disk does not take waits in memory for the next row or the next ``sync``, so a disk that is full for a while costs no row.
+    """
 
     def __init__(self, path: Path) -> None:
         self._handle = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self._waiting = b""
+        self._lock = threading.Lock()  # rows come from the trainer, ``sync`` from the writer of checkpoints
 
     def write(self, row: Row) -> None:
-        """Appends one row."""
-        self._handle.write(_line(row).encode())
+        """Appends one row, as soon as the disk takes it."""
+        with self._lock, suppress(OSError):
+            self._waiting += _line(row).encode()
+            self._flush()
 
     def sync(self) -> None:
-        """Makes the rows durable; called before a checkpoint that relies on them is announced."""
+        """Makes the rows durable; called before a checkpoint that relies on them is announced.
+
+        Raises:
+            OSError: The disk does not take them.
+        """
+        with self._lock:
+            self._flush()
         os.fsync(self._handle.fileno())
 
     def close(self) -> None:
         """Closes the file."""
+        with self._lock, suppress(OSError):
+            self._flush()
         self._handle.close()
 
-
-class Tracker(Protocol):
-    """Where scalars go besides metrics.jsonl. W&B, MLflow and others: pass an object with these two methods to ``pretrain``."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Records the scalars of one step."""
-        ...
-
-    def close(self) -> None:
-        """Flushes and ends."""
-        ...
-
-
-class TensorBoardTracker:
-    """Scalars for TensorBoard under ``RUN/tensorboard``; a resumed run purges what lies beyond its first step."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        module = require("torch.utils.tensorboard", extra="dev", wanted_by="engine.tensorboard")
-        self._writer = module.SummaryWriter(str(folder), purge_step=first_step or None, max_queue=1000)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one point to each curve."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flushes and ends."""
-        self._writer.close()
+    def _flush(self) -> None:
+        while self._waiting:  # a disk that is nearly full may take a part of a row
+            self._waiting = self._waiting[self._handle.write(self._waiting) :]
 
 
 def scalars(row: Row) -> dict[str, float]:

@@ -54,7 +54,7 @@ class ViewsFigurePlan:
         domain: Domain whose policy is drawn; None takes the store's.
         num: Number of tiles shown.
         seed: Decides tiles and views, as in a run of the same seed.
-        patch: Side of a patch in pixels, for the tokens of a crop; a run's model.patch.
+        patch: Side of a patch in pixels, one or one per axis, for the tokens of a crop; a run's model.patch.
         bands: One or three channels of the network to show; empty takes red, green and blue by wavelength, VV of radar, else the first.
         display: Values shown black and white in every picture, in the channel's unit (HU, dB, reflectance), or as shares of each source's
             range where that is what the network sees; empty takes the lower end of the network's range and the 99.5 percentile of the
@@ -69,7 +69,7 @@ class ViewsFigurePlan:
     domain: str | None = None
     num: int = 4
     seed: int = 0
-    patch: int = 8
+    patch: int | tuple[int, ...] = 8
     bands: tuple[str, ...] = ()
     display: tuple[float, float] | None = None
     draws: int = 200
@@ -319,7 +319,8 @@ def _fact_lines(drawn: Sequence[Drawn], scene: _Scene, plan: ViewsFigurePlan) ->
     rows.append(("share of the tile, %", [_three([100 * v for v in _quantiles(item.share)]) for item in drawn]))
     rows.append(("known pixels, %", [_three([100 * v for v in _quantiles(item.known)]) for item in drawn]))
     tokens = [f"{_three([item.tokens * v for v in _quantiles(item.tokens_known)])} of {item.tokens}" for item in drawn]
-    rows.append((f"known tokens of {plan.patch} pixels", tokens))
+    patch = str(plan.patch) if isinstance(plan.patch, int) else "x".join(map(str, plan.patch))
+    rows.append((f"known tokens of {patch} pixels", tokens))
     tiles = sum(len(batch.tile_ids) for batch in scene.batches)
     head = f"crops of {tiles * math.ceil(plan.draws / tiles)} draws of {tiles} tiles: 5 %, median, 95 %"
     first, width = max(len(head), *(len(name) for name, _ in rows)), max(len(text) for _, cells in rows for text in cells)

@@ -2,7 +2,7 @@
 
 A checkpoint holds the state after n steps and metrics.jsonl the rows 0..n-1; rows are made durable before the checkpoint is
 announced, so a run killed at any instant goes on without a gap and without a row twice. Data that cannot be read end a run, not its work:
-what was trained is saved first, on every rank alike.
+what was trained is saved first, on every rank alike. However a run ends, what is being written is written before ``fit`` returns.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from typing import Any, Protocol
 import torch
 
 from dinodomain import parallel
-from dinodomain.checkpoint import save_checkpoint
+from dinodomain.checkpoint import Best
 from dinodomain.engine.interrupt import Interrupt
 from dinodomain.engine.log import logger
+from dinodomain.engine.plan import PretrainPlan
 from dinodomain.engine.record import Recorder
+from dinodomain.engine.saver import Saver, any_rank
 from dinodomain.engine.step import StepResult, train_step
 from dinodomain.engine.training import Training
 from dinodomain.errors import UserError
 from dinodomain.types import Batch
+
+_STATUS = Path("/proc/self/status")
 
 
 class Batches(Protocol):
@@ -42,7 +46,28 @@ class TrainingStopped(UserError):
     """The run cannot go on by itself; says why and what to change."""
 
 
-def fit(training: Training, batches: Batches, out: Path, *, recorder: Recorder | None, record: Callable[[int], Mapping[str, Any]]) -> None:
+class Watcher(Protocol):
+    """Measures the teacher now and then."""
+
+    def due(self, step: int) -> bool:
+        """Whether to look after ``step`` finished steps; the same on every rank."""
+        ...
+
+    def look(self, training: Training) -> Mapping[str, float]:
+        """Numbers by name (``watch_...``), the same on every rank; collective, changes nothing that training uses."""
+        ...
+
+
+def fit(
+    training: Training,
+    batches: Batches,
+    out: Path,
+    *,
+    recorder: Recorder | None,
+    record: Callable[[int], Mapping[str, Any]],
+    watcher: Watcher | None = None,
+    best: Best | None = None,
+) -> None:
     """Trains until ``engine.steps`` steps are done.
 
     Args:
@@ -51,34 +76,36 @@ def fit(training: Training, batches: Batches, out: Path, *, recorder: Recorder |
         out: Run folder.
         recorder: On rank 0; None elsewhere.
         record: Lineage record after a number of steps.
+        watcher: What measures the teacher: its numbers go into the step's row, tell the anchor and choose the best backbone.
+        best: The best look before the first of these steps.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; everything was saved.
         TrainingStopped: Too many steps in a row gave NaN or Inf, or another process could not read its data.
-        UserError: The data of the next step cannot be read; everything was saved.
+        UserError: The data of the next step cannot be read and everything was saved; or the run cannot be saved.
     """
-    plan, total, saved = training.plan, training.plan.engine.steps, training.step
-    with Interrupt() as interrupt, closing(iter(batches)) as stream:
+    plan, total = training.plan, training.plan.engine.steps
+    made = Saver(training, batches, out, recorder=recorder, record=record, best=best)
+    with Interrupt() as interrupt, closing(iter(batches)) as stream, closing(made) as saver:
         while training.step < total:
             started = time.perf_counter()
             batch, error = _next(stream)
-            failed = _any_rank(error is not None, plan.engine.device)
+            failed = any_rank(error is not None, plan.engine.device)
             if failed or batch is None:
-                if training.step > saved:
-                    save(training, batches, out, recorder=recorder, record=record)
+                saver.after_step({}, stop=True)
                 raise error or _other_rank(training.step)
             waited = time.perf_counter() - started
             result = train_step(training, batch)
             row = make_row(result, training.step - 1, host_values(result))
-            seconds = time.perf_counter() - started
+            timing = _timing(plan, seconds=time.perf_counter() - started, waited=waited)
+            watched = dict(watcher.look(training)) if watcher is not None and watcher.due(training.step) else {}
+            if training.anchor is not None and watched:
+                training.anchor.consider(training.step, watched.get("watch_dense_match"))
             if recorder is not None:
-                rate = plan.loader.batch / max(seconds, 1e-9)
-                recorder.write({**row, "seconds": seconds, "data_wait": waited, "samples_per_s": rate})
+                recorder.write({**row, **watched, **timing})
             _stop_if_bad(training)
-            stop = _any_rank(interrupt.asked, plan.engine.device)
-            if stop or training.step % plan.checkpoint.every == 0 or training.step == total:
-                save(training, batches, out, recorder=recorder, record=record)
-                saved = training.step
+            stop = any_rank(interrupt.asked, plan.engine.device)
+            saver.after_step(watched, stop=stop)
             if stop and training.step < total:
                 logger.info("interrupted after step %d; saved. Run the same command again to go on", training.step - 1)
                 raise KeyboardInterrupt
@@ -96,17 +123,6 @@ def _other_rank(step: int) -> TrainingStopped:
     return TrainingStopped(
         "run", f"another process could not read the data of step {step}", remedy="its own message says why; what was trained is saved"
     )
-
-
-def save(training: Training, batches: Batches, out: Path, *, recorder: Recorder | None, record: Callable[[int], Mapping[str, Any]]) -> None:
-    """Saves a checkpoint from rank 0; the others wait, so that none runs ahead of a failed save."""
-    if recorder is not None:
-        recorder.sync()
-        loader = {**batches.state_dict(), "step": training.step}
-        state = training.snapshot(loader, record(training.step))
-        folder = save_checkpoint(out, state, keep=training.plan.checkpoint.keep)
-        logger.info("saved %s", folder)
-    parallel.barrier()
 
 
 def make_row(result: StepResult, step: int, measured: Mapping[str, float]) -> dict[str, Any]:
@@ -131,8 +147,19 @@ def _stop_if_bad(training: Training) -> None:
         )  # fmt: skip
 
 
-def _any_rank(asked: bool, device: str) -> bool:
-    """Ranks stop together: a signal may reach one of them only."""
-    if not parallel.is_distributed():
-        return asked
-    return bool(parallel.all_reduce_max(torch.tensor(float(asked), device=device)))
+def _timing(plan: PretrainPlan, *, seconds: float, waited: float) -> dict[str, float]:
+    """What a step took: seconds with and of the wait for data, samples a second of all ranks, peak bytes of memory where known."""
+    row: dict[str, float] = {"seconds": seconds, "data_wait": waited, "samples_per_s": plan.loader.batch / max(seconds, 1e-9)}
+    memory = peak_memory(plan.engine.device)
+    return row if memory is None else {**row, "memory": memory}
+
+
+def peak_memory(device: str) -> int | None:
+    """Most bytes that were in use since the process began: tensors on a CUDA device, else all that is resident; None where unknown."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    if not _STATUS.is_file():
+        return None
+    # Not getrusage: its maximum is inherited from whatever started the process.
+    found = next((line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")), None)
+    return int(found.split()[1]) * 1024 if found is not None else None

@@ -25,6 +25,7 @@ _FEW_FILES = 1024
 _QUOTAS = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
 _PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 _MEMINFO = Path("/proc/meminfo")
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _SHARED = Path("/dev/shm")
 _PROBE = 1 << 16
 
@@ -61,6 +62,16 @@ def available_memory() -> int | None:
         return None
     lines = (line.split() for line in _MEMINFO.read_text().splitlines())
     return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that this machine, or the container that this process is in, has in all; None where the system does not tell."""
+    if not _MEMINFO.is_file():
+        return None
+    lines = (line.split() for line in _MEMINFO.read_text().splitlines())
+    whole = next((int(words[1]) * 1024 for words in lines if words[0] == "MemTotal:"), None)
+    limit = next((path.read_text().strip() for path in _MEMORY_LIMITS if path.is_file()), "max")
+    return min(whole, int(limit)) if whole is not None and limit.isdecimal() else whole
 
 
 def _quota() -> int | None:

@@ -1,144 +1,145 @@
-"""Watches the numbers that tell a collapse, a blow-up or a starved run, and says so in plain words with the likely cause.
+"""Reads the numbers of a run as a doctor would: what is wrong, since which step, why most likely, and which keys to change.
 
-Works on metrics rows alone (dicts as in metrics.jsonl), so the live run, ``dinodomain doctor`` and tests share it. Entropy is the
-mean over images, KL that of the mean target from uniform, both in nats; ``max_entropy`` is log K for K prototypes. A sharp but
-balanced teacher has both low, a collapsed one has one of them near log K.
+Works on metrics rows alone (dicts as in metrics.jsonl) and, where it is given, the plan; so the live run, ``dinodomain doctor`` and tests
+share it. A row may lack any column: versions, recipes and resumed runs differ. What each finding looks for, with the source or measurement
+of its threshold, is in ``quality.py`` and ``strain.py``.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from dinodomain.engine.finding import Finding
+from dinodomain.engine.history import WINDOW, History, finite
+from dinodomain.engine.quality import GRACE
+from dinodomain.engine.symptoms import SYMPTOMS
+
+__all__ = ["GRACE", "WINDOW", "Diagnosis", "Finding", "Monitor", "diagnose", "examine"]
+
 Row = Mapping[str, Any]
-WINDOW = 20
-"""Rows looked at together; one odd step is no verdict."""
 
-NEAR = 0.95
-"""Share of log K from which entropy or KL counts as having reached it."""
+EVERY = WINDOW
+"""Rows between two examinations of a live run; one takes about 5 ms."""
 
-FLAT_STD = 0.1
-"""Std of unit features times sqrt(width): about 1 where directions are spread, 0 where all images look alike."""
+KEPT = 250
+"""Older rows a live run looks back on, evenly thinned."""
 
-GRACE = 200
-"""Steps before flat features count as collapse: with a small LayerScale a fresh network sees all images alike."""
+_ORDER = ("collapsed", "unstable", "degrading", "stuck", "starved", "leaking", "incomplete")
+"""Kinds of findings, the gravest first: the first that is there gives the verdict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What the rows of a run say.
+
+    Attributes:
+        verdict: One line: ``healthy``, ``collapsed (...)``, ``unstable (...)`` ...; ``too early`` where there are too few rows to tell.
+        findings: The gravest first.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...]
 
 
 class Monitor:
-    """Keeps the last rows of a run and names each new problem once, until it has passed and come back."""
+    """Watches a run as it goes and names each new problem once, until it has passed and come back."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self._rows: deque[Row] = deque(maxlen=WINDOW)
+        self._recent: deque[Row] = deque(maxlen=2 * WINDOW)
+        self._older: list[Row] = []
+        self._stride, self._seen = 1, 0
         self._told: set[str] = set()
-        self._spread = False
         for row in rows:
-            self.observe(row)
+            self._keep(row)
+        self._told = {finding.name for finding in self._findings()}
 
     def observe(self, row: Row) -> list[str]:
         """Takes one row; returns warnings that are new."""
-        self._rows.append(row)
-        self._spread = self._spread or _was_spread(row)
-        found = _findings(self._rows, self._spread)
-        new = [text for key, text in found.items() if key not in self._told]
-        self._told = set(found)
+        self._keep(row)
+        if not (self._seen % EVERY == 0 or row.get("skipped") or "watch_rankme" in row):
+            return []
+        found = self._findings()
+        new = [finding.text() for finding in found if finding.name not in self._told]
+        self._told = {finding.name for finding in found}
         return new
 
+    def _keep(self, row: Row) -> None:
+        if len(self._recent) == self._recent.maxlen:
+            oldest = self._recent[0]
+            # Looks at the teacher are few and all count.
+            if self._seen % self._stride == 0 or "watch_rankme" in oldest:
+                self._older.append(oldest)
+        self._recent.append(row)
+        self._seen += 1
+        if len(self._older) > 2 * KEPT:
+            self._stride *= 2
+            self._older = [old for place, old in enumerate(self._older) if place % 2 == 0 or "watch_rankme" in old]
 
-def diagnose(rows: Sequence[Row]) -> list[str]:
-    """Plain-language findings on the end of a run; empty when nothing is wrong.
+    def _findings(self) -> list[Finding]:
+        rows = [*self._older, *self._recent]
+        return _look(History(rows), {}) if rows else []
+
+
+def examine(rows: Sequence[Row], plan: Mapping[str, Any] | None = None) -> Diagnosis:
+    """The diagnosis of a whole run, as it stands at its end.
 
     Args:
-        rows: Rows of metrics.jsonl, oldest first.
-
-    Returns:
-        One line per problem: what the numbers say, the likely cause, the change to make.
+        rows: Rows of metrics.jsonl, oldest first; where a step is there twice, the later row counts.
+        plan: The resolved plan, as plain values; names causes better where it is known.
     """
+    rows = list({row["step"]: row for row in rows}.values())
     if not rows:
-        return ["metrics.jsonl has no rows: the run stopped before its first step; see log.txt"]
-    spread = any(_was_spread(row) for row in rows)
-    return list(_findings(rows[-WINDOW:], spread).values()) + _history(rows)
+        return Diagnosis(verdict="nothing to judge (metrics.jsonl has no rows)", findings=(_no_rows(),))
+    findings = [*_look(History(rows), plan or {}), *_gaps(rows)]
+    if not any(finite(row.get("loss")) for row in rows):
+        findings.insert(0, _no_loss(rows))
+    findings.sort(key=lambda finding: _ORDER.index(finding.kind))
+    grave = [finding for finding in findings if finding.kind != "incomplete"]
+    if grave:
+        others = f", and {len(grave) - 1} more" if len(grave) > 1 else ""
+        return Diagnosis(verdict=f"{grave[0].kind} ({grave[0].title} since step {grave[0].since}{others})", findings=tuple(findings))
+    if len(rows) < WINDOW:
+        return Diagnosis(verdict=f"too early to tell ({len(rows)} steps, {WINDOW} are needed)", findings=tuple(findings))
+    return Diagnosis(verdict="healthy", findings=tuple(findings))
 
 
-def _was_spread(row: Row) -> bool:
-    """Whether features told images apart at this step, so that flat ones later are a collapse however early."""
-    return _is_number(row.get("feature_std")) and row["feature_std"] > 2 * FLAT_STD
+def diagnose(rows: Sequence[Row], plan: Mapping[str, Any] | None = None) -> list[str]:
+    """Plain-language findings on a run, one line each; empty when nothing is wrong. See ``examine``."""
+    return [finding.text() for finding in examine(rows, plan).findings]
 
 
-def _findings(rows: Iterable[Row], spread: bool) -> dict[str, str]:
-    """Problems of one window by name."""
-    held = list(rows)
-    if len(held) < WINDOW:
-        return {}
-    checks: dict[str, Callable[[Sequence[Row]], str | None]] = {"skipped": _skipped, "starved": _starved, "gradient": _gradient}
-    if spread or held[-1]["step"] >= GRACE:
-        checks = {"collapse": _collapse, **checks}
-    found = {name: check(held) for name, check in checks.items()}
-    return {name: text for name, text in found.items() if text is not None}
+def _look(history: History, plan: Mapping[str, Any]) -> list[Finding]:
+    """Findings of all symptoms; a later one that an earlier one explains is left out."""
+    found: list[Finding] = []
+    for symptom in SYMPTOMS:
+        finding = symptom.look(history, plan)
+        if finding is not None and not any(earlier.name in symptom.explained_by for earlier in found):
+            found.append(finding)
+    return found
 
 
-def _collapse(rows: Sequence[Row]) -> str | None:
-    """Both textbook collapses of DINO (Caron et al. 2021, section 5.3): one prototype takes everything, or all are equal."""
-    entropy, kl, std, most = (_mean(rows, name) for name in ("teacher_entropy", "kl_to_uniform", "feature_std", "max_entropy"))
-    if entropy is None or kl is None or std is None or most is None:
-        return None
-    numbers = f"teacher entropy {entropy:.3g} and KL to uniform {kl:.3g} of at most {most:.3g} nats, feature std {std:.2g}"
-    if kl > NEAR * most:
-        return (f"collapse to one prototype: {numbers}. Likely cause: too little centring. Use objective.centering=sinkhorn, or lower "
-                "objective.center_momentum, and start again in another folder")  # fmt: skip
-    if std > FLAT_STD:
-        return None
-    if entropy > NEAR * most:
-        return (f"collapse to a uniform teacher: {numbers}. Likely cause: a teacher temperature or a learning rate that is too high. Lower "
-                "objective.teacher_temperature or optim.lr, and start again in another folder")  # fmt: skip
-    return (f"features have gone flat: {numbers}. All images look alike to the backbone. Likely cause: a learning rate that is too high or "
-            "views that share too little. Lower optim.lr, or raise views.local_scale")  # fmt: skip
+def _no_rows() -> Finding:
+    return Finding(name="empty", kind="incomplete", title="no steps", since=0, numbers="metrics.jsonl has no rows",
+                   cause="the run stopped before its first step", advice="see log.txt", keys={})  # fmt: skip
 
 
-def _skipped(rows: Sequence[Row]) -> str | None:
-    skipped = sum(int(row.get("skipped", 0)) for row in rows)
-    if skipped == 0:
-        return None
-    return (
-        f"{skipped} of the last {len(rows)} steps gave NaN or Inf and were skipped. Likely cause: a learning rate that is too high, or "
-        "broken pixel values. Lower optim.lr, or run dinodomain inspect on the store; engine.precision=fp32 rules out bfloat16"
-    )
+def _no_loss(rows: Sequence[Row]) -> Finding:
+    return Finding(
+        name="no loss", kind="unstable", title="no finite loss", since=int(rows[0]["step"]),
+        numbers=f"none of {len(rows)} steps gave a finite loss", cause="broken pixel values, or a learning rate far too high",
+        advice="check the store with dinodomain inspect, then lower the learning rate", keys={"optim.lr": "a tenth"},
+    )  # fmt: skip
 
 
-def _starved(rows: Sequence[Row]) -> str | None:
-    waits, seconds = _mean(rows, "data_wait"), _mean(rows, "seconds")
-    if waits is None or seconds is None or seconds <= 0 or waits / seconds < 0.3 or waits < 0.005:
-        return None
-    return (
-        f"the step waits for data {waits / seconds:.0%} of its time ({waits * 1000:.0f} ms a step). In this order: more readers "
-        "(loader.workers, then loader.threads; dinodomain doctor store=... measures how many help here), several samples of each read "
-        "(loader.draws=2), a faster disk for the store, a store that decodes faster (ingest again with store.codec=fast where it is small)"
-    )
-
-
-def _gradient(rows: Sequence[Row]) -> str | None:
-    norm = _mean(rows, "grad_norm_backbone")
-    if norm is None or norm > 1e-7:
-        return None
-    return f"the backbone's gradient has vanished (norm {norm:.2g}). Likely cause: a collapsed teacher or optim.lr far too high early on"
-
-
-def _history(rows: Sequence[Row]) -> list[str]:
-    """What only the whole run shows."""
-    losses = [row["loss"] for row in rows if _is_number(row.get("loss"))]
-    if not losses:
-        return ["no step of this run gave a finite loss: check the store with dinodomain inspect and lower optim.lr"]
-    steps = [row["step"] for row in rows]
-    gaps = sorted(set(range(steps[0], steps[-1] + 1)) - set(steps))
-    return [f"metrics.jsonl lacks {len(gaps)} steps, the first is {gaps[0]}"] if gaps else []
-
-
-def _mean(rows: Sequence[Row], name: str) -> float | None:
-    values = [float(row[name]) for row in rows if _is_number(row.get(name))]
-    return fmean(values) if len(values) * 2 >= len(rows) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _gaps(rows: Sequence[Row]) -> list[Finding]:
+    """Steps without a row: a damaged file, or two runs written into one."""
+    steps = [int(row["step"]) for row in rows]
+    gaps = sorted(set(range(min(steps), max(steps) + 1)) - set(steps))
+    if not gaps:
+        return []
+    return [Finding(name="gaps", kind="incomplete", title="missing steps", since=gaps[0],
+                    numbers=f"metrics.jsonl lacks {len(gaps)} steps, the first is {gaps[0]}", cause="lines of the file were lost",
+                    advice="training is not affected", keys={})]  # fmt: skip

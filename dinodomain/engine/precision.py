@@ -61,8 +61,6 @@ def apply_switches(*, device: str, threads: int, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(deterministic)
 
 
-def autocast(device: str, precision: Precision) -> AbstractContextManager[object]:
-    """The context of the forward pass."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+def autocast(device: str, precision: str) -> AbstractContextManager[object]:
+    """The context of a forward pass in a precision that ``choose_precision`` gave."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import torch
 
 from dinodomain.engine.cores import choose_workers
+from dinodomain.engine.distribute import choose_distribute
 from dinodomain.engine.facts import Facts
 from dinodomain.engine.lengths import length_problems, length_remarks
+from dinodomain.engine.machine import readable_size
+from dinodomain.engine.memory import CERTAIN, USABLE, Memory, does_not_fit, estimate, patches
 from dinodomain.engine.plan import PretrainPlan
 from dinodomain.engine.precision import choose_precision, choose_threads
 from dinodomain.engine.recipe import Choice, auto_recipe, replace_key
@@ -55,11 +59,15 @@ def resolve(plan: PretrainPlan, facts: Facts) -> Resolved:
     choices = _machine(plan, facts)
     device = torch.device(str(choices[0].value)).type
     if plan.recipe == "auto":
-        choices += auto_recipe(plan, facts, device)
+        choices += auto_recipe(_replace(plan, choices), facts, device)
     settled = _replace(plan, choices)
+    choices += (shared := _shared(settled, facts))
+    settled = _replace(settled, shared)
     policy, problems = _policy(settled.views, facts)
     views = _views(settled, facts, policy)
     settled = _replace(settled, views)
+    views += (positions := _positions(settled, facts))
+    settled = _replace(settled, positions)
     check(settled, facts, problems)
     told = _policy_reasons(settled, facts)
     settled = replace_key(settled, "views.policy", recorded(policy))
@@ -77,7 +85,12 @@ def check(plan: PretrainPlan, facts: Facts, found: Sequence[UserError] = ()) -> 
     Raises:
         Problems: One entry per key.
     """
-    problems = [*found, *_view_problems(plan, facts), *_date_problems(plan), *_batch_problems(plan, facts)]
+    problems = [
+        *found, *_view_problems(plan, facts), *_date_problems(plan), *_batch_problems(plan, facts), *_position_problems(plan, facts),
+        *_gram_problems(plan, facts), *_watch_problems(plan),
+    ]  # fmt: skip
+    if not problems:
+        problems = _memory_problems(plan, facts)
     if problems:
         raise Problems(problems)
 
@@ -119,6 +132,16 @@ def _machine(plan: PretrainPlan, facts: Facts) -> list[Choice]:
     ]
 
 
+def _shared(plan: PretrainPlan, facts: Facts) -> list[Choice]:
+    """How processes share the model, and who anchors."""
+    channels = facts.network_channels(plan.views.windows)
+    value, reason = choose_distribute(plan, ndim=facts.ndim, channels=channels, world=facts.world)
+    choices = [Choice(key="engine.distribute", value=value, reason=reason)] if plan.engine.distribute == "auto" else []
+    if plan.gram.weight > 0 and plan.gram.teacher == "start" and plan.start.weights is not None:
+        choices.append(Choice(key="gram.teacher", value=plan.start.weights, reason="the weights that the run starts from (start.weights)"))
+    return choices
+
+
 def _views(plan: PretrainPlan, facts: Facts, policy: ViewPolicy) -> list[Choice]:
     views, choices = plan.views, []
     if views.normalise == "auto":
@@ -140,17 +163,7 @@ def _scale_acts(views: ViewsPlan, which: str, ndim: int) -> bool:
 
 
 def _view_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
-    views, patch = plan.views, plan.model.patch
-    sizes = {"global_size": views.global_size, **({"local_size": views.local_size} if views.num_local else {})}
-    problems = [
-        UserError(
-            f"views.{name}",
-            f"is {size}",
-            allowed=f"a multiple of model.patch={patch}, for example {max(patch, round(size / patch) * patch)}",
-        )
-        for name, size in sizes.items()
-        if size % patch
-    ]
+    views, problems = plan.views, _patch_problems(plan, facts)
     limit = int(ENLARGE * facts.smallest_side)
     if views.global_size > limit:
         found = f"is {views.global_size}, the smallest tiles have {facts.smallest_side} pixels a side"
@@ -166,6 +179,52 @@ def _view_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
         found = f"'resize' cannot do {facts.ndim}-D on {plan.engine.device}"
         problems.append(UserError("views.renderer", found, allowed="matmul, fastest"))
     return problems
+
+
+def _patch_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
+    """Patches that do not fit tiles or crops; crops have one side in pixels along all axes, patches may have one for each."""
+    views, patch = plan.views, plan.model.patch
+    own = (patch,) if isinstance(patch, int) else patch
+    if len(own) not in (1, facts.ndim):
+        return [UserError("model.patch", f"{patch} has {len(own)} sides", allowed=f"one number, or {facts.ndim} for {facts.ndim}-D tiles")]
+    step, name = math.lcm(*own), str(own[0]) if len(set(own)) == 1 else f"{'x'.join(map(str, own))} along every axis"
+    sizes = {"global_size": views.global_size, **({"local_size": views.local_size} if views.num_local else {})}
+    return [
+        UserError(
+            f"views.{key}",
+            f"is {size}",
+            allowed=f"a multiple of model.patch={name}, for example {max(step, round(size / step) * step)}",
+        )
+        for key, size in sizes.items()
+        if any(size % side for side in own)
+    ]
+
+
+def _positions(plan: PretrainPlan, facts: Facts) -> list[Choice]:
+    """The length of rotary positions in mm or m, where nobody gave one and all pixels have a known size."""
+    tiles, views = facts.lengths.get("extent"), plan.views
+    if plan.model.rope_unit != "physical" or plan.model.rope_length is not None or tiles is None or _position_problems(plan, facts):
+        return []
+    if views.global_extent is not None:
+        crop = sum(views.global_extent) / 2
+    elif views.global_scale is not None:
+        crop = tiles.median * (sum(views.global_scale) / 2) ** (1 / facts.ndim)
+    else:
+        return []
+    reason = f"half of the median global crop, {crop:.3g} in the unit of the tiles' spacing"
+    return [Choice(key="model.rope_length", value=float(f"{crop / 2:.3g}"), reason=reason)]
+
+
+def _position_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
+    """Rotary positions in mm or m of tiles whose pixels have no known size."""
+    if plan.model.rope_unit != "physical":
+        return []
+    unknown = [lengths for lengths in facts.lengths.values() if lengths.unknown]
+    if not unknown:
+        return []
+    found = f"is physical and needs the spacing of every source; {unknown[0].unknown} of {unknown[0].sources} have none"
+    remedy = "use model.rope_unit=crop, leave these sources out, or ingest files that state their spacing"
+    return [UserError("model.rope_unit", f"{found}, the first is {unknown[0].first!r}", remedy=remedy)]
 
 
 def _range_problems(views: ViewsPlan, facts: Facts) -> list[UserError]:
@@ -194,14 +253,63 @@ def _date_problems(plan: PretrainPlan) -> list[UserError]:
 
 
 def _batch_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
-    batch, world, draws = plan.loader.batch, facts.world, plan.loader.draws
+    batch, world, draws, parts = plan.loader.batch, facts.world, plan.loader.draws, plan.engine.accumulate
     if batch % (world * draws):
         each = "" if draws == 1 else f", with {draws} draws of each tile"
         return [UserError("loader.batch", f"is {batch} on {world} processes{each}", allowed=f"a multiple of {world * draws}")]
-    if batch // world < 2 and plan.objective.koleo_weight > 0:
-        return [UserError("loader.batch", f"is {batch} on {world} processes", allowed=f"{2 * world} or more",
-                          remedy="KoLeo compares samples of one process; objective.koleo_weight=0 turns it off")]  # fmt: skip
+    samples, least = batch // world, 2 if plan.objective.koleo_weight > 0 else 1
+    koleo = "KoLeo compares samples of one process; objective.koleo_weight=0 turns it off"
+    if samples < least:
+        return [UserError("loader.batch", f"is {batch} on {world} processes", allowed=f"{2 * world} or more", remedy=koleo)]
+    if samples % parts or samples // parts < least:
+        fitting = [count for count in range(1, samples // least + 1) if samples % count == 0]
+        found = f"is {parts} for the {samples} samples of a process"
+        remedy = None if samples % parts else koleo.replace("one process", "one micro-batch")
+        return [UserError("engine.accumulate", found, allowed=", ".join(map(str, fitting)), remedy=remedy)]
     return []
+
+
+def _gram_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
+    """Gram anchoring that has no anchor, or shows it crops that its patches do not divide."""
+    gram, views = plan.gram, plan.views
+    if gram.weight == 0:
+        return []
+    problems = []
+    if gram.teacher == "start":
+        problems.append(UserError("gram.teacher", "is start, and start.weights is empty",
+                                  remedy="set start.weights=RUN, gram.teacher=PATH, or gram.teacher=drift"))  # fmt: skip
+    if gram.teacher == "drift" and plan.watch.tiles == 0:
+        problems.append(UserError("gram.teacher", "is drift, which dense matching decides, and watch.tiles=0 measures none",
+                                  remedy="set watch.tiles to 64 or more, or gram.teacher=PATH"))  # fmt: skip
+    if gram.teacher == "drift" and 4 * plan.watch.every > plan.engine.steps:
+        found = (
+            f"is {plan.watch.every} in {plan.engine.steps} steps: gram.teacher=drift anchors after three looks worse than an earlier one"
+        )
+        problems.append(UserError("watch.every", found, allowed=f"at most {max(1, plan.engine.steps // 4)}"))
+    step = math.lcm(*patches(plan.model, facts.ndim))
+    if gram.size is not None and (gram.size % step or gram.size < views.global_size):
+        low = -(-views.global_size // step) * step
+        problems.append(UserError("gram.size", f"is {gram.size}", allowed=f"a multiple of the patch, {step}, from {low} on"))
+    return problems
+
+
+def _watch_problems(plan: PretrainPlan) -> list[UserError]:
+    """Keys that count on a look that never happens."""
+    if plan.watch.labels is not None and plan.watch.tiles == 0:
+        return [UserError("watch.labels", "is set, and watch.tiles=0 looks at nothing", remedy="set watch.tiles, or leave the labels out")]
+    return []
+
+
+def _memory_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
+    there = facts.memory.get(torch.device(plan.engine.device).type)
+    if there is None:
+        return []
+    needed = _needed(plan, facts)
+    return [does_not_fit(plan, f"about {needed}", there, world=facts.world)] if CERTAIN * needed.total > there else []
+
+
+def _needed(plan: PretrainPlan, facts: Facts) -> Memory:
+    return estimate(plan, ndim=facts.ndim, channels=facts.network_channels(plan.views.windows), world=facts.world)
 
 
 def _remarks(plan: PretrainPlan, facts: Facts) -> list[str]:
@@ -215,6 +323,13 @@ def _remarks(plan: PretrainPlan, facts: Facts) -> list[str]:
     if plan.loader.pairs == "dates" and plan.loader.dates > plan.views.num_global:
         remarks.append(f"loader.dates = {plan.loader.dates}: the {plan.views.num_global} global crops show the first ones, local crops all")
     remarks += length_remarks(plan.views, facts.lengths)
+    if plan.gram.weight > 0 and (plan.gram.size or 2 * plan.views.global_size) > ENLARGE * facts.smallest_side:
+        remarks.append(f"gram.size: the anchor's crops enlarge the smallest tiles ({facts.smallest_side} pixels a side) more than twofold")
+    there = facts.memory.get(torch.device(plan.engine.device).type)
+    needed = _needed(plan, facts)
+    tight = there is not None and needed.total > USABLE * there
+    told = "" if there is None else f" of {readable_size(there)}" + (": tight, try dry_run=true first" if tight else "")
+    remarks.append(f"a step takes about {needed} on each device{told}")
     epochs = plan.engine.steps * plan.loader.batch / plan.loader.draws / facts.num_tiles
     each = "" if plan.loader.draws == 1 else f", each read once and drawn {plan.loader.draws} times an epoch"
     remarks.append(f"{plan.engine.steps} steps of {plan.loader.batch} samples are {epochs:.3g} epochs of {facts.num_tiles} tiles{each}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dinodomain.export.inputs import input_facts, window_lines
 from dinodomain.lineage import Json
-from dinodomain.model import Backbone
+from dinodomain.model import Backbone, ModelPlan
 from dinodomain.types import Normalisation
 from dinodomain.views.normalise import input_channels
 
@@ -39,8 +39,9 @@ tags: [self-supervised, dino, {backbone.domain}]
 ---
 # Backbone for domain `{backbone.domain}`
 
-Vision transformer, {backbone.ndim}-D, width {plan.dim}, depth {plan.depth}, {plan.heads} heads, patch {plan.patch},
-{plan.registers} registers, pretrained at {"x".join(map(str, backbone.image_size))} pixels.
+Vision transformer, {backbone.ndim}-D, width {plan.dim}, depth {plan.depth}, {plan.heads} heads, {plan.mlp} MLP,
+patch {"x".join(map(str, backbone.patch))}, {plan.registers} registers, {_position_note(plan)},
+pretrained at {"x".join(map(str, backbone.image_size))} pixels.
 
 ## Load
 
@@ -51,7 +52,7 @@ Vision transformer, {backbone.ndim}-D, width {plan.dim}, depth {plan.depth}, {pl
 ## Input
 
 Normalisation mode `{numbers.mode}`: unit = clip((value - low) / (high - low), 0, 1), network = (unit - mean) / std.
-{_mode_note(numbers.mode)}
+{_mode_note(numbers.mode)}{_spacing_note(plan)}
 {_window_note(numbers, takes_stored=takes_stored)}
 | channel | stored channel | unit | low | high | mean | std |
 |---|---|---|---|---|---|---|
@@ -65,6 +66,20 @@ Normalisation mode `{numbers.mode}`: unit = clip((value - low) / (high - low), 0
 The whole record lies in `lineage.json`.
 
 {_LIMITS}"""
+
+
+def _position_note(plan: ModelPlan) -> str:
+    if plan.position != "rope":
+        return f"{plan.position} positions"
+    unit = {"crop": "half sides of the crop", "patch": "patches", "physical": "mm or m"}[plan.rope_unit]
+    return f"rotary positions in {unit} (base {plan.rope_base:g})"
+
+
+def _spacing_note(plan: ModelPlan) -> str:
+    """What a network in physical units takes beside pixels, on a line of its own; empty where it takes nothing."""
+    if plan.rope_unit != "physical":
+        return ""
+    return "\nBeside pixels it takes the pixel size of every image along each axis, in the unit of training (mm or m)."
 
 
 def _mode_note(mode: str) -> str:

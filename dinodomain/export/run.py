@@ -18,14 +18,18 @@ from dinodomain.export.card import model_card
 from dinodomain.export.inputs import window_lines
 from dinodomain.export.plan import Exported, ExportPlan
 from dinodomain.export.timm import CONFIG, WEIGHTS, timm_config, timm_tokens, timm_weights
-from dinodomain.export.torch_export import PROGRAM, Portable, export_program, physical_example, program_tokens
+from dinodomain.export.torch_export import PROGRAM, Portable, export_program, physical_example, program_tokens, spacing_example
 from dinodomain.lineage import Json, Lineage, sync_folder, write_bytes, write_json
 from dinodomain.model import Backbone
+from dinodomain.types import Acquisition
 
 CARD = "README.md"
 RECORD = "lineage.json"
 OWN = frozenset({CARD, RECORD, WEIGHTS, CONFIG, EXPORTED, PROGRAM})
 """Names that an export writes; a folder that holds others is never replaced."""
+
+EXAMPLES = 3
+"""Inputs that an export is tried on; three also try a traced batch axis."""
 
 TOLERANCE = 1e-4
 """Largest difference of tokens, which the final norm brings to unit scale, that counts as equal in float32."""
@@ -85,29 +89,30 @@ def _write(plan: ExportPlan, backbone: Backbone, provenance: Mapping[str, Json],
     write_json(folder / RECORD, provenance)
     card = model_card(backbone, provenance, _load_line(plan, Path(plan.out)), takes_stored=plan.format == "torch_export")
     write_bytes(folder / CARD, card.encode())
-    example = _example(backbone)
+    example, spacing = _example(backbone), spacing_example(backbone, EXAMPLES)
     if plan.format == "timm":
         config = timm_config(backbone, provenance)
         write_bytes(folder / WEIGHTS, safetensors.torch.save(timm_weights(backbone), metadata={"format": "pt"}))
         write_json(folder / CONFIG, config)
-        return _difference(_tokens(backbone, example), timm_tokens(folder, example))
+        return _difference(_tokens(backbone, example, spacing), timm_tokens(folder, example))
     if plan.format == "safetensors":
         path = save_backbone(folder / EXPORTED, backbone, history=provenance)
-        return _difference(_tokens(backbone, example), _tokens(load_backbone(path), example))
+        return _difference(_tokens(backbone, example, spacing), _tokens(load_backbone(path), example, spacing))
     export_program(backbone, folder / PROGRAM, provenance)
     portable = Portable(backbone)
     physical = physical_example(portable, len(example))
-    return _difference(_tokens(backbone, portable.normalise(physical)), program_tokens(folder / PROGRAM, physical))
+    found = program_tokens(folder / PROGRAM, physical, spacing)
+    return _difference(_tokens(backbone, portable.normalise(physical), spacing), found)
 
 
 def _example(backbone: Backbone) -> Tensor:
-    """Three made-up inputs at pretraining size; a batch of three also tries a traced batch axis."""
-    return torch.randn(3, len(backbone.channels), *backbone.image_size, generator=torch.Generator().manual_seed(0))
+    """Made-up inputs at pretraining size."""
+    return torch.randn(EXAMPLES, len(backbone.channels), *backbone.image_size, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def _tokens(backbone: Backbone, x: Tensor) -> Tensor:
-    features = backbone(x)
+def _tokens(backbone: Backbone, x: Tensor, spacing: Tensor | None) -> Tensor:
+    features = backbone(x, about=None if spacing is None else Acquisition(spacing=spacing))
     return torch.cat([features.cls[:, None], features.registers, features.patches], dim=1)
 
 

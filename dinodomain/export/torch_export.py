@@ -2,7 +2,8 @@
 
 The exported program takes values of the stored channels in their units, not in the network's range: display windows, clipping and
 standardising are part of it, so that nobody has to copy numbers from a card. A backbone that was normalised by each source's own
-percentiles takes unit-range values. C stored channels, K channels of the network; they differ for display windows only.
+percentiles takes unit-range values. C stored channels, K channels of the network; they differ for display windows only. Where positions
+are measured in mm or m (``model.rope_unit=physical``) the program takes the pixel size of every image as a second input.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from dinodomain.export.inputs import input_facts
 from dinodomain.lineage import Json, canonical
 from dinodomain.model import Backbone
+from dinodomain.types import Acquisition
 from dinodomain.views.normalise import input_channels, source_channels
 
 PROGRAM: Final = "backbone.pt2"
@@ -58,9 +60,9 @@ class Portable(nn.Module):
             x = torch.stack([x[:, source] for source in self.sources], dim=1)
         return (((x.float() - self.low) / self.span).clamp(0.0, 1.0) - self.mean) / self.std
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Channel units [n, C, *size] -> class token [n, E], registers [n, R, E], patch tokens [n, P, E]."""
-        features = self.backbone(self.normalise(x))
+    def forward(self, x: Tensor, spacing: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Channel units [n, C, *size] and spacing [n, D] -> class token [n, E], registers [n, R, E], patch tokens [n, P, E]."""
+        features = self.backbone(self.normalise(x), about=None if spacing is None else Acquisition(spacing=spacing))
         return features.cls, features.registers, features.patches
 
 
@@ -72,15 +74,26 @@ def export_program(backbone: Backbone, path: Path, provenance: Json) -> None:
         path: The ``.pt2`` file.
         provenance: Lineage record.
     """
-    portable = Portable(backbone).eval()
+    portable, count = Portable(backbone).eval(), torch.export.Dim("n", min=1, max=4096)
     example = torch.zeros(2, len(portable.channels), *backbone.image_size)
     # Batch 2: sizes 0 and 1 are specialised by the tracer.
-    program = torch.export.export(portable, (example,), dynamic_shapes={"x": {0: torch.export.Dim("n", min=1, max=4096)}})
+    spacing = spacing_example(backbone, 2)
+    inputs = {"x": example} | ({} if spacing is None else {"spacing": spacing})
+    program = torch.export.export(portable, tuple(inputs.values()), dynamic_shapes={name: {0: count} for name in inputs})
     with warnings.catch_warnings():
         # The archive writer warns about its own use of a deprecated pytree serialiser.
         warnings.simplefilter("ignore")
         told = {"spec": backbone.spec, "takes": portable.channels, "input": input_facts(backbone.normalisation), "lineage": provenance}
         torch.export.save(program, path, extra_files={"dinodomain.json": canonical(told)})
+
+
+def spacing_example(backbone: Backbone, count: int) -> Tensor | None:
+    """[count, D] made-up pixel sizes that give a crop about the length of those in training; None where a network needs none."""
+    plan = backbone.vit.plan
+    if plan.rope_unit != "physical" or plan.rope_length is None:
+        return None
+    usual = 2 * plan.rope_length / torch.tensor(backbone.image_size)
+    return usual * torch.linspace(0.5, 1.5, count * backbone.ndim).reshape(count, -1)
 
 
 def physical_example(portable: Portable, count: int) -> Tensor:
@@ -95,10 +108,10 @@ def physical_example(portable: Portable, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def program_tokens(path: Path, x: Tensor) -> Tensor:
-    """Tokens [n, 1 + R + P, E] that the reloaded program computes from values in channel units."""
+def program_tokens(path: Path, x: Tensor, spacing: Tensor | None = None) -> Tensor:
+    """Tokens [n, 1 + R + P, E] that the reloaded program computes from values in channel units, and pixel sizes where it takes them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in export_program
         program = torch.export.load(path).module()
-    cls, registers, patches = program(x)
+    cls, registers, patches = program(x) if spacing is None else program(x, spacing)
     return torch.cat([cls[:, None], registers, patches], dim=1)

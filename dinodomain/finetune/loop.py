@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dinodomain.domain import Domain, ViewPolicy
-from dinodomain.embed import sides_for
+from dinodomain.embed import narrowed, network_input, sides_for, told_channels
 from dinodomain.finetune.data import Split
 from dinodomain.finetune.plan import FinetunePlan
 from dinodomain.finetune.task import Predictor
@@ -22,8 +22,8 @@ from dinodomain.loader import Loader, LoaderPlan, sweep
 from dinodomain.model import Backbone
 from dinodomain.policy import changed
 from dinodomain.store import Store
-from dinodomain.types import Batch
-from dinodomain.views import ViewsPlan, draw_batch, render, to_network
+from dinodomain.types import Acquisition, Batch
+from dinodomain.views import ViewsPlan, draw_batch, render
 
 Report = Callable[[int, float], None]
 
@@ -81,7 +81,7 @@ def _train(
                 group["lr"] = group["peak"] * _share(step, plan.steps)
             position = order[np.searchsorted(rows, batch.rows.cpu().numpy(), sorter=order)]
             # The backbone stays in evaluation mode: few labels do not feed stochastic depth.
-            loss = predictor.loss(predictor(_augmented(batch, predictor.backbone, domain, policy, plan)), labels[position].to(device))
+            loss = predictor.loss(predictor(*_augmented(batch, predictor.backbone, domain, policy, plan)), labels[position].to(device))
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_([p for p in predictor.parameters() if p.requires_grad], 3.0)
@@ -126,11 +126,13 @@ def training_policy(domain: Domain, pretrained: Mapping[str, Any]) -> ViewPolicy
     return replace(changed(domain.view_policy(), changes, place="the checkpoint's views.policy"), blur=None, solarise=None)
 
 
-def _augmented(batch: Batch, backbone: Backbone, domain: Domain, policy: ViewPolicy, plan: FinetunePlan) -> Tensor:
+def _augmented(batch: Batch, backbone: Backbone, domain: Domain, policy: ViewPolicy, plan: FinetunePlan) -> tuple[Tensor, Acquisition]:
+    """One crop of each tile, and what is known of it."""
+    numbers = narrowed(backbone, batch.channels)
     views = ViewsPlan(global_size=backbone.image_size[0], num_global=1, num_local=0, global_scale=plan.scale)
-    params = draw_batch(policy, views, batch, seed=plan.seed, normalisation=backbone.normalisation)
-    rendered = render(batch, params, to_float=domain.to_float, normalisation=backbone.normalisation, patch_size=backbone.patch)
-    return rendered.groups[0].pixels
+    params = draw_batch(policy, views, batch, seed=plan.seed, normalisation=numbers)
+    group = render(batch, params, to_float=domain.to_float, normalisation=numbers, patch_size=backbone.patch).groups[0]
+    return group.pixels, Acquisition(spacing=group.spacing, kept=group.kept, channels=told_channels(backbone, numbers))
 
 
 @torch.no_grad()
@@ -152,5 +154,5 @@ def _outputs(predictor: Predictor, batches: Generator[Batch, None, None], domain
     with closing(batches):
         for batch in batches:
             sides = sides_for(tuple(batch.pixels.shape[3:]), max(backbone.image_size), backbone.patch)
-            x, _ = to_network(batch, to_float=domain.to_float, normalisation=backbone.normalisation, size=sides)
-            yield batch.rows.tolist(), predictor.predict(predictor(x)).float().cpu().numpy()
+            shown = network_input(backbone, batch, domain, sides)
+            yield batch.rows.tolist(), predictor.predict(predictor(shown.pixels, shown.about)).float().cpu().numpy()

@@ -15,7 +15,9 @@ import safetensors.torch
 from tqdm import tqdm
 
 from dinodomain.checkpoint import load_backbone, origin, save_backbone
+from dinodomain.checkpoint.baseline import baseline_of
 from dinodomain.domain import Domain, ViewPolicy, find_domain
+from dinodomain.embed import fit_channels
 from dinodomain.finetune.data import Split, split_labels
 from dinodomain.finetune.loop import Fitted, fit, training_policy
 from dinodomain.finetune.plan import FinetunePlan
@@ -36,8 +38,10 @@ class Tuned:
     Attributes:
         out: Its folder.
         target: Column that was predicted.
-        scores: ``pretrained`` and, unless turned off, ``untrained`` -> metric -> interval over test units.
+        scores: ``pretrained`` and, unless turned off, ``untrained`` and, of a run that began with weights, ``warm_start`` -> metric ->
+            interval over test units.
         difference: Headline metric, pretrained minus untrained, in the same bootstrap draws; None without a baseline.
+        difference_to_start: The same, pretrained minus warm start; None where the run began with fresh weights.
         counts: Sources and units trained on and scored, and what was left out.
     """
 
@@ -46,6 +50,7 @@ class Tuned:
     scores: Mapping[str, Mapping[str, Interval]]
     difference: Interval | None
     counts: Mapping[str, Json]
+    difference_to_start: Interval | None = None
 
     def text(self) -> str:
         """What the command prints."""
@@ -54,6 +59,8 @@ class Tuned:
         lines += [f"{kind:<12}" + "".join(f"{found[name]!s:>28}" for name in metrics) for kind, found in self.scores.items()]
         if self.difference is not None:
             lines.append(f"pretrained - untrained, {metrics[0]}: {self.difference}")
+        if self.difference_to_start is not None:
+            lines.append(f"pretrained - warm start, {metrics[0]}: {self.difference_to_start}")
         lines += [f"{name}: {value}" for name, value in self.counts.items()]
         return "\n".join([*lines, f"weights, predictions and report: {self.out}"])
 
@@ -73,18 +80,22 @@ def finetune(plan: FinetunePlan, *, domain: Domain | None = None) -> Tuned:
     Raises:
         UserError: Nothing to load, labels do not join, or too few of them.
     """
-    store, backbone = open_store(plan.store), load_backbone(plan.checkpoint)
+    store = open_store(plan.store)
     domain = domain or find_domain(store.domain)
+    backbone = fit_channels(load_backbone(plan.checkpoint), store, domain)
     device, _ = choose_device(plan.device, key="finetune.device")
     split = split_labels(store, plan)
     # Now, so that a place that cannot be written is known before the training.
     Path(plan.out).mkdir(parents=True, exist_ok=True)
-    starts = {"pretrained": backbone, **({"untrained": random_like(backbone, plan.seed)} if plan.baseline else {})}
+    starts = {"pretrained": backbone, **(_baselines(plan, backbone, store, domain) if plan.baseline else {})}
     policy = training_policy(domain, origin(plan.checkpoint))
     fitted = {name: _fit(name, start, store, domain, split, plan, device, policy) for name, start in starts.items()}
-    scores, difference = _score(fitted, split)
+    scores, differences = _score(fitted, split)
     counts = _counts(split)
-    tuned = Tuned(out=plan.out, target=plan.target, scores=scores, difference=difference, counts=counts)
+    tuned = Tuned(
+        out=plan.out, target=plan.target, scores=scores, difference=differences.get("untrained"), counts=counts,
+        difference_to_start=differences.get("warm_start"),
+    )  # fmt: skip
     _write(tuned, fitted["pretrained"], split, store, plan)
     return tuned
 
@@ -103,17 +114,25 @@ def _fit(
         return fit(backbone, store, domain, split, plan, report, device, policy)
 
 
-def _score(fitted: Mapping[str, Fitted], split: Split) -> tuple[dict[str, dict[str, Interval]], Interval | None]:
+def _baselines(plan: FinetunePlan, backbone: Backbone, store: Store, domain: Domain) -> dict[str, Backbone]:
+    """What the same labels give without this pretraining: from chance, and from the weights that the run began with, if it had any."""
+    start = baseline_of(plan.checkpoint)
+    begun = {} if start is None else {"warm_start": fit_channels(load_backbone(start), store, domain)}
+    return {"untrained": random_like(backbone, plan.seed), **begun}
+
+
+def _score(fitted: Mapping[str, Fitted], split: Split) -> tuple[dict[str, dict[str, Interval]], dict[str, Interval]]:
     truth, units, metrics = split.target.y[split.test], index_units(split.units[split.test]), split.target.metrics
     weights = np.concatenate(list(unit_weights(units, 1000, seed=0)))
     values = {name: {m: plain(metric, one.predictions, truth) for m, metric in metrics.items()} for name, one in fitted.items()}
     draws = {name: {m: metric(one.predictions, truth, weights) for m, metric in metrics.items()} for name, one in fitted.items()}
     scores = {name: {m: percentile_interval(values[name][m], draws[name][m]) for m in metrics} for name in fitted}
-    if "untrained" not in fitted:
-        return scores, None
     headline = next(iter(metrics))
-    gain = values["pretrained"][headline] - values["untrained"][headline]
-    return scores, percentile_interval(gain, draws["pretrained"][headline] - draws["untrained"][headline])
+    differences = {}
+    for baseline in fitted.keys() - {"pretrained"}:
+        gain = values["pretrained"][headline] - values[baseline][headline]
+        differences[baseline] = percentile_interval(gain, draws["pretrained"][headline] - draws[baseline][headline])
+    return scores, differences
 
 
 def _counts(split: Split) -> dict[str, Json]:

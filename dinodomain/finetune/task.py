@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from dinodomain.model import Backbone
 from dinodomain.probes import Target
+from dinodomain.types import Acquisition
 
 
 @final
@@ -37,10 +38,10 @@ class Predictor(nn.Module):
         self.register_buffer("spread", torch.ones(()) if self.classify else numbers.std(correction=0).clamp_min(1e-12))
         backbone.requires_grad_(full)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, C, *size] in the network's range -> logits [n, classes], or standardised values [n, 1]."""
+    def forward(self, x: Tensor, about: Acquisition | None = None) -> Tensor:
+        """[n, C, *size] in the network's range, and what is known of them -> logits [n, classes], or standardised values [n, 1]."""
         with torch.set_grad_enabled(self.full and torch.is_grad_enabled()):
-            pooled = self.backbone.pool(self.backbone(x))
+            pooled = self.backbone.pool(self.backbone(x, about=about))
         outputs: Tensor = self.linear(self.norm(pooled))
         return outputs
 

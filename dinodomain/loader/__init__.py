@@ -9,20 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dinodomain.loader.loader import Loader, State, sweep
+    from dinodomain.loader.loader import Loader, State, sweep, sweep_tiles
     from dinodomain.loader.order import Draw, Order
     from dinodomain.loader.plan import LoaderPlan
     from dinodomain.loader.tiles import Bucket, Tiles, find_tiles
 
 _ROOMS = {
-    "loader": ("Loader", "State", "sweep"),
+    "loader": ("Loader", "State", "sweep", "sweep_tiles"),
     "order": ("Draw", "Order"),
     "plan": ("LoaderPlan",),
     "tiles": ("Bucket", "Tiles", "find_tiles"),
 }
 _FILE = {name: file for file, names in _ROOMS.items() for name in names}
 
-__all__ = ["Bucket", "Draw", "Loader", "LoaderPlan", "Order", "State", "Tiles", "find_tiles", "sweep"]
+__all__ = ["Bucket", "Draw", "Loader", "LoaderPlan", "Order", "State", "Tiles", "find_tiles", "sweep", "sweep_tiles"]
 
 
 def __getattr__(name: str) -> Any:

@@ -209,18 +209,34 @@ def sweep(
     Raises:
         UserError: No tile of the store is eligible. ``rows`` without one give nothing.
     """
-    plan = replace(plan, aligned=True, draws=1, pairs="none")
-    tiles = find_tiles(store, plan, holdout=holdout)
+    tiles = find_tiles(store, _still(plan), holdout=holdout)
     wanted = None if rows is None else np.isin(tiles.rows, np.fromiter(rows, dtype=np.int64))
+    yield from sweep_tiles(store, tiles if wanted is None else tiles.only(wanted), plan, device=device)
+
+
+def sweep_tiles(store: Store, tiles: Tiles, plan: LoaderPlan, *, device: str | torch.device = "cpu") -> Generator[Batch, None, None]:
+    """Some tiles once each, bucket by bucket and otherwise in their order; the last batch of a bucket may be smaller.
+
+    Args:
+        store: The store of the tiles.
+        tiles: What to read.
+        plan: As for ``sweep``.
+        device: Where batches go.
+    """
+    plan = _still(plan)
     feed = Feed(store, tiles.buckets, plan, batch=plan.batch, dates=1, device=device)
-    yield from feed.run(_sweep_jobs(tiles, wanted, plan.batch))
+    yield from feed.run(_sweep_jobs(tiles, plan.batch))
 
 
-def _sweep_jobs(tiles: Tiles, wanted: np.ndarray | None, batch: int) -> Iterator[Job]:
+def _still(plan: LoaderPlan) -> LoaderPlan:
+    """Without what makes an order: each tile once, where it lies."""
+    return replace(plan, aligned=True, draws=1, pairs="none")
+
+
+def _sweep_jobs(tiles: Tiles, batch: int) -> Iterator[Job]:
     for bucket, members in enumerate(tiles.members):
-        kept = members if wanted is None else members[wanted[members]]
-        for first in range(0, len(kept), batch):
-            chosen = kept[first : first + batch]
+        for first in range(0, len(members), batch):
+            chosen = members[first : first + batch]
             zeros = np.zeros(len(chosen), dtype=np.int64)
             part = Part(key=(bucket, first), rows=tiles.rows[chosen][:, None], starts=tiles.starts[chosen][:, None])
             slots = np.arange(len(chosen), dtype=np.int64)

@@ -97,7 +97,7 @@ class Tiles:
         kept = np.isin(self.rows, chosen)
         if not kept.any():
             raise UserError("rows", "none of the chosen sources has an eligible tile", remedy="lower loader.min_valid, or choose others")
-        left = self._only(kept)
+        left = self.only(kept)
         if self.dates is None:
             return left
         dated = left._dated(self.dates.of_rows(chosen))
@@ -106,14 +106,15 @@ class Tiles:
             raise UserError("rows", problem, remedy="choose others, or set loader.pairs=none")
         return dated
 
-    def _only(self, kept: np.ndarray) -> Tiles:
+    def only(self, kept: np.ndarray) -> Tiles:
+        """The tiles of a mask [n] bool, or of positions [m] int64 in their order; buckets stay, even where empty."""
         columns = ("rows", "starts", "bucket", "tile_ids", "units", "valid_fraction")
         return replace(self, **{name: getattr(self, name)[kept] for name in columns})
 
     def _dated(self, dates: Dates) -> Tiles:
         """The tiles that have enough dates."""
         enough = dates.enough(self.rows, self.starts, self.extents[self.bucket])
-        return replace(self._only(enough), dates=dates)
+        return replace(self.only(enough), dates=dates)
 
     @cached_property
     def digest(self) -> str:

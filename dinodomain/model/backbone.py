@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal, final, get_args
 
 import numpy as np
@@ -10,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from dinodomain.errors import UserError
+from dinodomain.model.bands import Band, Vocabulary, as_bands
+from dinodomain.model.channels import WavelengthPatchEmbed, sharing
 from dinodomain.model.plan import ModelPlan
 from dinodomain.model.vit import VisionTransformer
-from dinodomain.types import Features, Normalisation
+from dinodomain.types import Acquisition, Features, Normalisation
 
 Pooling = Literal["cls+mean", "cls", "mean"]
 """How an image becomes one vector: class token, mean of its patches, or both side by side."""
@@ -57,9 +61,25 @@ class Backbone(nn.Module):
         normalisation: Normalisation,
         domain: str,
         pooling: Pooling = "cls+mean",
+        bands: Sequence[Band] | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> Backbone:
-        """A backbone with fresh weights from torch's default generator."""
-        vit = VisionTransformer(plan, in_channels=len(normalisation.channels), ndim=ndim, image_size=image_size)
+        """A backbone with fresh weights from torch's default generator.
+
+        Args:
+            plan: Sizes.
+            ndim: 2 (images) or 3 (volumes).
+            image_size: Sides in pixels of a global crop in pretraining.
+            normalisation: Numbers of the network's range; names its channels.
+            domain: Name of the domain.
+            pooling: How ``features`` pools.
+            bands: The same channels with their wavelengths, for ``model.channels=wavelength``; None: no channel has one.
+            vocabulary: What there are weights for; None: what ``bands`` need.
+        """
+        told = [Band(name) for name in normalisation.channels] if bands is None else list(bands)
+        vit = VisionTransformer(
+            plan, in_channels=len(normalisation.channels), ndim=ndim, image_size=image_size, bands=told, vocabulary=vocabulary
+        )
         return cls(vit, normalisation=normalisation, domain=domain, pooling=pooling)
 
     @classmethod
@@ -79,6 +99,7 @@ class Backbone(nn.Module):
             normalisation=normalisation_of(spec),
             domain=spec["domain"],
             pooling=spec["pooling"],
+            **_bands_in(spec),
         )
         try:
             backbone.load_state_dict(state, strict=True)
@@ -96,6 +117,7 @@ class Backbone(nn.Module):
             "ndim": self.ndim,
             "image_size": list(self.image_size),
             "channels": list(self.channels),
+            **self._bands_spec(),
             "normalisation": {name: _plain(value) for name, value in _recorded(normalisation).items()},
             "domain": self.domain,
             "pooling": self.pooling,
@@ -105,6 +127,74 @@ class Backbone(nn.Module):
     def channels(self) -> tuple[str, ...]:
         """Names of the network's channels in input order; display windows of one stored channel are several."""
         return self.normalisation.channels
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """The network's channels with their wavelengths; a network with a kernel for each channel knows names only."""
+        embed = self.vit.patch_embed
+        return embed.bands if isinstance(embed, WavelengthPatchEmbed) else tuple(map(Band, self.channels))
+
+    @property
+    def any_channels(self) -> bool:
+        """Whether it takes any subset of its channels, and others (``with_bands``)."""
+        return isinstance(self.vit.patch_embed, WavelengthPatchEmbed)
+
+    @property
+    def needs_spacing(self) -> bool:
+        """Whether it must be told the pixel size of every image (``Acquisition.spacing``)."""
+        return self.vit.plan.position == "rope" and self.vit.plan.rope_unit == "physical"
+
+    def with_bands(self, bands: Mapping[str, float | None] | Sequence[Band], normalisation: Normalisation | None = None) -> Backbone:
+        """The same network for the channels of another sensor; weights are shared, not copied.
+
+        Args:
+            bands: ``{"B1": 443.0, "VV": 5.55e7, "ct": None}`` in nm, or bands; wavelengths may be ones it was never trained on.
+            normalisation: Numbers of the network's range for these channels; None keeps those of channels that it has, and gives each
+                new one those of the channel nearest in wavelength, which fits sensors of the same quantity.
+
+        Raises:
+            UserError: This network has a kernel for each channel; a name has no embedding; the normalisation names other channels.
+        """
+        embed = self.vit.patch_embed
+        if not isinstance(embed, WavelengthPatchEmbed):
+            raise UserError(
+                "model.channels", "is fixed: the network has a kernel for each channel", remedy="train with channels=wavelength"
+            )
+        wanted = as_bands(bands)
+        names = tuple(band.name for band in wanted)
+        numbers = normalisation or self._nearest(wanted)
+        if numbers.channels != names:
+            raise UserError("normalisation", f"names {', '.join(numbers.channels)}", allowed=", ".join(names))
+        vit = sharing(self.vit)
+        vit.patch_embed, vit.in_channels = embed.with_bands(wanted), len(wanted)
+        return Backbone(vit, normalisation=numbers, domain=self.domain, pooling=self.pooling).train(self.training)
+
+    def _nearest(self, wanted: Sequence[Band]) -> Normalisation:
+        """Numbers of the channels of these names, or else of those nearest in log wavelength."""
+        own = {band.name: place for place, band in enumerate(self.bands)}
+        waves = [(place, band.wavelength_nm) for place, band in enumerate(self.bands) if band.wavelength_nm is not None]
+        places = []
+        for band in wanted:
+            wave = band.wavelength_nm
+            if band.name not in own and (wave is None or not waves):
+                raise UserError("normalisation", f"says nothing of {band.name!r}", remedy="give a normalisation for the new channels")
+            near = min(waves, key=lambda item: abs(math.log(item[1] / wave)))[0] if wave is not None and waves else 0
+            places.append(own.get(band.name, near))
+        picked = pick_channels(self.normalisation, places)
+        # A new channel is its own source; one that is kept may be a window of another.
+        sources = tuple(source if band.name in own else band.name for band, source in zip(wanted, picked.sources))
+        return replace(picked, channels=tuple(band.name for band in wanted), sources=sources)
+
+    def _bands_spec(self) -> dict[str, Any]:
+        """What tells channels apart; only where the network looks at it, so that other specs stay what they always were."""
+        embed = self.vit.patch_embed
+        if not isinstance(embed, WavelengthPatchEmbed):
+            return {}
+        known = embed.channel.vocabulary
+        return {
+            "wavelengths_nm": [band.wavelength_nm for band in embed.bands],
+            "vocabulary": {"names": list(known.names), "wavelengths": known.wavelengths},
+        }
 
     @property
     def ndim(self) -> int:
@@ -117,9 +207,9 @@ class Backbone(nn.Module):
         return self.vit.image_size
 
     @property
-    def patch(self) -> int:
-        """Side of a patch in pixels."""
-        return self.vit.plan.patch
+    def patch(self) -> tuple[int, ...]:
+        """Sides of a patch in pixels, one per axis."""
+        return self.vit.patch
 
     @property
     def num_features(self) -> int:
@@ -131,14 +221,14 @@ class Backbone(nn.Module):
         """Where the weights lie."""
         return self.vit.cls_token.device
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, mask: Tensor | None = None, about: Acquisition | None = None) -> Features:
         """See ``VisionTransformer.forward``."""
-        features: Features = self.vit(x, mask)
+        features: Features = self.vit(x, mask, about)
         return features
 
-    def encode(self, x: Tensor, keep: Tensor | None = None, layer: int | None = None) -> Features:
+    def encode(self, x: Tensor, keep: Tensor | None = None, layer: int | None = None, about: Acquisition | None = None) -> Features:
         """See ``VisionTransformer.encode``; gradients flow to ``x``, so attribution methods work on it."""
-        return self.vit.encode(x, keep, layer)
+        return self.vit.encode(x, keep, layer, about)
 
     def pool(self, features: Features) -> Tensor:
         """One vector per image, [N, num_features]."""
@@ -148,11 +238,12 @@ class Backbone(nn.Module):
         return mean if self.pooling == "mean" else torch.cat([features.cls, mean], dim=1)
 
     @torch.no_grad()
-    def features(self, x: Tensor) -> np.ndarray:
+    def features(self, x: Tensor, about: Acquisition | None = None) -> np.ndarray:
         """Pooled features of a batch on the host, without gradients and without stochastic depth.
 
         Args:
             x: [n, C, *size] in the network's range, on any device.
+            about: What is known of the images beside their pixels.
 
         Returns:
             [n, num_features] float32.
@@ -160,7 +251,7 @@ class Backbone(nn.Module):
         training = self.training
         self.eval()
         try:
-            pooled = self.pool(self.encode(x.to(self.device)))
+            pooled = self.pool(self.encode(x.to(self.device), about=about))
         finally:
             self.train(training)
         result: np.ndarray = pooled.float().cpu().numpy()
@@ -178,8 +269,26 @@ def random_like(backbone: Backbone, seed: int) -> Backbone:
             normalisation=backbone.normalisation,
             domain=backbone.domain,
             pooling=backbone.pooling,
+            **_bands_in(backbone.spec),
         )
     return fresh.to(backbone.device).eval()
+
+
+def pick_channels(normalisation: Normalisation, places: Sequence[int]) -> Normalisation:
+    """The numbers of some channels of a network, in the order given."""
+    fields = ("channels", "low", "high", "mean", "std", "sources", "units")
+    columns: dict[str, Any] = {name: getattr(normalisation, name) for name in fields}
+    picked: dict[str, Any] = {name: tuple(column[place] for place in places) for name, column in columns.items() if column}
+    return replace(normalisation, **picked)
+
+
+def _bands_in(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``Backbone.create`` that a spec holds where the network tells channels apart by wavelength."""
+    if "wavelengths_nm" not in spec:
+        return {}
+    bands = [Band(name, wave) for name, wave in zip(spec["channels"], spec["wavelengths_nm"], strict=True)]
+    known = spec["vocabulary"]
+    return {"bands": bands, "vocabulary": Vocabulary(tuple(known["names"]), known["wavelengths"])}
 
 
 def normalisation_of(spec: Mapping[str, Any]) -> Normalisation:

@@ -7,12 +7,34 @@ as an image resize, but its backward is a matrix product, so it is deterministic
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dinodomain.errors import UserError
+
 Grid = tuple[int, ...]
+
+
+def sides(given: int | Sequence[int], ndim: int, place: str) -> Grid:
+    """One side per spatial axis.
+
+    Args:
+        given: One number for all axes, or one for each.
+        ndim: Number of axes.
+        place: What they are the sides of, for messages.
+
+    Raises:
+        UserError: The number of sides is not ``ndim``.
+    """
+    if ndim not in (2, 3):
+        raise UserError("ndim", f"is {ndim}", allowed="2 (images) or 3 (volumes)")
+    result = (given,) * ndim if isinstance(given, int) else tuple(given)
+    if len(result) != ndim:
+        raise UserError(place, f"{result} has {len(result)} sides", allowed=f"one number, or {ndim} of them")
+    return result
 
 
 def sincos(grid: Grid, dim: int) -> Tensor:

@@ -11,13 +11,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dinodomain.errors import UserError
-from dinodomain.model.block import Block, Layout
-from dinodomain.model.patch_embed import PatchEmbed, grid_of
+from dinodomain.model.bands import Band, Vocabulary
+from dinodomain.model.block import Block, Layout, Turns
+from dinodomain.model.channels import make_patch_embed
+from dinodomain.model.patch_embed import grid_of
 from dinodomain.model.plan import ModelPlan
-from dinodomain.model.positions import Grid, resample, sincos
-from dinodomain.types import Features
+from dinodomain.model.positions import Grid, resample, sides, sincos
+from dinodomain.model.rope import Rope, Turn
+from dinodomain.types import Acquisition, Features
 
 
 class VisionTransformer(nn.Module):
@@ -28,29 +32,42 @@ class VisionTransformer(nn.Module):
         in_channels: C.
         ndim: 2 (images) or 3 (volumes).
         image_size: Sides in pixels of a global crop in pretraining; positions live on its grid and are resampled to others.
+        bands: The C channels, for ``plan.channels=wavelength``; for ``fixed`` their names at most.
+        vocabulary: Of which channels there are weights, see ``channels.ChannelEmbed``.
+
+    Attributes:
+        checkpointing: Whether blocks keep only their input for the backward pass and run a second time in it (Chen 2016).
 
     Raises:
-        UserError: ``image_size`` is not a multiple of the patch, or has the wrong number of axes.
+        UserError: ``image_size`` is not a multiple of the patch, patch or size have the wrong number of axes, or RoPE does not fit them.
     """
 
-    def __init__(self, plan: ModelPlan, *, in_channels: int, ndim: int, image_size: int | Sequence[int]) -> None:
+    def __init__(
+        self,
+        plan: ModelPlan,
+        *,
+        in_channels: int,
+        ndim: int,
+        image_size: int | Sequence[int],
+        bands: Sequence[Band] = (),
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         super().__init__()
         self.plan, self.ndim, self.in_channels = plan, ndim, in_channels
-        self.image_size = sides(image_size, ndim)
-        self.grid = grid_of(self.image_size, plan.patch)
-        self.num_prefix = 1 + plan.registers
-        self.patch_embed = PatchEmbed(in_channels, plan.dim, plan.patch, ndim)
+        self.image_size, self.patch = sides(image_size, ndim, "image size"), sides(plan.patch, ndim, "model.patch")
+        self.grid = grid_of(self.image_size, self.patch)
+        self.num_prefix, self.checkpointing = 1 + plan.registers, False
+        self.patch_embed = make_patch_embed(plan, in_channels, ndim, bands, vocabulary)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, plan.dim))
         # An attribute that is None has no place in the state dict, as in timm.
         self.reg_token = nn.Parameter(torch.zeros(1, plan.registers, plan.dim)) if plan.registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, plan.dim))
+        self.rope = Rope(plan, patch=self.patch, grid=self.grid, prefix=self.num_prefix) if plan.position == "rope" else None
         positions = math.prod(self.grid) + (self.num_prefix if plan.class_position else 0)
-        self.pos_embed = nn.Parameter(torch.zeros(1, positions, plan.dim), requires_grad=plan.position == "learned")
-        self.blocks = nn.ModuleList(
-            Block(plan.dim, plan.heads, mlp_ratio=plan.mlp_ratio, layer_scale=plan.layer_scale, drop_path=plan.drop_path)
-            for _ in range(plan.depth)
-        )
-        self.norm = nn.LayerNorm(plan.dim, eps=1e-6)
+        added = nn.Parameter(torch.zeros(1, positions, plan.dim), requires_grad=plan.position == "learned")
+        self.pos_embed = added if self.rope is None else None
+        self.blocks = nn.ModuleList(Block(plan) for _ in range(plan.depth))
+        self.norm = nn.LayerNorm(plan.dim, eps=plan.norm_eps)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -66,47 +83,57 @@ class VisionTransformer(nn.Module):
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
-        if self.plan.position == "learned":
+        if self.pos_embed is not None and self.plan.position == "learned":
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        else:
+        elif self.pos_embed is not None:
             self.pos_embed[0, self.pos_embed.shape[1] - math.prod(self.grid) :] = sincos(self.grid, self.plan.dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor, mask: Tensor | None = None, about: Acquisition | None = None) -> Features:
         """Tokens after the final norm.
 
         Args:
             x: [N, C, *size] in the network's range.
             mask: [N, P] bool; True patches are replaced by the learned mask token (iBOT).
+            about: What is known of the images beside their pixels.
 
         Raises:
             UserError: The shape of ``x`` does not fit.
         """
-        return self.forward_many([x], [mask])[0]
+        return self.forward_many([x], [mask], [about])[0]
 
-    def forward_many(self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> list[Features]:
+    def forward_many(
+        self,
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        about: Sequence[Acquisition | None] | None = None,
+    ) -> list[Features]:
         """Tokens of several crop sizes in one pass; the same result as one ``forward`` per size.
 
         Args:
             images: One [N, C, *size] tensor per crop size.
             masks: For each of them a [N, P] bool mask, or None.
+            about: For each of them what is known of its images, or None.
 
         Returns:
             One Features for each entry of ``images``.
         """
         masks = masks if masks is not None else [None] * len(images)
-        tokens = [self._embed(x, mask) for x, mask in zip(images, masks, strict=True)]
+        about = about if about is not None else [None] * len(images)
+        tokens = [self._embed(x, mask, told) for x, mask, told in zip(images, masks, about, strict=True)]
         layout: Layout = tuple((part.shape[0], part.shape[1]) for part in tokens)
-        packed = self.norm(self._run(_pack(tokens), layout, self.plan.depth))
+        turns = [self.turn(x, told) for x, told in zip(images, about)]
+        packed = self.norm(self._run(_pack(tokens), layout, turns, self.plan.depth))
         parts = packed.split([count * length for count, length in layout])
         return [self._features(part.view(*size, -1), self.patch_embed.grid(x)) for part, size, x in zip(parts, layout, images)]
 
-    def encode(self, x: Tensor, keep: Tensor | None = None, layer: int | None = None) -> Features:
+    def encode(self, x: Tensor, keep: Tensor | None = None, layer: int | None = None, about: Acquisition | None = None) -> Features:
         """Tokens of a whole image, of some of its patches, or of an inner layer.
 
         Args:
             x: [N, C, *size] in the network's range.
             keep: [N, P] bool; patches that are False are left out after positions were added. Every row keeps the same number.
             layer: None for the tokens after the final norm; k for the raw tokens after the first k blocks (0: embedded patches).
+            about: What is known of the images beside their pixels.
 
         Returns:
             Features whose ``patches`` hold the kept patches in row-major order.
@@ -117,11 +144,13 @@ class VisionTransformer(nn.Module):
         depth = self.plan.depth
         if layer is not None and not 0 <= layer <= depth:
             raise UserError("layer", f"is {layer}", allowed=f"0..{depth} blocks, or None for the final norm")
-        tokens = self._embed(x, None)
+        tokens, turn = self._embed(x, None, about), self.turn(x, about)
         if keep is not None:
-            tokens = self._drop_tokens(tokens, keep)
+            kept = self._kept(tokens, keep)
+            tokens = tokens.gather(1, kept[:, :, None].expand(-1, -1, tokens.shape[2]))
+            turn = None if turn is None else turn.of_tokens(kept)
         count, length, _ = tokens.shape
-        packed = self._run(tokens.flatten(0, 1), ((count, length),), depth if layer is None else layer)
+        packed = self._run(tokens.flatten(0, 1), ((count, length),), [turn], depth if layer is None else layer)
         packed = self.norm(packed) if layer is None else packed
         return self._features(packed.view(count, length, -1), self.patch_embed.grid(x))
 
@@ -129,27 +158,49 @@ class VisionTransformer(nn.Module):
         """The state dict that timm's ``VisionTransformer`` loads strictly: all weights but the mask token, which only iBOT uses."""
         return without_mask_token(self.state_dict())
 
-    def _run(self, packed: Tensor, layout: Layout, depth: int) -> Tensor:
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compiles each block by itself, in place: names in the state dict stay, and blocks of one kind share one program.
+
+        Args:
+            backend: torch's name of what turns a captured block into a program.
+        """
+        for block in self.blocks:
+            block.compile(dynamic=False, backend=backend)
+
+    def turn(self, x: Tensor, about: Acquisition | None = None) -> Turn | None:
+        """How every block turns the queries and keys of images [N, C, *size]; None where positions are not rotary."""
+        return None if self.rope is None else self.rope.turn(x, self.patch_embed.grid(x), about, training=self.training)
+
+    def _run(self, packed: Tensor, layout: Layout, each: Sequence[Turn | None], depth: int) -> Tensor:
+        turns: Turns = tuple(turn for turn in each if turn is not None) or None
         for block in self.blocks[:depth]:
-            packed = block(packed, layout)
+            assert isinstance(block, Block)
+            subsets = block.draw(layout, packed.device)
+            if self.checkpointing and torch.is_grad_enabled():
+                # Nothing is drawn inside, so generators need not be wound back.
+                packed = checkpoint(block, packed, layout, turns, subsets, use_reentrant=False, preserve_rng_state=False)
+            else:
+                packed = block(packed, layout, turns, subsets)
         return packed
 
-    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _embed(self, x: Tensor, mask: Tensor | None, about: Acquisition | None) -> Tensor:
         """[N, 1 + R + P, E]: class, registers and patches with their positions."""
-        patches = self.patch_embed(x)
+        patches = self.patch_embed(x, about)
         if mask is not None:
             patches = torch.where(mask[:, :, None], self.mask_token.to(patches.dtype), patches)
-        leading, positions = self._positions(self.patch_embed.grid(x))
         prefix = self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token], dim=1)
-        prefix = prefix if leading is None else prefix + leading
-        return torch.cat([prefix.expand(x.shape[0], -1, -1), patches + positions], dim=1)
+        if self.pos_embed is not None:
+            leading, positions = self._positions(self.pos_embed, self.patch_embed.grid(x))
+            prefix, patches = prefix if leading is None else prefix + leading, patches + positions
+        return torch.cat([prefix.expand(x.shape[0], -1, -1), patches], dim=1)
 
-    def _positions(self, grid: Grid) -> tuple[Tensor | None, Tensor]:
+    def _positions(self, positions: Tensor, grid: Grid) -> tuple[Tensor | None, Tensor]:
         if not self.plan.class_position:
-            return None, resample(self.pos_embed, self.grid, grid)
-        return self.pos_embed[:, : self.num_prefix], resample(self.pos_embed[:, self.num_prefix :], self.grid, grid)
+            return None, resample(positions, self.grid, grid)
+        return positions[:, : self.num_prefix], resample(positions[:, self.num_prefix :], self.grid, grid)
 
-    def _drop_tokens(self, tokens: Tensor, keep: Tensor) -> Tensor:
+    def _kept(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        """[N, 1 + R + P'] places of the tokens that stay: class, registers and kept patches."""
         count, length = tokens.shape[0], tokens.shape[1] - self.num_prefix
         if tuple(keep.shape) != (count, length) or keep.dtype != torch.bool:
             raise UserError("keep", f"is {keep.dtype} {tuple(keep.shape)}", allowed=f"bool {(count, length)}")
@@ -158,26 +209,12 @@ class VisionTransformer(nn.Module):
             problem = f"keeps {int(kept.min())} to {int(kept.max())} patches"
             raise UserError("keep", problem, remedy="encode rows with equal counts together")
         places = keep.nonzero()[:, 1].view(count, -1)
-        patches = tokens[:, self.num_prefix :].gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2]))
-        return torch.cat([tokens[:, : self.num_prefix], patches], dim=1)
+        leading = torch.arange(self.num_prefix, device=places.device).expand(count, -1)
+        return torch.cat([leading, places + self.num_prefix], dim=1)
 
     def _features(self, tokens: Tensor, grid: Grid) -> Features:
         first = self.num_prefix
         return Features(cls=tokens[:, 0], registers=tokens[:, 1:first], patches=tokens[:, first:], grid=grid)
-
-
-def sides(image_size: int | Sequence[int], ndim: int) -> Grid:
-    """One side per spatial axis.
-
-    Raises:
-        UserError: The number of sides is not ``ndim``.
-    """
-    if ndim not in (2, 3):
-        raise UserError("ndim", f"is {ndim}", allowed="2 (images) or 3 (volumes)")
-    result = (image_size,) * ndim if isinstance(image_size, int) else tuple(image_size)
-    if len(result) != ndim:
-        raise UserError("image size", f"{result} has {len(result)} sides", allowed=f"one number, or {ndim} of them")
-    return result
 
 
 def without_mask_token(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

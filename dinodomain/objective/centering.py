@@ -1,15 +1,19 @@
-"""Teacher logits to targets: a moving centre (Caron 2021, equation 4) or Sinkhorn-Knopp (Cuturi 2013; Caron 2020).
+"""Teacher points to targets: a moving centre (Caron 2021, equation 4) or Sinkhorn-Knopp (Cuturi 2013; Caron 2020).
 
-Both count samples exactly: rows may carry weights of 0 or 1, and all sums run over all ranks.
+Both see all micro-batches of a step and all ranks, and count samples exactly: rows may carry weights of 0 or 1. Targets are formed when a
+loss asks for a chunk of them. Legend: n rows of a micro-batch, d width of the bottleneck, K prototypes.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
+from dinodomain.objective.fused import chunk_rows, exponentiate_, product_dtype, similarities
 from dinodomain.parallel import all_reduce_max, all_reduce_sum
 
 ITERATIONS = 3
@@ -18,11 +22,38 @@ LEAST = 1e-30
 """Least mass of a prototype; its inverse times any K stays inside float32."""
 
 
-class Centering(Protocol):
-    """What makes targets of logits."""
+class Taught(NamedTuple):
+    """What the teacher saw of one micro-batch.
 
-    def __call__(self, logits: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
-        """[n, K] logits to [n, K] float32 distributions; rows of weight 0 count for nothing."""
+    Attributes:
+        points: [n, d] unit points.
+        prototypes: [K, d] unit prototypes; the same in all micro-batches of a step.
+        weight: [n] 0 or 1; None: all 1.
+    """
+
+    points: Tensor
+    prototypes: Tensor
+    weight: Tensor | None = None
+
+
+class Targets(Protocol):
+    """Target distributions of the rows of one micro-batch, formed when they are asked for."""
+
+    def form(self, rows: slice, views: int = 1) -> Tensor:
+        """[views, c, K] float32 or wider, a new tensor.
+
+        Args:
+            rows: c of the samples.
+            views: Into how many views the rows divide; row v * (n / views) + b is view v of sample b.
+        """
+        ...
+
+
+class Centering(Protocol):
+    """What makes targets of a teacher's points."""
+
+    def __call__(self, parts: Sequence[Taught], temperature: float) -> list[Targets]:
+        """Targets for each micro-batch; rows of weight 0 count for nothing. Collective: once per step, on every rank."""
         ...
 
     def update(self) -> None:
@@ -38,11 +69,32 @@ class Centering(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Centred:
+    """Softmax of centred logits.
+
+    Attributes:
+        points: [n, d] over the temperature.
+        prototypes: [K, d] in the dtype of the product.
+        shift: [K] the centre over the temperature.
+    """
+
+    points: Tensor
+    prototypes: Tensor
+    shift: Tensor
+
+    def form(self, rows: slice, views: int = 1) -> Tensor:
+        """See ``Targets``."""
+        logits = similarities(by_view(self.points, views)[:, rows], self.prototypes).sub_(self.shift)
+        return logits.div_(exponentiate_(logits)[1])
+
+
 @final
 class Center(nn.Module):
     """Softmax of centred logits; the centre is a moving mean of the teacher's logits over all ranks.
 
-    Seen logits wait in a buffer until ``update``: a skipped step leaves no trace, and several micro-batches make one update.
+    What was seen waits in a buffer until ``update``: a skipped step leaves no trace. The mean of logits is the logit of the mean
+    point, exactly, so that it costs one product of a vector instead of a sweep over [n, K].
 
     Args:
         prototypes: K.
@@ -60,12 +112,16 @@ class Center(nn.Module):
         self.register_buffer("seen", torch.zeros(prototypes + 1), persistent=False)
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
+    def forward(self, parts: Sequence[Taught], temperature: float) -> list[Targets]:
         """See ``Centering``."""
-        logits = logits.float()
-        total, count = (logits.sum(0), logits.new_full((1,), len(logits))) if weight is None else (weight @ logits, weight.sum()[None])
-        self.seen += torch.cat([total, count])
-        return torch.softmax((logits - self.center) / temperature, dim=-1)
+        parts = [part._replace(points=_wide(part.points)) for part in parts]
+        kept = parts[0].prototypes.to(product_dtype(parts[0].points))
+        with torch.autocast(self.seen.device.type, enabled=False):
+            sums = torch.stack([_weighted_sum(part) for part in parts]).sum(0)
+            self.seen[:-1] += (parts[0].prototypes.to(sums.dtype) @ sums[:-1]).to(self.seen.dtype)
+            self.seen[-1] += sums[-1].to(self.seen.dtype)
+        shift = (self.center / temperature).to(parts[0].points.dtype)
+        return [Centred(part.points / temperature, kept, shift) for part in parts]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -86,15 +142,51 @@ class Center(nn.Module):
         return length
 
 
+@dataclass(frozen=True, slots=True)
+class Balanced:
+    """exp(logits / temperature), each row over its largest, and what its rows and columns are scaled with.
+
+    Attributes:
+        kernel: [n, K], the one tensor of that size.
+        rows: [n].
+        columns: [K].
+    """
+
+    kernel: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def form(self, rows: slice, views: int = 1) -> Tensor:
+        """See ``Targets``."""
+        return (by_view(self.kernel, views)[:, rows] * self.columns).mul_(by_view(self.rows, views)[:, rows, None])
+
+
 @final
 class Sinkhorn(nn.Module):
-    """Targets that use every prototype equally over the samples of all ranks. Keeps nothing from step to step."""
+    """Targets that use every prototype equally over the samples of a step. Keeps nothing from step to step."""
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
-        """See ``Centering``. Rows of weight 0 are 0."""
-        weight = logits.new_ones(len(logits), dtype=torch.float32) if weight is None else weight.float()
-        return sinkhorn_knopp(logits.float(), temperature, weight)
+    def forward(self, parts: Sequence[Taught], temperature: float) -> list[Targets]:
+        """See ``Centering``. Rows of weight 0 are 0.
+
+        exp(logits / temperature) is formed once and the sweeps only scale its rows and columns, by matrix-vector products: one reduction
+        of K numbers per sweep, none for the row step. Each row is formed less its own largest logit, and the difference to the largest
+        of all goes into the first row scale: the same numbers, but no row can underflow to nothing.
+        """
+        parts = [part._replace(points=_wide(part.points)) for part in parts]
+        kept = parts[0].prototypes.to(product_dtype(parts[0].points))
+        with torch.autocast(kept.device.type, enabled=False):
+            formed = [_kernel(part.points / temperature, kept) for part in parts]
+            kernels, peaks = [kernel for kernel, _ in formed], [peak for _, peak in formed]
+            weights = [torch.ones_like(peak) if part.weight is None else part.weight.to(peak.dtype) for part, peak in zip(parts, peaks)]
+            rows = _first_rows(peaks, weights)
+            count = all_reduce_sum(torch.cat(weights).sum()).clamp_min(1.0)
+            size = kept.shape[0]
+            for _ in range(ITERATIONS):
+                masses = torch.stack([row @ kernel for row, kernel in zip(rows, kernels)]).sum(0)
+                columns = 1.0 / (all_reduce_sum(masses) * size).clamp_min(LEAST)
+                rows = [weight / ((kernel @ columns) * count) for weight, kernel in zip(weights, kernels)]
+        return [Balanced(kernel, row * count, columns) for kernel, row in zip(kernels, rows)]
 
     def update(self) -> None:
         """Nothing to take over."""
@@ -107,36 +199,44 @@ class Sinkhorn(nn.Module):
         return torch.zeros(())
 
 
-def sinkhorn_knopp(logits: Tensor, temperature: float, weight: Tensor) -> Tensor:
-    """Rows that sum to 1, columns that sum (nearly) to samples / K.
-
-    exp(logits / temperature) is formed once and the sweeps only scale its rows and columns, by matrix-vector products: one reduction of
-    K numbers per sweep, none for the row step. Each row is formed less its own largest logit, and the difference to the largest of
-    all ranks goes into the first row scale: the same numbers, but no row can underflow to nothing.
-
-    Args:
-        logits: [n, K] float32 or wider.
-        temperature: Of the teacher.
-        weight: [n] 0 or 1.
-
-    Returns:
-        [n, K].
-    """
-    if logits.numel() == 0:  # this rank has no rows, but the reductions below need all ranks
-        logits, weight = logits.new_zeros(1, logits.shape[1]), weight.new_zeros(1)
-        return sinkhorn_knopp(logits, temperature, weight)[:0]
-    peaks = logits.amax(1)
-    largest = all_reduce_max(peaks.amax())
-    kernel = ((logits - peaks[:, None]) / temperature).exp()
-    rows = ((peaks - largest) / temperature).exp() * weight
-    count = all_reduce_sum(weight.sum()).clamp_min(1.0)
-    columns = kernel.new_ones(kernel.shape[1])
-    for _ in range(ITERATIONS):
-        columns = 1.0 / (all_reduce_sum(rows @ kernel) * kernel.shape[1]).clamp_min(LEAST)
-        rows = weight / ((kernel @ columns) * count)
-    return kernel * columns * (rows * count)[:, None]
-
-
 def make_centering(method: str, prototypes: int, momentum: float) -> Center | Sinkhorn:
-    """The centring of a plan: ``softmax`` or ``sinkhorn``."""
-    return Center(prototypes, momentum) if method == "softmax" else Sinkhorn()
+    """The centring of a plan: ``softmax``, ``sinkhorn``, or ``none``, which is a centre that stays at zero."""
+    return Sinkhorn() if method == "sinkhorn" else Center(prototypes, 1.0 if method == "none" else momentum)
+
+
+def by_view(rows: Tensor, views: int) -> Tensor:
+    """[V * B, ...] to [V, B, ...]."""
+    return rows.view(views, len(rows) // views, *rows.shape[1:])
+
+
+def _wide(points: Tensor) -> Tensor:
+    return points.to(torch.promote_types(points.dtype, torch.float32))
+
+
+def _weighted_sum(part: Taught) -> Tensor:
+    """[d + 1] sum of the points and their number, in the dtype of the points."""
+    weight = part.points.new_ones(len(part.points)) if part.weight is None else part.weight.to(part.points.dtype)
+    return torch.cat([weight @ part.points, weight.sum()[None]])
+
+
+def _kernel(points: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, K] exp(logits less each row's peak) and [n] peaks; chunk by chunk, for half-precision products need a copy."""
+    kernel, peaks = points.new_empty(len(points), len(prototypes)), points.new_empty(len(points))
+    step = chunk_rows(len(prototypes), 2, points.dtype)
+    for start in range(0, len(points), step):
+        rows = slice(start, start + step)
+        if prototypes.dtype == points.dtype:
+            torch.mm(points[rows], prototypes.T, out=kernel[rows])
+        else:
+            kernel[rows] = similarities(points[rows], prototypes)
+        peaks[rows] = kernel[rows].amax(1)
+        kernel[rows].sub_(peaks[rows, None]).exp_()
+    return kernel, peaks
+
+
+def _first_rows(peaks: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """exp(peak - largest peak of all ranks), 0 for rows of weight 0, which must not set the largest either."""
+    counted = [torch.where(weight > 0, peak, -torch.inf) for peak, weight in zip(peaks, weights)]
+    # A rank without rows has no peak of its own but takes part.
+    largest = all_reduce_max(torch.cat([*counted, counted[0].new_full((1,), -torch.inf)]).amax())
+    return [torch.where(weight > 0, (peak - largest).exp(), 0.0) for peak, weight in zip(counted, weights)]

@@ -1,72 +1,35 @@
-"""The whole objective: one teacher pass, one student pass, one head pass each, and the weighted sum of the losses."""
+"""The whole objective in three acts: the teacher looks (``teach``), its logits become targets (``center``), the student learns (``learn``).
+
+A step may consist of several micro-batches. Centring by Sinkhorn-Knopp needs the logits of all of them, and of all ranks, before the
+first student loss; so a step calls ``teach`` for every micro-batch, ``center`` once, and ``learn`` for every micro-batch.
+Legend: G global views, L local views, V = G + L, B samples of the micro-batch, M masked patches, d width of the bottleneck.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dinodomain.errors import UserError
-from dinodomain.objective.centering import Center, Sinkhorn, make_centering
-from dinodomain.objective.dino import dino_loss
+from dinodomain.objective.centering import Centering, Targets, Taught, by_view, make_centering
+from dinodomain.objective.dino import DinoLoss, dino_loss
+from dinodomain.objective.gram import gram_loss
 from dinodomain.objective.ibot import ibot_loss
-from dinodomain.objective.koleo import koleo_loss
+from dinodomain.objective.koleo import koleo_counts, koleo_loss
 from dinodomain.objective.masks import Masks, draw_masks
 from dinodomain.objective.plan import ObjectivePlan
-from dinodomain.types import Features, ViewGroup, Views
+from dinodomain.objective.protocols import Branch, Pair, Teacher
+from dinodomain.parallel import all_reduce_sum, world
+from dinodomain.types import Acquisition, ViewGroup, Views
 
-
-class Transformer(Protocol):
-    """What the objective asks of a transformer: see ``model.VisionTransformer``."""
-
-    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Tokens of one crop size."""
-        ...
-
-    def forward_many(self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> list[Features]:
-        """Tokens of several crop sizes."""
-        ...
-
-
-class Encoder(Protocol):
-    """See ``model.Backbone``."""
-
-    @property
-    def vit(self) -> Transformer:
-        """Its transformer."""
-        ...
-
-
-class Branch(Protocol):
-    """See ``model.Branch``."""
-
-    @property
-    def backbone(self) -> Encoder:
-        """Images to tokens."""
-        ...
-
-    @property
-    def head(self) -> Callable[[Tensor], Tensor]:
-        """[n, E] to logits [n, K]."""
-        ...
-
-
-class Pair(Protocol):
-    """See ``model.Pair``."""
-
-    @property
-    def student(self) -> Branch:
-        """Takes the gradient."""
-        ...
-
-    @property
-    def teacher(self) -> Branch:
-        """Gives the targets."""
-        ...
+LEAST_TOKEN = 0.5
+"""Share of real pixels from which on a patch counts as valid."""
+LEAST_CROP = 0.1
+"""Share of valid patches below which a crop leaves KoLeo: such crops are alike, whatever they show, and must not be pushed apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +38,7 @@ class Loss:
 
     Attributes:
         total: Sum of ``parts``, with a gradient.
-        parts: ``dino_global``, ``dino_local``, ``ibot``, ``koleo`` with their weights, without gradient; only those in use.
+        parts: ``dino_global``, ``dino_local``, ``ibot``, ``koleo``, ``gram`` with their weights, without gradient; only those in use.
         diagnostics: ``teacher_entropy`` (nats, mean over the teacher's rows; log K means no preference at all), ``kl_to_uniform``
             (nats, of the mean target from uniform; log K means that one prototype takes everything), ``feature_std`` (standard
             deviation over the batch of the teacher's unit features times sqrt(E); about 1 healthy, 0 collapsed), ``center_norm``,
@@ -87,61 +50,148 @@ class Loss:
     diagnostics: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Teacher:
-    cls: Tensor  # [G, B, E]
-    targets: Tensor  # [G, B, K]
-    patches: Tensor | None  # [M, K]
+@dataclass(slots=True, kw_only=True)
+class Lesson:
+    """What the teacher saw of one micro-batch, and what follows from it; ``Objective.center`` adds targets and shares.
 
+    Attributes:
+        cls: [G * B, E] the teacher's class tokens of the global crops.
+        taught: Its points of the global crops, row g * B + b.
+        patches: Its points of the masked patches; None without iBOT.
+        masks: What the student will not see; None without iBOT.
+        real: [G * B, P] bool, valid patches of the global crops (``LEAST_TOKEN``).
+        content: [G, B] bool, crops that have enough of them (``LEAST_CROP``).
+        targets: Of the global crops.
+        patch_targets: Of the masked patches; None without iBOT.
+        counts: [G + 1] crops of each view that KoLeo spreads, and images that Gram anchors: the mean over the micro-batches of the step.
+    """
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Student:
-    cls: Tensor  # [G, B, E], global views
-    logits: Tensor  # [V, B, K], all views
-    patches: Tensor | None  # [M, K]
+    cls: Tensor
+    taught: Taught
+    patches: Taught | None
+    masks: Masks | None
+    real: Tensor
+    content: Tensor
+    targets: Targets | None = None
+    patch_targets: Targets | None = None
+    counts: Tensor | None = None
 
 
 class Objective(nn.Module):
-    """DINO + iBOT + KoLeo. Its buffers (the centres) belong into the checkpoint.
+    """DINO + iBOT + KoLeo + Gram anchoring. Its buffers (the centres) belong into the checkpoint.
 
     After a step that was taken, every rank calls ``update_centers()``; after one that was skipped, ``discard()``.
 
     Args:
-        plan: Weights, temperatures, masks. Whoever builds the pair gives its head the sizes in the same plan.
+        plan: Weights, temperatures, masks. Whoever builds the pair gives its heads the sizes in the same plan.
+        gram_weight: Of Gram anchoring, where ``learn`` is given an anchor.
     """
 
-    def __init__(self, plan: ObjectivePlan) -> None:
+    def __init__(self, plan: ObjectivePlan, *, gram_weight: float = 0.0) -> None:
         super().__init__()
-        self.plan = plan
+        self.plan, self.gram_weight = plan, gram_weight
         self.cls_centering = make_centering(plan.centering, plan.prototypes, plan.center_momentum)
-        self.patch_centering = make_centering(plan.centering, plan.prototypes, plan.center_momentum) if plan.ibot_weight > 0 else None
+        patch = plan.patch_prototypes or plan.prototypes
+        self.patch_centering = make_centering(plan.centering, patch, plan.center_momentum) if plan.ibot_weight > 0 else None
 
     def forward(self, pair: Pair, views: Views, *, step: int, total_steps: int, seed: int) -> Loss:
-        """The loss of one batch.
+        """The loss of a step of one micro-batch; see ``teach``, ``center``, ``learn``."""
+        lesson = self.teach(pair.teacher, views, step=step, seed=seed)
+        self.center([lesson], step=step, total_steps=total_steps)
+        return self.learn(pair.student, views, lesson, step=step, total_steps=total_steps)
+
+    @torch.no_grad()
+    def teach(self, teacher: Teacher, views: Views, *, step: int, seed: int, earlier: Lesson | None = None) -> Lesson:
+        """The teacher looks at the global crops of one micro-batch.
 
         Args:
-            pair: Student and teacher; gradients reach the student only.
-            views: Crops, the global group first.
-            step: Step of the run, which sets the teacher's temperature and keys the masks.
-            total_steps: Steps of the run.
+            teacher: In evaluation mode.
+            views: Crops, the global group first; the others may be absent.
+            step: Step of the run, which keys the masks.
             seed: Of the run.
+            earlier: A lesson of this step; its prototypes are the same and are kept once for all.
 
         Raises:
-            UserError: The views make no pair.
+            UserError: The first group is not the global one.
         """
         first = views.groups[0]
         if first.name != "global":
             raise UserError("views", f"the first group is {first.name!r}", allowed="'global'")
+        # Masks are drawn on the host while the device still renders.
+        masks = self._masks(views, teacher.grid(first.pixels), step=step, seed=seed)
+        seen = teacher([first.pixels], None, [_about(first)], masks.index if masks is not None else None)
+        taught, patches = Taught(seen.points, seen.prototypes), None
+        if masks is not None:
+            patches = Taught(seen.patch_points, seen.patch_prototypes, (masks.weight > 0).float())
+        if earlier is not None:
+            taught = taught._replace(prototypes=earlier.taught.prototypes)
+            patches = patches and earlier.patches and patches._replace(prototypes=earlier.patches.prototypes)
+        real = first.valid >= LEAST_TOKEN
+        content = by_view(real.float().mean(1) >= LEAST_CROP, first.num_views)
+        return Lesson(cls=seen.cls, taught=taught, patches=patches, masks=masks, real=real, content=content)
+
+    @torch.no_grad()
+    def center(self, lessons: Sequence[Lesson], *, step: int, total_steps: int) -> None:
+        """Makes targets of what the teacher saw of a whole step, and counts what the losses average over; collective.
+
+        Args:
+            lessons: One for each micro-batch of this rank; every rank has as many.
+            step: Step of the run, which sets the teacher's temperature.
+            total_steps: Steps of the run.
+        """
         temperature = teacher_temperature(self.plan, step, total_steps)
-        with torch.no_grad():
-            features = pair.teacher.backbone.vit(first.pixels)
-        # Masks are drawn on the host while the device still works on the teacher.
-        masks = self._masks(views, features.grid, step=step, seed=seed)
-        teacher = self._teacher(pair.teacher, features, first, masks, temperature)
-        student = self._student(pair.student, views, masks)
-        parts = self._parts(student, teacher, masks)
-        detached = {name: value.detach() for name, value in parts.items()}
-        return Loss(total=sum_of(parts), parts=detached, diagnostics=self._diagnostics(teacher, temperature))
+        for lesson, targets in zip(lessons, self.cls_centering([lesson.taught for lesson in lessons], temperature)):
+            lesson.targets = targets
+        if self.patch_centering is not None:
+            patches = [lesson.patches for lesson in lessons if lesson.patches is not None]
+            for lesson, targets in zip(lessons, self.patch_centering(patches, temperature)):
+                lesson.patch_targets = targets
+        if self.plan.koleo_weight > 0 or self.gram_weight > 0:
+            counts = all_reduce_sum(torch.stack([_counts(lesson) for lesson in lessons]).sum(0))
+            # The mean over micro-batches and ranks of sums over this is the exact mean; where all is 0 the sums are 0, too.
+            counts = counts.clamp_min(1.0) / (world() * len(lessons))
+            for lesson in lessons:
+                lesson.counts = counts
+
+    def learn(self, student: Branch, views: Views, lesson: Lesson, *, step: int, total_steps: int, anchor: Tensor | None = None) -> Loss:
+        """The student's losses on one micro-batch.
+
+        Args:
+            student: The student, or a wrapper of it.
+            views: All crops, the global group first.
+            lesson: The teacher's, with targets.
+            step: Step of the run.
+            total_steps: Steps of the run.
+            anchor: [G * B, P, F] patch tokens of the anchoring teacher for the same global crops, on the student's grid; None: no Gram.
+
+        Raises:
+            UserError: The views make no pair.
+        """
+        groups, masks, plan = views.groups, lesson.masks, self.plan
+        assert lesson.targets is not None, "center() comes before learn()"
+        hidden = [masks.mask if masks is not None else None, *[None] * (len(groups) - 1)]
+        seen = student([group.pixels for group in groups], hidden, [_about(group) for group in groups], masks.index if masks else None)
+        num_global, num_views = groups[0].num_views, sum(group.num_views for group in groups)
+        dino = dino_loss(
+            by_view(seen.points, num_views), seen.prototypes, lesson.targets, plan.student_temperature,
+            num_global=num_global, local_weight=local_weight(plan, step, total_steps),
+        )  # fmt: skip
+        extra: dict[str, Tensor] = {}
+        if masks is not None and lesson.patch_targets is not None:
+            loss = ibot_loss(
+                seen.patch_points, seen.patch_prototypes, lesson.patch_targets, masks.weight, len(masks.mask), plan.student_temperature
+            )
+            extra["ibot"] = plan.ibot_weight * loss
+        if plan.koleo_weight > 0:
+            assert lesson.counts is not None
+            features = by_view(seen.cls[: len(lesson.cls)], num_global)
+            extra["koleo"] = plan.koleo_weight * koleo_loss(features, lesson.content, lesson.counts[:-1])
+        if anchor is not None and self.gram_weight > 0:
+            assert lesson.counts is not None
+            extra["gram"] = self.gram_weight * gram_loss(seen.patches, anchor, lesson.real, lesson.counts[-1])
+        parts = {"dino_global": dino.glob, "dino_local": dino.local, **{name: value.detach() for name, value in extra.items()}}
+        diagnostics = self._diagnostics(lesson, dino, teacher_temperature(plan, step, total_steps))
+        return Loss(total=torch.stack([dino.total, *extra.values()]).sum(), parts=parts, diagnostics=diagnostics)
 
     def update_centers(self) -> None:
         """Moves the centres by the logits seen since the last call; collective, once per optimiser step."""
@@ -153,7 +203,7 @@ class Objective(nn.Module):
         for centering in self._centerings():
             centering.discard()
 
-    def _centerings(self) -> list[Center | Sinkhorn]:
+    def _centerings(self) -> list[Centering]:
         return [centering for centering in (self.cls_centering, self.patch_centering) if centering is not None]
 
     def _masks(self, views: Views, grid: tuple[int, ...], *, step: int, seed: int) -> Masks | None:
@@ -172,49 +222,14 @@ class Objective(nn.Module):
         )
 
     @torch.no_grad()
-    def _teacher(self, branch: Branch, features: Features, group: ViewGroup, masks: Masks | None, temperature: float) -> _Teacher:
-        count, views = len(features.cls), group.num_views
-        logits = branch.head(_rows([features.cls], features, masks))
-        targets = self.cls_centering(logits[:count], temperature)
-        patches = None
-        if masks is not None and self.patch_centering is not None:
-            patches = self.patch_centering(logits[count:], temperature, (masks.weight > 0).float())
-        return _Teacher(cls=_by_view(features.cls, views), targets=_by_view(targets, views), patches=patches)
-
-    def _student(self, branch: Branch, views: Views, masks: Masks | None) -> _Student:
-        groups = views.groups
-        hidden = [masks.mask if masks is not None else None, *[None] * (len(groups) - 1)]
-        features = branch.backbone.vit.forward_many([group.pixels for group in groups], hidden)
-        num_views, batch = sum(group.num_views for group in groups), len(features[0].cls) // groups[0].num_views
-        logits = branch.head(_rows([part.cls for part in features], features[0], masks))
-        return _Student(
-            cls=_by_view(features[0].cls, groups[0].num_views),
-            logits=_by_view(logits[: num_views * batch], num_views),
-            patches=logits[num_views * batch :] if masks is not None else None,
-        )
-
-    def _parts(self, student: _Student, teacher: _Teacher, masks: Masks | None) -> dict[str, Tensor]:
-        plan = self.plan
-        dino = dino_loss(student.logits, teacher.targets, plan.student_temperature)
-        parts = {"dino_global": dino.glob, "dino_local": dino.local}
-        if masks is not None and student.patches is not None and teacher.patches is not None:
-            loss = ibot_loss(student.patches, teacher.patches, masks.weight, len(masks.mask), plan.student_temperature)
-            parts["ibot"] = plan.ibot_weight * loss
-        if plan.koleo_weight > 0:
-            parts["koleo"] = plan.koleo_weight * koleo_loss(student.cls)
-        return parts
-
-    @torch.no_grad()
-    def _diagnostics(self, teacher: _Teacher, temperature: float) -> dict[str, Tensor]:
-        targets = teacher.targets.flatten(0, 1)
-        features = functional.normalize(teacher.cls.float().flatten(0, 1), dim=1)
-        mean = targets.mean(0)
+    def _diagnostics(self, lesson: Lesson, dino: DinoLoss, temperature: float) -> dict[str, Tensor]:
+        features = functional.normalize(lesson.cls.float(), dim=1)
         return {
-            "teacher_entropy": entropy(targets).mean(),
-            "kl_to_uniform": torch.log(mean.new_tensor(float(len(mean)))) - entropy(mean),
+            "teacher_entropy": dino.entropy,
+            "kl_to_uniform": torch.log(dino.mean.new_full((), float(len(dino.mean)))) - torch.special.entr(dino.mean).sum(),
             "feature_std": features.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5,
-            "center_norm": self.cls_centering.norm().to(mean.device),
-            "teacher_temperature": mean.new_tensor(temperature),
+            "center_norm": self.cls_centering.norm().to(dino.mean.device),
+            "teacher_temperature": dino.mean.new_full((), temperature),
         }
 
 
@@ -225,24 +240,16 @@ def teacher_temperature(plan: ObjectivePlan, step: int, total_steps: int) -> flo
     return end if step >= warmup else start + (end - start) * step / warmup
 
 
-def entropy(probabilities: Tensor) -> Tensor:
-    """Shannon entropy along the last axis, in nats."""
-    total: Tensor = torch.special.entr(probabilities).sum(-1)
-    return total
+def local_weight(plan: ObjectivePlan, step: int, total_steps: int) -> float:
+    """Weight of the local crops' share: a line from the first step of the run to its last."""
+    first, last = plan.local_weight
+    return first + (last - first) * step / max(total_steps - 1, 1)
 
 
-def sum_of(parts: Mapping[str, Tensor]) -> Tensor:
-    """The sum of scalars, in the order of the mapping."""
-    return torch.stack(list(parts.values())).sum()
+def _counts(lesson: Lesson) -> Tensor:
+    """See ``Lesson.counts``; of one micro-batch."""
+    return torch.cat([koleo_counts(lesson.content), lesson.real.any(1).sum(dtype=torch.float32)[None]])
 
 
-def _by_view(rows: Tensor, num_views: int) -> Tensor:
-    """[V * B, ...] to [V, B, ...]."""
-    return rows.view(num_views, len(rows) // num_views, *rows.shape[1:])
-
-
-def _rows(cls: list[Tensor], features: Features, masks: Masks | None) -> Tensor:
-    """Everything that goes through a head in one call: class tokens, then masked patches."""
-    if masks is None:
-        return cls[0] if len(cls) == 1 else torch.cat(cls)
-    return torch.cat([*cls, features.patches.flatten(0, 1).index_select(0, masks.index)])
+def _about(group: ViewGroup) -> Acquisition:
+    return Acquisition(spacing=group.spacing, kept=group.kept)

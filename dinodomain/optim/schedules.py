@@ -46,12 +46,14 @@ class Values:
         weight_decay: Weight decay of the parameters that have any.
         momentum: Share of the teacher that stays at this step's update.
         last_layer: Factor on the learning rate of the prototypes, 0 while they are frozen.
+        backbone: Factor on the learning rate of the backbone: 0 while it is frozen, then a ramp as long as the warm-up, then 1.
     """
 
     lr: float
     weight_decay: float
     momentum: float
     last_layer: float
+    backbone: float = 1.0
 
 
 class Schedules:
@@ -74,22 +76,26 @@ class Schedules:
         self.peak_lr = scaled_lr(plan.lr, batch)
         self.warmup_steps = round(plan.warmup * total_steps)
         self.frozen_steps = round(plan.freeze_last_layer * total_steps)
+        self.backbone_frozen_steps = round(plan.freeze_backbone * total_steps)
 
     def at(self, step: int) -> Values:
         """The values of step ``step`` (0-based)."""
         plan, total = self.plan, self.total_steps
         return Values(
             lr=self._lr(step),
-            weight_decay=cosine(*plan.weight_decay, step, total),
+            weight_decay=plan.weight_decay[0] if plan.schedule == "constant" else cosine(*plan.weight_decay, step, total),
             momentum=cosine(*plan.momentum, step, total),
             last_layer=0.0 if step < self.frozen_steps else 1.0,
+            backbone=self._backbone(step),
         )
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> Values:
         """Writes the values of a step into the optimiser's groups, before its ``step()``, and returns them."""
         values = self.at(step)
         for group in optimizer.param_groups:
-            group["lr"] = values.lr * group["lr_scale"] * (values.last_layer if group["last_layer"] else 1.0)
+            # A rate of exactly 0 leaves a weight bit for bit what it was: AdamW's decay is multiplied by the rate, too.
+            held = (values.last_layer if group["last_layer"] else 1.0) * (values.backbone if group["backbone"] else 1.0)
+            group["lr"] = values.lr * group["lr_scale"] * held
             group["weight_decay"] = values.weight_decay * group["wd_scale"]
         return values
 
@@ -97,4 +103,13 @@ class Schedules:
         if step < self.warmup_steps:
             # The first step already moves: a rate of exactly 0 would waste it.
             return self.peak_lr * (step + 1) / (self.warmup_steps + 1)
+        if self.plan.schedule == "constant":
+            return self.peak_lr
         return cosine(self.peak_lr, min(self.plan.min_lr, self.peak_lr), step - self.warmup_steps, self.total_steps - self.warmup_steps)
+
+    def _backbone(self, step: int) -> float:
+        """FINO's order: fresh heads alone, then a ramp for the backbone, whose own warm-up passed while it was frozen."""
+        since = step - self.backbone_frozen_steps
+        if self.backbone_frozen_steps == 0 or since > self.warmup_steps:
+            return 1.0
+        return 0.0 if since < 0 else (since + 1) / (self.warmup_steps + 1)

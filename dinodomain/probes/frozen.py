@@ -13,13 +13,13 @@ import numpy as np
 
 from dinodomain.checkpoint import load_backbone, origin
 from dinodomain.domain import Domain, find_domain
-from dinodomain.embed import embed_store, pixel_features
+from dinodomain.embed import embed_store, fit_channels, narrowed, pixel_features
 from dinodomain.errors import UserError
 from dinodomain.lineage import Json
 from dinodomain.model import Backbone, random_like
 from dinodomain.parallel import choose_device
 from dinodomain.store import Store, open_store
-from dinodomain.types import FeatureTable, Labels
+from dinodomain.types import FeatureTable, Labels, Normalisation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Frozen:
         tables = {
             "pretrained": embed_store(self.backbone, self.store, domain, **keys),
             "random_init": embed_store(self.untrained, self.store, domain, **keys),
-            "pixels": pixel_features(self.store, domain, normalisation=self.backbone.normalisation, **keys),
+            "pixels": pixel_features(self.store, domain, normalisation=_pixel_range(self.backbone, self.store), **keys),
         }
         ids = tables["pretrained"].tile_ids
         assert all(np.array_equal(table.tile_ids, ids) for table in tables.values()), "one walk, one order"
@@ -73,15 +73,30 @@ def load_frozen(checkpoint: str, store: str, *, device: str, key: str, seed: int
         UserError: Either cannot be used.
     """
     where, _ = choose_device(device, key=key)
-    backbone = load_backbone(checkpoint).to(where)
     opened = open_store(store)
+    domain = domain if domain is not None else find_domain(opened.domain)
+    backbone = fit_channels(load_backbone(checkpoint).to(where), opened, domain)
     return Frozen(
         backbone=backbone,
         untrained=random_like(backbone, seed),
         store=opened,
-        domain=domain if domain is not None else find_domain(opened.domain),
+        domain=domain,
         origin=origin(checkpoint),
     )
+
+
+def _pixel_range(backbone: Backbone, store: Store) -> Normalisation:
+    """The network's range of the channels that a store has.
+
+    Raises:
+        UserError: Its sources have different channels: a network may take them, but rows of plain pixels would differ in length.
+    """
+    lists = {tuple(names) for names in store.column("channels")}
+    if len({frozenset(names) for names in lists}) > 1:
+        told = "; ".join(", ".join(names) for names in sorted(lists))
+        raise UserError("store", f"has sources with different channels ({told}), which plain pixels cannot be compared by",
+                        remedy="choose one list with ingest.bands")  # fmt: skip
+    return narrowed(backbone, next(iter(lists)))
 
 
 def column_of(labels: Labels, rows: np.ndarray, values: Sequence[Any] | np.ndarray, missing: Any = "") -> np.ndarray:

@@ -13,7 +13,7 @@ from dinodomain.lineage import Json, to_json, write_bytes, write_json
 from dinodomain.probes.scores import Interval
 from dinodomain.show.probes import draw_scores
 
-LABELS = {"pretrained": "pretrained", "random_init": "untrained encoder", "pixels": "pixels"}
+LABELS = {"pretrained": "pretrained", "random_init": "untrained encoder", "pixels": "pixels", "warm_start": "warm start"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Score:
     """One kind of features under one kind of probe.
 
     Attributes:
-        features: ``pretrained``, ``random_init`` or ``pixels``.
+        features: ``pretrained``, ``random_init``, ``pixels`` or ``warm_start``.
         probe: ``knn`` or ``linear``.
         metrics: Interval per metric, headline first.
         per_fold: Headline metric on each fold's held-out rows, mean over seeds; None where a fold lacks a class.
@@ -39,7 +39,7 @@ class Difference:
 
     Attributes:
         probe: ``knn`` or ``linear``.
-        baseline: ``random_init`` or ``pixels``.
+        baseline: ``random_init``, ``pixels`` or ``warm_start``.
         interval: The difference; an interval above 0 says that pretraining helped.
     """
 

@@ -1,4 +1,6 @@
-"""Runs probes on frozen features: pretrained beside an untrained encoder and pixels, the same folds, labels and draws for all three.
+"""Runs probes on frozen features: pretrained beside an untrained encoder and pixels, the same folds, labels and draws for all of them.
+
+A run that began with published weights has one more baseline, and the hardest one: those weights as they were before its first step.
 
 ``run_probe`` works on arrays; ``probe`` (in ``verb.py``) loads checkpoint, store and labels for it.
 n rows, C classes, S seeds, F folds.
@@ -38,6 +40,8 @@ CLASSIFY: Mapping[str, Metric] = {"balanced_accuracy": balanced_accuracy, "accur
 REGRESS: Mapping[str, Metric] = {"r2": r_squared, "mae": mean_absolute_error, "spearman": spearman}
 REFERENCE = "pretrained"
 BASELINES = ("random_init", "pixels")
+WARM_START = "warm_start"
+"""Features of the backbone that the run began with; there only where it began with weights."""
 _MAX_CLASSES = 20  # more distinct numbers than this are a quantity, not classes
 
 
@@ -107,7 +111,8 @@ def run_probe(
     """Scores probes by cross-validation over units.
 
     Args:
-        features: ``pretrained``, ``random_init`` and ``pixels``, each [n, width]; all three, because a score alone says nothing.
+        features: ``pretrained``, ``random_init`` and ``pixels``, each [n, width]; all three, because a score alone says nothing. Where
+            there is ``warm_start``, it is a baseline like the others.
         values: n values of the target.
         units: [n] unit ids.
         target: Name of the column.
@@ -226,7 +231,7 @@ def _differences(
     found = []
     for kind in kinds:
         ours = (REFERENCE, kind)
-        for baseline in BASELINES:
+        for baseline in (name for name in (*BASELINES, WARM_START) if (name, kind) in predictions):
             theirs: Key = (baseline, kind)
             value = _value(metric, predictions[ours], what.y) - _value(metric, predictions[theirs], what.y)
             interval = percentile_interval(value, draws[ours][name] - draws[theirs][name])

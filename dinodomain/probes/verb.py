@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dinodomain.checkpoint import load_backbone
+from dinodomain.checkpoint.baseline import baseline_of
 from dinodomain.domain import Domain
+from dinodomain.embed import embed_store
 from dinodomain.errors import UserError
 from dinodomain.ingest import join_labels
 from dinodomain.probes.frozen import Frozen, column_of, group_column, load_frozen, own_units
 from dinodomain.probes.plan import ProbePlan
 from dinodomain.probes.report import ProbeReport
-from dinodomain.probes.run import run_probe
+from dinodomain.probes.run import WARM_START, run_probe
 from dinodomain.types import FeatureTable, Labels
 
 
 def probe(plan: ProbePlan, *, domain: Domain | None = None) -> ProbeReport:
-    """Scores frozen features beside an untrained encoder and pixels.
+    """Scores frozen features beside an untrained encoder and pixels, and beside the weights that the run began with, if it began with any.
 
     Args:
         plan: What, on what, and how.
@@ -30,7 +34,8 @@ def probe(plan: ProbePlan, *, domain: Domain | None = None) -> ProbeReport:
     frozen = load_frozen(plan.checkpoint, plan.store, device=plan.device, key="probe.device", seed=plan.seed, domain=domain)
     labels = join_labels(frozen.store, plan.labels, plan.join, plan.target, secret=plan.secret)
     rows, left_out = _usable(frozen, labels)
-    tables = frozen.describe(batch=plan.batch, holdout="exclude", rows=rows.tolist())
+    keys: dict[str, Any] = {"batch": plan.batch, "holdout": "exclude", "rows": rows.tolist()}
+    tables = {**frozen.describe(**keys), **_warm_start(plan.checkpoint, frozen, keys)}
     first = tables["pretrained"]
     report = run_probe(
         {name: table.features for name, table in tables.items()},
@@ -49,6 +54,15 @@ def probe(plan: ProbePlan, *, domain: Domain | None = None) -> ProbeReport:
     if plan.out is not None:
         report.save(Path(plan.out))
     return report
+
+
+def _warm_start(checkpoint: str, frozen: Frozen, keys: dict[str, Any]) -> dict[str, FeatureTable]:
+    """The same tiles by the backbone that the run began with; nothing where it began with chance."""
+    start = baseline_of(checkpoint)
+    if start is None:
+        return {}
+    backbone = load_backbone(start).to(frozen.backbone.device)
+    return {WARM_START: embed_store(backbone, frozen.store, frozen.domain, **keys)}
 
 
 def _usable(frozen: Frozen, labels: Labels) -> tuple[np.ndarray, dict[str, int]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from dinodomain.errors import require
 
-COLOURS = {"pretrained": "#0072b2", "random_init": "#999999", "pixels": "#e69f00"}
+COLOURS = {"pretrained": "#0072b2", "random_init": "#999999", "pixels": "#e69f00", "warm_start": "#009e73"}
 """Okabe and Ito's palette: told apart by people with colour-blindness and in grey print."""
 
-MARKERS = {"pretrained": "o", "random_init": "s", "pixels": "D"}
+MARKERS = {"pretrained": "o", "random_init": "s", "pixels": "D", "warm_start": "^"}
 
 
 def draw_scores(report: Mapping[str, Any], labels: Mapping[str, str], path: Path) -> None:

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dinodomain.errors import UserError
 from dinodomain.types import ViewGroup
 from dinodomain.views.dates import per_row
+from dinodomain.views.geometry import patch_sides
 from dinodomain.views.normalise import constants
 
 USABLE = 0.5
@@ -51,10 +51,7 @@ def token_grid(group: ViewGroup, patch: int | Sequence[int]) -> tuple[int, ...]:
         UserError: Patches do not divide the crop, or name another number of axes.
     """
     size = tuple(group.pixels.shape[2:])
-    sides = _sides(patch, len(size))
-    if len(sides) != len(size) or any(side < 1 or length % side for side, length in zip(sides, size)):
-        raise UserError("patch", f"is {patch} for {group.name} crops of {size} pixels", allowed="sides that divide the crop, one per axis")
-    return tuple(length // side for side, length in zip(sides, size))
+    return tuple(length // side for side, length in zip(patch_sides(patch, size, group.name), size))
 
 
 def token_centres(group: ViewGroup, patch: int | Sequence[int]) -> Tensor:
@@ -136,10 +133,6 @@ def correspond(first: ViewGroup, rows_first: Tensor, second: ViewGroup, rows_sec
     return Correspondence(index=torch.where(inside & valid, index, -1), position=position.float(), inside=inside)
 
 
-def _sides(patch: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    return (patch,) * ndim if isinstance(patch, int) else tuple(patch)
-
-
 def _strides(grid: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(float(math.prod(grid[axis + 1 :])) for axis in range(len(grid)))
 
@@ -152,7 +145,7 @@ def _grid(grid: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _token_map(patch: int | Sequence[int], group: ViewGroup) -> Tensor:
     """[D + 1, D + 1] float64 from token grid to crop pixels: a token's centre is that of its pixels."""
-    sides = _sides(patch, group.pixels.ndim - 2)
+    sides = patch_sides(patch, group.pixels.shape[2:], group.name)
     ndim = len(sides)
     rows = [(*(float(side) * (column == axis) for column in range(ndim)), (side - 1) / 2) for axis, side in enumerate(sides)]
     flat = tuple(value for row in [*rows, (0.0,) * ndim + (1.0,)] for value in row)

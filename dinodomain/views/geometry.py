@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from dinodomain.errors import UserError
 from dinodomain.views.dates import per_row
 from dinodomain.views.draw import GroupParams
+
+
+def patch_sides(patch: int | Sequence[int], size: Sequence[int], name: str) -> tuple[int, ...]:
+    """Sides of a patch token of a crop, one per axis.
+
+    Args:
+        patch: Pixels; one number for all axes, or one for each in array order.
+        size: Sides of the crop, pixels.
+        name: ``global`` or ``local``.
+
+    Raises:
+        UserError: Patches do not divide the crop, or name another number of axes.
+    """
+    sides = (patch,) * len(size) if isinstance(patch, int) else tuple(patch)
+    if len(sides) != len(size) or any(side < 1 or length % side for side, length in zip(sides, size)):
+        found = f"is {patch} for {name} crops of {tuple(size)} pixels"
+        raise UserError("patch", found, allowed="sides that divide the crop, one per axis")
+    return sides
 
 
 def to_tile(group: GroupParams) -> Tensor:

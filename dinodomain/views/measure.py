@@ -19,6 +19,7 @@ from dinodomain.types import Batch, Normalisation
 from dinodomain.views.boxes import Ground, known_share
 from dinodomain.views.dates import per_row
 from dinodomain.views.draw import GroupParams, draw_batch, effective_policy
+from dinodomain.views.geometry import patch_sides
 from dinodomain.views.normalise import known_of
 from dinodomain.views.plan import ViewsPlan
 from dinodomain.views.render import render
@@ -53,8 +54,9 @@ class Drawn:
 
 
 def measure(
-    policy: ViewPolicy, plan: ViewsPlan, batches: Sequence[Batch], *, seed: int, draws: int, normalisation: Normalisation, patch: int
-) -> tuple[Drawn, ...]:
+    policy: ViewPolicy, plan: ViewsPlan, batches: Sequence[Batch], *, seed: int, draws: int, normalisation: Normalisation,
+    patch: int | Sequence[int],
+) -> tuple[Drawn, ...]:  # fmt: skip
     """Draws the views of tiles many times over.
 
     Args:
@@ -64,7 +66,7 @@ def measure(
         seed: As in a run.
         draws: Samples to draw, at least, over all batches.
         normalisation: The run's.
-        patch: Side of a patch token, pixels.
+        patch: Side of a patch token, pixels; one, or one for each axis.
 
     Returns:
         One for each crop size, in the order of the views.
@@ -81,7 +83,7 @@ def measure(
 
 
 def _measured(
-    policy: ViewPolicy, plan: ViewsPlan, batch: Batch, seed: int, normalisation: Normalisation, patch: int, *, tokens: bool
+    policy: ViewPolicy, plan: ViewsPlan, batch: Batch, seed: int, normalisation: Normalisation, patch: int | Sequence[int], *, tokens: bool
 ) -> tuple[Drawn, ...]:
     params = draw_batch(policy, plan, batch, seed=seed, normalisation=normalisation)
     known = known_of(batch)
@@ -94,7 +96,7 @@ def _measured(
     return tuple(found)
 
 
-def _of_group(batch: Batch, group: GroupParams, known: Tensor, tokens_known: Tensor, patch: int) -> Drawn:
+def _of_group(batch: Batch, group: GroupParams, known: Tensor, tokens_known: Tensor, patch: int | Sequence[int]) -> Drawn:
     samples = len(batch.tile_ids)
     sides = (group.boxes[..., 1] - group.boxes[..., 0]).double()
     spacing = per_row(batch.info.spacing, group.num_views, samples).double()
@@ -103,7 +105,7 @@ def _of_group(batch: Batch, group: GroupParams, known: Tensor, tokens_known: Ten
     return Drawn(
         name=group.name, extents=extents, pixels=sides, pixel_size=extents / group.size,
         share=(sides / (box[..., 1] - box[..., 0])).prod(dim=1), known=known, tokens_known=tokens_known,
-        tokens=(group.size // patch) ** sides.shape[1],
+        tokens=math.prod(group.size // side for side in patch_sides(patch, (group.size,) * sides.shape[1], group.name)),
     )  # fmt: skip
 
 
@@ -113,7 +115,7 @@ def _known(batch: Batch, group: GroupParams, known: Tensor) -> Tensor:
     return known_share(ground, start[:, None], (stop - start)[:, None])[:, 0]
 
 
-def _known_tokens(policy: ViewPolicy, plan: ViewsPlan, batch: Batch, known: Tensor, seed: int, patch: int) -> list[Tensor]:
+def _known_tokens(policy: ViewPolicy, plan: ViewsPlan, batch: Batch, known: Tensor, seed: int, patch: int | Sequence[int]) -> list[Tensor]:
     """Share of usable tokens of every crop of every size: the validity that ``render`` finds, for one channel of nothing."""
     plain = replace(effective_policy(policy, plan), **dict.fromkeys(_pixelwise(policy)))  # type: ignore[arg-type]
     images = batch.pixels.shape[0] * batch.pixels.shape[1]

@@ -24,7 +24,7 @@ from dinodomain.views import matmul
 from dinodomain.views.banded import empty
 from dinodomain.views.dates import info_per_row
 from dinodomain.views.draw import GroupParams, ViewParams, channels_kept
-from dinodomain.views.geometry import crop_spacing, to_tile
+from dinodomain.views.geometry import crop_spacing, patch_sides, to_tile
 from dinodomain.views.matmul import Matmul
 from dinodomain.views.normalise import KNOWN, ToFloat, apply_range, constants, known_of, source_channels, to_network_
 from dinodomain.views.operations import acts_on_physical, crop_mean, lose_channels_, physical_, spread, unit_
@@ -39,7 +39,7 @@ _SCRATCH = 1 << 20
 """Floats of one CPU working set: fewer cost calls, more leave the cache (measured from 2**17 to 2**21)."""
 
 
-def render(batch: Batch, params: ViewParams, *, to_float: ToFloat, normalisation: Normalisation, patch_size: int) -> Views:
+def render(batch: Batch, params: ViewParams, *, to_float: ToFloat, normalisation: Normalisation, patch_size: int | Sequence[int]) -> Views:
     """Makes all views of a batch.
 
     Args:
@@ -47,7 +47,7 @@ def render(batch: Batch, params: ViewParams, *, to_float: ToFloat, normalisation
         params: From ``draw`` on the same batch.
         to_float: The domain's; called on float32 stored values after resampling.
         normalisation: The run's; its range replaces ``info.low``/``info.high`` unless its mode is ``source``.
-        patch_size: Side of a patch token, pixels.
+        patch_size: Side of a patch token, pixels; one, or one for each axis.
 
     Returns:
         One group per crop size, in the order of ``params.groups``.
@@ -129,13 +129,14 @@ class _Tail:
         to_network_(unit, mask, self._mean, self._std, out)
 
 
-def _render_group(tiles: Tiles, group: GroupParams, params: ViewParams, warp: Warp, tail: _Tail, patch_size: int) -> ViewGroup:
-    if group.size % patch_size:
-        raise UserError(f"views.{group.name}_size", f"is {group.size}", allowed=f"a multiple of the patch size {patch_size}")
+def _render_group(
+    tiles: Tiles, group: GroupParams, params: ViewParams, warp: Warp, tail: _Tail, patch_size: int | Sequence[int]
+) -> ViewGroup:
     samples, channels = tiles.pixels.shape[0], len(tail.sources)
     rows, size, device = group.boxes.shape[0], (group.size,) * (tiles.pixels.ndim - 3), tiles.pixels.device
+    patch = patch_sides(patch_size, size, group.name)
     out = empty((rows, channels, *size), device)
-    tokens = torch.ones((rows, (group.size // patch_size) ** len(size)), device=device)
+    tokens = torch.ones((rows, math.prod(group.size // side for side in patch)), device=device)
     info = info_per_row(tail.info, group.num_views, samples)
     own = info_per_row(tiles.info, group.num_views, samples) if acts_on_physical(params.policy) else info  # not looked at otherwise
     kept = channels_kept(params.policy, group, channels)
@@ -148,7 +149,7 @@ def _render_group(tiles: Tiles, group: GroupParams, params: ViewParams, warp: Wa
             lost = None if kept is None else kept[start:stop]
             tail(stored, weight, own_rows, info_rows, group.rows(start, stop), lost, out[start:stop])
             if weight is not None:
-                tokens[start:stop] = _token_share(weight >= KNOWN, patch_size)
+                tokens[start:stop] = _token_share(weight >= KNOWN, patch)
     return ViewGroup(
         name=group.name, pixels=out, valid=tokens, to_tile=to_tile(group), spacing=crop_spacing(group, tiles.info.spacing),
         kept=torch.ones((rows, channels), dtype=torch.bool, device=device) if kept is None else kept, num_views=group.num_views,
@@ -161,7 +162,7 @@ def _pieces(info: TileInfo, step: int) -> Iterator[TileInfo]:
     return (TileInfo(**dict(zip(names, own))) for own in zip(*(getattr(info, name).split(step) for name in names)))
 
 
-def _token_share(mask: Tensor, patch: int) -> Tensor:
+def _token_share(mask: Tensor, patch: tuple[int, ...]) -> Tensor:
     """[n, 1, *S] bool to [n, P] share of known pixels under each patch, row-major."""
     pool = F.avg_pool2d if mask.ndim == 4 else F.avg_pool3d
     return pool(mask.float(), patch).flatten(1)

@@ -25,7 +25,7 @@ def accelerator(monkeypatch):
 def test_help_names_the_parts():
     command = [sys.executable, str(ROOT / "benchmarks/accelerator.py"), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "views, read or step" in shown
+    assert "views, read, step or small" in shown
 
 
 def test_views_on_a_cpu_give_rates_and_launches(accelerator, monkeypatch):

@@ -149,7 +149,7 @@ def test_a_newer_format_is_refused_not_passed_over(tmp_path):
     body.pop("digest")
     body["format"] = FORMAT + 1
     lineage.write_json(path, {**body, "digest": lineage.digest(body)})
-    with pytest.raises(UserError, match=r"is format 2.*newer dinodomain"):
+    with pytest.raises(UserError, match=rf"is format {FORMAT + 1}.*newer dinodomain"):
         load_checkpoint(tmp_path)
 
 

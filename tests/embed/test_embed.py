@@ -14,6 +14,7 @@ from dinodomain.embed import (
     load_features,
     load_record,
     load_tokens,
+    network_input,
     pixel_features,
     save_features,
     sides_for,
@@ -41,13 +42,13 @@ def volumes(tmp_path_factory):
     return open_store(tiny_store(tmp_path_factory.mktemp("store") / "volumes", domain=VOLUMES, num=3))
 
 
-def make_backbone(channels=("c0", "c1", "c2"), ndim=2, size=16) -> Backbone:
+def make_backbone(channels=("c0", "c1", "c2"), ndim=2, size=16, patch=8) -> Backbone:
     torch.manual_seed(0)
     count = len(channels)
     numbers = Normalisation(
         mode="source", channels=channels, low=(0.0,) * count, high=(1.0,) * count, mean=(0.5,) * count, std=(0.25,) * count
     )
-    plan = ModelPlan(dim=16, depth=1, heads=2, patch=8, registers=1, drop_path=0.5, layer_scale=1.0)
+    plan = ModelPlan(dim=16, depth=1, heads=2, patch=patch, registers=1, drop_path=0.5, layer_scale=1.0)
     return Backbone.create(plan, ndim=ndim, image_size=size, normalisation=numbers, domain="synthetic")
 
 
@@ -101,9 +102,40 @@ def test_the_longest_side_gets_the_pretraining_size_and_the_others_keep_proporti
     assert sides_for(extent, 32, 8) == sides
 
 
+def test_each_side_is_a_multiple_of_its_own_patch():
+    assert sides_for((32, 96, 64), 48, (2, 8, 16)) == (16, 48, 32)
+    assert sides_for((28, 96, 70), 48, (2, 8, 16)) == (14, 48, 32)
+    with pytest.raises(UserError, match=r"embed\.size: is 44; allowed: a multiple of the patch 8, for example 48"):
+        sides_for((32, 96, 64), 44, (2, 8, 16))
+    assert token_weights(torch.ones(2, 4, 16, 16, dtype=torch.bool), (2, 8, 16)).shape == (2, 4)
+
+
 def test_a_size_that_patches_do_not_divide_is_refused():
     with pytest.raises(UserError, match=r"embed\.size: is 30; allowed: a multiple of the patch 8, for example 32"):
         sides_for((64, 64), 30, 8)
+
+
+def test_patches_that_are_not_cubes_divide_each_side_by_their_own():
+    assert sides_for((32, 96, 90), 48, (4, 16, 16)) == (16, 48, 48)
+    assert sides_for((3, 96, 96), 48, (4, 16, 16)) == (4, 48, 48)
+    assert sides_for((64, 32, 32), 36, (4, 16, 16)) == (36, 16, 16)  # the patch of the longest axis alone must divide it
+    with pytest.raises(UserError, match=r"embed\.size: is 36; allowed: a multiple of the patch 16, for example 32"):
+        sides_for((32, 64, 64), 36, (4, 16, 16))
+
+
+def test_volumes_go_through_patches_that_are_not_cubes(volumes):
+    backbone = make_backbone(volumes.channels, ndim=3, patch=(4, 8, 8))
+    table, tokens = embed_store(backbone, volumes, VOLUMES, batch=2, tokens=True)
+    assert table.features.shape == (3, 32)
+    assert tokens.of(table, 0).shape == (4, 2, 2, 16)
+
+
+def test_the_pixel_size_told_is_that_after_resizing_in_array_order(volumes):
+    batch = next(sweep(volumes, LoaderPlan(batch=2)))
+    told = network_input(make_backbone(volumes.channels, ndim=3), batch, VOLUMES, (8, 16, 32)).about
+    assert tuple(batch.pixels.shape[3:]) == (96, 96, 96)  # volumes of 32 pixels, padded to the tile
+    torch.testing.assert_close(told.spacing, batch.info.spacing * torch.tensor([12.0, 6.0, 3.0]))
+    assert told.channels == ()
 
 
 def test_pooling_leaves_invalid_patches_out():

@@ -28,7 +28,7 @@ from dinodomain.testing import SyntheticImages, tiny_store
 
 SCENES = SyntheticImages(size=(32, 32), layout="window")
 STEPS, STRUCK = 24, 6
-CLOCK = ("seconds", "data_wait", "samples_per_s")
+CLOCK = ("seconds", "data_wait", "samples_per_s", "memory")
 SIGNED = "AWS4-HMAC-SHA256 Credential=a/20240101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=a"
 
 ZYGOTE = textwrap.dedent(
@@ -215,6 +215,12 @@ def test_readers_killed_twenty_times_change_no_loss(make, scenes, straight):
         """Kills, after each step, every process that is up; a batch is read ahead, so each has read something between two of its deaths."""
 
         killed: list[int] = []  # noqa: RUF012 # of one test
+
+        def begin(self, plan: object) -> None:
+            pass
+
+        def figures(self, step: int, files: object) -> None:
+            pass
 
         def log(self, step: int, values: object) -> None:
             for pid in readers_of(os.getpid()):

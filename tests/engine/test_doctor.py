@@ -8,16 +8,29 @@ import math
 import platform
 import shutil
 import tomllib
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from dinodomain.engine import TrainingStopped, pretrain
 from dinodomain.engine import doctor as room
-from dinodomain.engine import pretrain
 from dinodomain.engine.doctor import EXTRAS, PACKAGES, DoctorPlan, doctor
+from dinodomain.engine.plan import WatchPlan
 from dinodomain.errors import MissingExtra, UserError
+from dinodomain.optim import OptimPlan
+from dinodomain.show.doctor import draw_doctor
+from dinodomain.testing import SyntheticImages
+
+
+@pytest.fixture(autouse=True)
+def _few_figures(monkeypatch):
+    """Training draws none here: the doctor's page is looked at, and takes a second."""
+    monkeypatch.setattr("dinodomain.engine.record.draw_curves", lambda rows, folder: [])
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +83,27 @@ def test_the_extras_are_those_of_the_project_file():
         assert all(module.lower() in named for module in modules), extra
 
 
-def test_a_run_is_described_by_its_last_row_and_its_figures_are_drawn(run):
+def test_a_run_is_told_by_verdict_table_and_one_page(run):
     shutil.rmtree(run / "figures", ignore_errors=True)
     found = doctor(DoctorPlan(run=str(run)))
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows]
     assert found.facts["steps"] == "10 of 10 saved, 10 logged"
-    assert found.facts["loss"] == last["loss"]
-    assert {Path(file).stem for file in found.figures} >= {"loss", "entropy", "feature_std"}
-    assert all(Path(file).is_file() for file in found.figures)
-    assert f"loss: {last['loss']:.4g}" in found.text()
+    assert found.numbers["loss"] == {"first": losses[0], "last": losses[-1], "best": min(losses), "best_step": losses.index(min(losses))}
+    assert found.text().splitlines()[0] == found.verdict == "too early to tell (10 steps, 20 are needed)"
+    (figure,) = found.figures
+    assert figure == str(run / "figures" / "doctor.png")
+    with Image.open(figure) as image:
+        assert image.size[0] > 1000
+        assert np.asarray(image.convert("L")).std() > 10
+
+
+def test_the_page_marks_findings_and_stands_for_any_columns(tmp_path):
+    rows = [{"step": step, "loss": 3.0, "grad_norm_head": 0.0, "skipped": step == 7} for step in range(30)]
+    plain = draw_doctor(rows, tmp_path / "plain.png", title="x").read_bytes()
+    assert draw_doctor(rows, tmp_path / "again.png", title="x").read_bytes() == plain
+    assert draw_doctor(rows, tmp_path / "marked.png", title="x", marks=[(5, "it began"), (5, "and this")]).read_bytes() != plain
+    assert draw_doctor([], tmp_path / "none.png", title="x") is None
 
 
 def test_looking_changes_nothing_but_the_figures(run):
@@ -98,7 +123,12 @@ def test_a_collapsed_run_is_told_in_plain_words(run, tmp_path):
     (copy / "metrics.jsonl").write_text("".join(json.dumps(item) + "\n" for item in rows))
     found = doctor(DoctorPlan(run=str(copy)))
     assert math.isclose(row["max_entropy"], math.log(16))
-    assert any("collapse to one prototype" in line for line in found.advice)
+    assert found.verdict == "collapsed (collapse to one prototype since step 300)"
+    assert found.text().splitlines()[0] == found.verdict
+    assert "1. collapse to one prototype since step 300" in found.text()
+    told = json.loads(json.dumps(found.as_json()))
+    assert told["findings"][0]["keys"] == {"objective.centering": "sinkhorn"}
+    assert (told["verdict"], told["findings"][0]["since"]) == (found.verdict, 300)
     assert "nothing wrong" not in found.text()
 
 
@@ -106,3 +136,34 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
         doctor(DoctorPlan(run=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_centring_collapses_and_the_doctor_names_the_cause(tiny_plan, images, tmp_path):
+    plan = tiny_plan(tmp_path / "run")
+    changes = {"centering": "none", "ibot_weight": 0.0, "koleo_weight": 0.0, "teacher_temperature": (0.02, 0.02)}
+    plan = replace(
+        plan, objective=replace(plan.objective, **changes), model=replace(plan.model, layer_scale=1.0, drop_path=0.0),
+        optim=OptimPlan(lr=1e-2, momentum=(0.9, 0.9)), watch=WatchPlan(every=15, tiles=8), engine=replace(plan.engine, steps=45),
+        checkpoint=replace(plan.checkpoint, every=45),
+    )  # fmt: skip
+    pretrain(plan, domain=images)
+    found = doctor(DoctorPlan(run=str(tmp_path / "run")))
+    assert found.verdict.startswith("collapsed (collapse to one prototype since step ")
+    assert "objective.centering=none" in found.findings[0].cause
+    assert found.findings[0].keys == {"objective.centering": "sinkhorn"}
+    assert {"watch_rankme", "watch_knn", "watch_dense_match"} <= set(found.numbers)
+
+
+def test_nan_pixels_are_skipped_counted_and_stop_the_run_with_a_diagnosis(tiny_plan, tmp_path):
+    class Broken(SyntheticImages):
+        def to_float(self, pixels, info):
+            return super().to_float(pixels, info) * math.nan
+
+    plan = tiny_plan(tmp_path / "run")
+    plan = replace(plan, engine=replace(plan.engine, max_bad_steps=4), watch=WatchPlan(tiles=0))
+    with pytest.raises(TrainingStopped, match="4 steps in a row gave NaN or Inf"):
+        pretrain(plan, domain=Broken(size=(32, 32)))
+    found = doctor(DoctorPlan(run=str(tmp_path / "run")))
+    assert found.verdict.startswith("unstable (no finite loss since step 0")
+    assert found.facts["skipped"] == 4
+    assert "broken pixel values" in found.findings[0].cause

@@ -31,7 +31,8 @@ pretrain(build(PretrainPlan, json.loads(sys.argv[1])), domain=SyntheticImages(si
 
 def measured(run):
     """Rows without the clock."""
-    return [{name: value for name, value in row.items() if name not in ("seconds", "data_wait", "samples_per_s")} for row in run.metrics()]
+    measured = ("seconds", "data_wait", "samples_per_s", "memory")
+    return [{name: value for name, value in row.items() if name not in measured} for row in run.metrics()]
 
 
 def readers():

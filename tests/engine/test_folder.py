@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from dinodomain.engine import PretrainPlan
 from dinodomain.engine.folder import check_folder, differing_keys, lock
 from dinodomain.engine.log import write_plan
 from dinodomain.errors import UserError
+from dinodomain.lineage import to_json
 
 PLAN = {
     "seed": 0,
@@ -90,3 +92,28 @@ def test_a_second_trainer_is_kept_out_of_the_folder(tmp_path):
         pass
     with lock(tmp_path):
         pass
+
+
+def test_every_key_that_came_with_this_version_says_what_earlier_ones_did():
+    """A plan of 2026-11-26, before accumulation, RoPE, Gram, watching and trackers, against today's with nothing asked for."""
+    plan = to_json(PretrainPlan(domain="x", store="s", out="o"))
+    before = {name: value for name, value in plan.items() if name not in ("launcher", "slurm", "dry_run", "start", "gram", "watch")}
+    new = {
+        "model": ("mlp", "rope_unit", "rope_length", "rope_base", "rope_shift", "rope_jitter", "rope_rescale", "channels", "norm_eps"),
+        "objective": ("patch_head", "patch_prototypes", "local_weight"),
+        "optim": ("freeze_backbone", "schedule", "patch_lr"),
+        "engine": ("accumulate", "distribute", "checkpointing", "compile", "trackers"),
+    }
+    for section, names in new.items():
+        before[section] = {name: value for name, value in before[section].items() if name not in names}
+    before["engine"]["tensorboard"] = True
+    assert differing_keys(before, plan) == {}
+    changed = {**plan, "optim": {**plan["optim"], "patch_lr": 0.2}, "engine": {**plan["engine"], "accumulate": 2}}
+    assert differing_keys(before, changed) == {"engine.accumulate": (1, 2), "optim.patch_lr": (1.0, 0.2)}
+
+
+def test_watching_may_change_unless_it_decides_when_gram_anchoring_begins():
+    quiet, loud = {**PLAN, "watch": {"every": 100, "tiles": 64}}, {**PLAN, "watch": {"every": 200, "tiles": 64}}
+    assert differing_keys(quiet, loud) == {}
+    drift = {"gram": {"weight": 2.0, "teacher": "drift"}}
+    assert differing_keys({**quiet, **drift}, {**loud, **drift}) == {"watch.every": (100, 200)}

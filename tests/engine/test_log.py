@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import math
 
-from dinodomain.engine.log import MetricsFile, TensorBoardTracker, format_row, log_to, read_rows, scalars, truncate_rows
+from dinodomain.engine.log import MetricsFile, format_row, log_to, read_rows, scalars, truncate_rows
 
 
 def write(path, rows):
@@ -60,13 +60,3 @@ def test_scalars_and_lines_take_numbers_only():
     row = {"step": 3, "loss": 1.5, "bucket": "uint8", "gone": None}
     assert scalars(row) == {"loss": 1.5}
     assert format_row(row, ["loss", "gone", "bucket"]) == "step 3: loss 1.5"
-
-
-def test_tensorboard_files_hold_the_scalars(tmp_path):
-    tracker = TensorBoardTracker(tmp_path, 0)
-    tracker.log(1, {"loss": 2.0})
-    tracker.close()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2.0)]

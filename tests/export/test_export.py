@@ -13,7 +13,7 @@ from dinodomain.errors import UserError
 from dinodomain.export import ExportPlan, export
 from dinodomain.export.torch_export import Portable
 from dinodomain.model import Backbone, ModelPlan
-from dinodomain.types import Normalisation
+from dinodomain.types import Acquisition, Normalisation
 
 pytestmark = pytest.mark.filterwarnings(
     # timm builds its own layers with a deprecated torch.jit annotation; nothing of ours.
@@ -202,3 +202,69 @@ def test_the_folder_at_hand_can_be_exported_into(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     export(ExportPlan(checkpoint=source, out=".", format="safetensors"))
     assert (tmp_path / "here" / "backbone.safetensors").is_file()
+
+
+ROPE = {"position": "rope", "rope_rescale": 2.0, "rope_jitter": 1.2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mlp": "swiglu"},
+        {"mlp": "swiglu", "mlp_ratio": 2.66667, "dim": 60, "position": "sincos"},
+        {"patch": (4, 8)},
+        ROPE,
+        {**ROPE, "mlp": "swiglu", "registers": 0, "patch": (8, 4)},
+        {**ROPE, "layer_scale": 0.0, "rope_base": 30.0, "norm_eps": 1e-5},
+    ],
+)
+def test_timm_computes_the_same_of_gated_mlps_rotary_positions_and_long_patches(tmp_path, run, changes):
+    backbone = make_backbone(2, **changes)
+    done = export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="timm"))
+    assert done.max_abs_diff < 2e-5
+    network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    x = torch.randn(2, 2, 32, 16)
+    with torch.no_grad():
+        ours, theirs = backbone(x), network.forward_features(x)
+    torch.testing.assert_close(theirs[:, 0], ours.cls, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(theirs[:, 1 + backbone.vit.plan.registers :], ours.patches, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"position": "rope", "rope_unit": "physical", "rope_length": 9.0}, r"model\.rope_unit=physical"),
+        ({"position": "rope", "rope_unit": "patch"}, r"model\.rope_unit=patch"),
+        ({"position": "rope", "dim": 56}, r"heads of a multiple of 4 channels, this backbone has 14"),
+        ({"channels": "wavelength"}, r"model\.channels=wavelength"),
+        ({"norm_eps": 1e-5}, r"norms add 1e-05 \(model\.norm_eps\)"),
+    ],
+)
+def test_what_timm_cannot_compute_is_refused_by_the_key_that_asks_for_it(tmp_path, run, changes, key):
+    with pytest.raises(UserError, match=rf"{key}.*allowed: torch_export or safetensors"):
+        export(ExportPlan(checkpoint=str(run(make_backbone(2, **changes))), out=str(tmp_path / "out"), format="timm"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("ndim", "patch", "unit"), [(2, 8, "crop"), (3, (4, 8, 8), "patch")])
+def test_a_traced_program_of_rotary_positions_computes_the_same(tmp_path, run, ndim, patch, unit):
+    backbone = make_backbone(ndim, patch=patch, position="rope", rope_unit=unit, mlp="swiglu")
+    done = export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="torch_export"))
+    assert done.max_abs_diff < 2e-5
+
+
+def test_a_traced_program_in_physical_units_takes_the_spacing_too(tmp_path, run):
+    backbone = make_backbone(2, position="rope", rope_unit="physical", rope_length=9.0)
+    source = str(run(backbone))
+    done = export(ExportPlan(checkpoint=source, out=str(tmp_path / "out"), format="torch_export"))
+    assert done.max_abs_diff < 2e-5
+    program = torch.export.load(tmp_path / "out" / "backbone.pt2").module()
+    x, spacing = torch.rand(2, 2, 16, 16), torch.tensor([[1.0, 2.0], [0.5, 0.5]])
+    with torch.no_grad():
+        ours = backbone(Portable(backbone).normalise(x), about=Acquisition(spacing=spacing))
+        torch.testing.assert_close(program(x, spacing)[0], ours.cls, atol=1e-5, rtol=1e-5)
+        assert (program(x, 2 * spacing)[0] - ours.cls).abs().max() > 1e-3
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "rotary positions in mm or m (base 100)" in card
+    assert "the pixel size of every image" in card
+    assert export(ExportPlan(checkpoint=source, out=str(tmp_path / "own"), format="safetensors")).max_abs_diff == 0

@@ -11,7 +11,7 @@ import torch
 
 from dinodomain.errors import UserError
 from dinodomain.model import Backbone, ModelPlan, random_like
-from dinodomain.types import Normalisation
+from dinodomain.types import Acquisition, Normalisation
 
 NORMALISATION = Normalisation(mode="store", channels=("B02", "B08"), low=(0.0, 0.0), high=(1.0, 0.8), mean=(0.3, 0.4), std=(0.1, 0.2))
 PLAN = ModelPlan(dim=24, depth=2, heads=2, patch=8, registers=1, layer_scale=0.2)
@@ -103,3 +103,23 @@ def test_channels_and_network_must_agree():
         Backbone(vit, normalisation=three, domain="x")
     with pytest.raises(UserError, match=r"pooling: is 'max'; allowed: cls\+mean, cls, mean"):
         Backbone(vit, normalisation=NORMALISATION, domain="x", pooling="max")
+
+
+def test_the_order_of_channels_is_free_where_they_are_named():
+    backbone, x = build().eval(), torch.randn(2, 2, 16, 16)
+    swapped = backbone.features(x.flip(1), about=Acquisition(channels=("B08", "B02")))
+    np.testing.assert_array_equal(swapped, backbone.features(x))
+    assert not backbone.any_channels
+    assert [band.wavelength_nm for band in backbone.bands] == [None, None]
+
+
+@pytest.mark.parametrize(("position", "unit", "needs"), [("rope", "physical", True), ("rope", "crop", False), ("learned", "crop", False)])
+def test_a_backbone_says_whether_it_must_be_told_the_pixel_size(position, unit, needs):
+    length = 8.0 if unit == "physical" else None
+    plan = replace(PLAN, position=position, rope_unit=unit, rope_length=length)
+    torch.manual_seed(0)
+    backbone = Backbone.create(plan, ndim=2, image_size=32, normalisation=NORMALISATION, domain="x").eval()
+    assert backbone.needs_spacing is needs
+    x = torch.randn(2, 2, 16, 16)
+    fine, coarse = (backbone.features(x, about=Acquisition(spacing=torch.full((2, 2), step))) for step in (0.5, 2.0))
+    assert bool(np.abs(fine - coarse).max() > 1e-6) == needs

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import timm
 import torch
+import yaml
 
+from dinodomain.config import build as build_plan
+from dinodomain.config import config_dir
 from dinodomain.errors import UserError
-from dinodomain.model import ModelPlan, VisionTransformer
+from dinodomain.model import Backbone, ModelPlan, VisionTransformer
 from dinodomain.model.block import draw_subset
+from dinodomain.types import Acquisition, Normalisation
 
 SMALL = ModelPlan(dim=48, depth=3, heads=3, patch=8, registers=2, layer_scale=0.1)
 
@@ -90,11 +95,11 @@ def test_a_volume_of_one_slice_thick_patches_orders_its_tokens_by_z_then_y_then_
     assert changed.nonzero().flatten().tolist() == [2 * 3 * 4 - 1]
 
 
-def test_patch_projection_equals_the_strided_convolution():
-    for ndim in (2, 3):
-        embed = build(ndim=ndim).patch_embed
-        x = torch.randn(2, 3, *[24] * ndim)
-        torch.testing.assert_close(embed(x), embed.proj(x).flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(("patch", "ndim"), [(8, 2), (8, 3), ((4, 8), 2), ((2, 8, 4), 3)])
+def test_patch_projection_equals_the_strided_convolution(patch, ndim):
+    embed = build(dataclasses.replace(SMALL, patch=patch), ndim=ndim).patch_embed
+    x = torch.randn(2, 3, *[24] * ndim)
+    torch.testing.assert_close(embed(x), embed.proj(x).flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
 
 
 def test_sixteen_bit_steps_survive_the_patch_projection_under_bfloat16():
@@ -180,9 +185,9 @@ def test_a_dropped_branch_keeps_its_expectation():
     layout = ((10, 3), (4, 2))
     total = torch.zeros(38)
     for _ in range(2000):
-        rows, gain, kept = draw_subset(layout, 0.3, torch.device("cpu"))
-        assert kept == ((7, 3), (3, 2))
-        total.index_add_(0, rows, gain[:, 0])
+        drawn = draw_subset(layout, 0.3, torch.device("cpu"))
+        assert drawn.layout == ((7, 3), (3, 2))
+        total.index_add_(0, drawn.rows, drawn.gain[:, 0])
     assert (total / 2000 - 1).abs().max() < 0.07
 
 
@@ -206,3 +211,63 @@ def test_first_weights_have_the_spread_the_plan_asks_for(init, std):
     torch.manual_seed(0)
     vit = VisionTransformer(ModelPlan(dim=96, depth=1, heads=4, patch=8, init=init), in_channels=1, ndim=2, image_size=32)
     assert vit.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("position", ["learned", "sincos", "rope"])
+@pytest.mark.parametrize(("patch", "size", "grid"), [((4, 16), (16, 32), (4, 2)), ((2, 8, 4), (8, 16, 16), (4, 2, 4))])
+def test_patches_need_not_be_cubes(position, patch, size, grid):
+    vit = build(dataclasses.replace(SMALL, patch=patch, position=position), ndim=len(patch), image_size=size)
+    assert (vit.grid, vit.patch, tuple(vit.patch_embed.proj.weight.shape[2:])) == (grid, patch, patch)
+    x = torch.zeros(1, 3, *size)
+    changed = x.clone()
+    changed[(0, slice(None), *(slice(side - own, side) for side, own in zip(size, patch)))] = 1.0
+    moved = (vit.encode(x, layer=0).patches - vit.encode(changed, layer=0).patches)[0].abs().amax(dim=1) > 1e-6
+    assert moved.nonzero().flatten().tolist() == [len(moved) - 1], "the last patch in row-major order is the last corner"
+    double = vit(torch.randn(2, 3, *(2 * side for side in size)))
+    assert double.grid == tuple(2 * side for side in grid)
+    assert double.patches.isfinite().all()
+
+
+def test_a_backbone_with_patches_of_two_sides_comes_back_from_its_spec():
+    numbers = Normalisation(mode="domain", channels=("a",), low=(0.0,), high=(1.0,), mean=(0.5,), std=(0.2,))
+    plan = dataclasses.replace(SMALL, patch=(4, 8), position="rope", rope_unit="physical", rope_length=9.0, mlp="swiglu")
+    backbone = Backbone.create(plan, ndim=2, image_size=16, normalisation=numbers, domain="made_up").eval()
+    again = Backbone.from_spec(json.loads(json.dumps(backbone.spec)), backbone.state_dict())
+    assert again.vit.plan == plan
+    assert again.patch == backbone.patch == (4, 8)
+    x, about = torch.randn(2, 1, 16, 16), Acquisition(spacing=torch.ones(2, 2))
+    assert torch.equal(again(x, about=about).cls, backbone(x, about=about).cls)
+
+
+def test_patches_with_the_wrong_number_of_sides_or_none_that_fit_are_refused():
+    with pytest.raises(UserError, match=r"model\.patch: \(4, 8\) has 2 sides; allowed: one number, or 3 of them"):
+        build(dataclasses.replace(SMALL, patch=(4, 8)), ndim=3)
+    with pytest.raises(UserError, match=r"20x32 is not a multiple of model\.patch=8x16; allowed: multiples of 8x16, for example 16x32"):
+        build(dataclasses.replace(SMALL, patch=(8, 16)), image_size=(20, 32))
+    for patch, problem in (((4,), "has 1 sides"), ((4, 0), r"is \(4, 0\); allowed: at least 1"), ((1, 2, 3, 4), "has 4 sides")):
+        with pytest.raises(UserError, match=problem):
+            ModelPlan(patch=patch)
+
+
+FAMILY = {  # published sizes: Dosovitskiy 2021 (table 1), Touvron 2021 (Ti, S), Simeoni 2025 (H+)
+    "vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224", "vit_base": "vit_base_patch16_224",
+    "vit_large": "vit_large_patch16_224", "vit_huge_plus": "vit_huge_plus_patch16_dinov3_qkvb",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(FAMILY))
+def test_every_size_of_the_family_has_the_parameters_of_timms(name):
+    plan = build_plan(ModelPlan, yaml.safe_load((config_dir() / "model" / f"{name}.yaml").read_text()))
+    same = {"reg_tokens": plan.registers, "init_values": plan.layer_scale or None, "no_embed_class": not plan.class_position}
+    with torch.device("meta"):
+        ours = VisionTransformer(plan, in_channels=3, ndim=2, image_size=224)
+        theirs = timm.create_model(FAMILY[name], num_classes=0, **({} if plan.mlp == "swiglu" else same))
+    counts = [sum(value.numel() for value in state.values()) for state in (ours.timm_state(), theirs.state_dict())]
+    more = plan.dim * plan.depth + (0 if ours.pos_embed is None else ours.pos_embed.numel())  # key biases and learned positions
+    assert counts[0] - counts[1] == (more if plan.mlp == "swiglu" else 0), "timm's DINOv3 has neither"
+    with torch.device("meta"):
+        volumes = VisionTransformer(plan, in_channels=1, ndim=3, image_size=96)
+    blocks = [{key: value.shape for key, value in vit.blocks.state_dict().items()} for vit in (ours, volumes)]
+    assert blocks[0] == blocks[1]
+    assert volumes.patch_embed.proj.weight.shape == (plan.dim, 1, 16, 16, 16)
+    assert volumes.grid == (6, 6, 6)

@@ -1,4 +1,4 @@
-"""DINO, iBOT and KoLeo against hand-derived values, plain loops and float64 twins."""
+"""KoLeo, and the plain DINO and iBOT losses, which test_fused holds the fast ones to, against hand-derived values and float64 twins."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dinodomain.errors import UserError
-from dinodomain.objective.dino import cross_entropy, dino_loss, num_terms
-from dinodomain.objective.ibot import ibot_loss
-from dinodomain.objective.koleo import koleo_loss
+from dinodomain.objective.dino import num_terms
+from dinodomain.objective.koleo import koleo_counts, koleo_loss
+from dinodomain.objective.reference import cross_entropy, dino_loss, ibot_loss
 
 
 def plain_dino(student: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -122,3 +122,26 @@ def test_koleo_under_bfloat16_is_taken_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         assert koleo_loss(features).item() == pytest.approx(koleo_loss(features).item())
         assert koleo_loss(features.bfloat16()).dtype == torch.float32
+
+
+def test_koleo_leaves_out_crops_without_content():
+    torch.manual_seed(0)
+    features = torch.randn(1, 6, 8).requires_grad_()
+    valid = torch.tensor([[True, True, False, True, True, False]])
+    loss = koleo_loss(features, valid)
+    torch.testing.assert_close(loss, koleo_loss(features[:, valid[0]]))
+    (gradient,) = torch.autograd.grad(loss, features)
+    assert gradient[0, ~valid[0]].abs().sum() == 0
+
+
+def test_koleo_of_unequal_parts_has_the_mean_of_all():
+    """Two micro-batches of 4 and 2 valid crops, a third with a lone one that has no neighbour: exact counts weigh all crops alike."""
+    torch.manual_seed(0)
+    parts = [torch.randn(1, 4, 8) for _ in range(3)]
+    valid = [torch.arange(4)[None] < number for number in (4, 2, 1)]
+    counts = [koleo_counts(one) for one in valid]
+    assert [one.item() for one in counts] == [4, 2, 0]
+    share = torch.stack(counts).sum(0) / 3
+    ours = torch.stack([koleo_loss(x, one, share) for x, one in zip(parts, valid)]).mean()
+    plain = (4 * koleo_loss(parts[0]) + 2 * koleo_loss(parts[1][:, :2])) / 6
+    torch.testing.assert_close(ours, plain)

@@ -13,6 +13,7 @@ from dinodomain.errors import UserError
 from dinodomain.model import Backbone, Head, ModelPlan, Pair
 from dinodomain.objective import Objective, ObjectivePlan, teacher_temperature
 from dinodomain.objective.masks import draw_masks
+from dinodomain.objective.total import local_weight
 from dinodomain.types import Normalisation, ViewGroup, Views
 
 PLAN = ObjectivePlan(prototypes=64, head_hidden=40, bottleneck=16, teacher_warmup=0.5)
@@ -215,3 +216,96 @@ def test_a_plan_reports_all_its_problems_at_once():
     message = str(caught.value)
     for place in ("objective.prototypes", "objective.teacher_temperature", "objective.mask_ratio"):
         assert place in message
+
+
+def half(views: Views, samples: slice) -> Views:
+    """Some samples of a batch, all views of each."""
+
+    def rows(group: ViewGroup, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.unflatten(0, (group.num_views, -1))[:, samples].flatten(0, 1)
+
+    groups = tuple(
+        dataclasses.replace(
+            group, **{name: rows(group, getattr(group, name)) for name in ("pixels", "valid", "to_tile", "spacing", "kept")}
+        )
+        for group in views.groups
+    )
+    return dataclasses.replace(views, groups=groups, tile_ids=views.tile_ids[samples], slots=views.slots[samples])
+
+
+@pytest.mark.parametrize("centering", ["softmax", "sinkhorn"])
+def test_two_micro_batches_are_one_batch(centering):
+    """DINO, iBOT and Gram, values, gradients and centres; KoLeo compares within a micro-batch and is left out."""
+    plan = dataclasses.replace(PLAN, centering=centering, koleo_weight=0.0, local_weight=(1.0, 0.5))
+    pair, views, at = make_pair(), make_views(batch=6), {"step": 10, "total_steps": 100}
+    anchor = torch.randn(12, 16, 8)
+    found = []
+    for samples in ([slice(0, 6)], [slice(0, 3), slice(3, 6)]):
+        pair.zero_grad()
+        objective = Objective(plan, gram_weight=2.0)
+        lessons = []
+        for one in samples:
+            lessons.append(objective.teach(pair.teacher, half(views, one), step=10, seed=7, earlier=lessons[0] if lessons else None))
+        objective.center(lessons, **at)
+        total, parts = 0.0, {}
+        for one, lesson in zip(samples, lessons):
+            held = anchor.view(2, 6, 16, 8)[:, one].flatten(0, 1)
+            loss = objective.learn(pair.student, half(views, one), lesson, **at, anchor=held)
+            (loss.total / len(samples)).backward()
+            total += loss.total.item() / len(samples)
+            parts = {name: parts.get(name, 0.0) + value.item() / len(samples) for name, value in loss.parts.items()}
+        objective.update_centers()
+        gradients = torch.cat([parameter.grad.flatten() for parameter in pair.student.parameters()])
+        found.append((total, parts, gradients, objective.state_dict()))
+    (whole, whole_parts, gradient, centers), (split, split_parts, theirs, split_centers) = found
+    assert set(whole_parts) == {"dino_global", "dino_local", "ibot", "gram"}
+    assert split == pytest.approx(whole, abs=1e-5)
+    assert split_parts == pytest.approx(whole_parts, abs=1e-5)
+    torch.testing.assert_close(theirs, gradient, rtol=1e-3, atol=1e-5)
+    for name, value in centers.items():
+        torch.testing.assert_close(split_centers[name], value)
+    assert lessons[1].taught.prototypes is lessons[0].taught.prototypes
+
+
+def test_the_weight_of_local_crops_moves_in_a_line():
+    plan = dataclasses.replace(PLAN, local_weight=(1.0, 0.5))
+    assert [local_weight(plan, step, 101) for step in (0, 50, 100)] == pytest.approx([1.0, 0.75, 0.5])
+    assert local_weight(plan, 0, 1) == 1.0
+    pair, views = make_pair(), make_views()
+    begin, end = (Objective(plan)(pair, views, step=step, total_steps=101, seed=7) for step in (0, 100))
+    plain = Objective(PLAN)(pair, views, step=100, total_steps=101, seed=7)
+    assert end.parts["dino_local"].item() == pytest.approx(0.5 * plain.parts["dino_local"].item(), rel=1e-6)
+    assert begin.parts["dino_global"] > 0
+
+
+def test_masked_patches_may_have_a_head_and_prototypes_of_their_own():
+    plan = dataclasses.replace(PLAN, patch_head="separate", patch_prototypes=32)
+    torch.manual_seed(1)
+    shared = make_pair()
+    pair = Pair(shared.student.backbone, shared.student.head, Head(24, prototypes=32, hidden=40, bottleneck=16))
+    views, objective = make_views(), Objective(plan)
+    loss = objective(pair, views, **STEP)
+    loss.total.backward()
+    assert objective.patch_centering.center.shape == (32,)
+    assert pair.student.patch_head.prototypes.weight.grad.abs().sum() > 0
+    alone = Objective(dataclasses.replace(PLAN, ibot_weight=0.0))(pair, views, **STEP)
+    assert loss.parts["ibot"] > 0
+    assert "ibot" not in alone.parts
+
+
+def test_crops_without_content_leave_koleo_and_gram():
+    pair, views = make_pair(), make_views()
+    valid = torch.ones_like(views.groups[0].valid)
+    valid[0] = 0.0
+    views = dataclasses.replace(views, groups=(dataclasses.replace(views.groups[0], valid=valid), *views.groups[1:]))
+    objective = Objective(PLAN, gram_weight=1.0)
+    lesson = objective.teach(pair.teacher, views, step=10, seed=7)
+    objective.center([lesson], step=10, total_steps=100)
+    assert lesson.counts.tolist() == [3.0, 4.0, 7.0]
+    losses = []
+    for change in (0.0, 5.0):  # what the anchor says of an empty crop is not heard
+        anchor = torch.randn(8, 16, 24, generator=torch.Generator().manual_seed(3))
+        anchor[0] += change
+        losses.append(objective.learn(pair.student, views, lesson, step=10, total_steps=100, anchor=anchor).parts["gram"])
+    assert torch.equal(*losses)
+    assert losses[0] > 0

@@ -115,3 +115,24 @@ def test_a_limit_of_zero_measures_only():
     module.weight.grad = torch.tensor([[3.0], [4.0]])
     assert clip_gradients({"all": module}, 0.0)["all"].item() == 5.0
     torch.testing.assert_close(module.weight.grad, torch.tensor([[3.0], [4.0]]))
+
+
+def test_the_patch_embedding_has_a_rate_of_its_own(student):
+    groups = parameter_groups(student, OptimPlan(patch_lr=0.2, layer_decay=0.5))
+    scale = {name: group["lr_scale"] for group, names in zip(groups, names_of(student, groups)) for name in names}
+    assert scale["backbone.vit.patch_embed.proj.weight"] == scale["backbone.vit.patch_embed.proj.bias"] == pytest.approx(0.2 * 0.0625)
+    assert scale["backbone.vit.pos_embed"] == 0.0625
+    assert scale["head.mlp.0.weight"] == 1.0
+
+
+def test_a_frozen_backbone_does_not_move_by_a_bit_while_the_head_learns(student):
+    plan = OptimPlan(freeze_backbone=0.5, warmup=0.2, weight_decay=(0.1, 0.1))
+    optimizer, schedules = make_optimizer(parameter_groups(student, plan), plan), Schedules(plan, total_steps=10, batch=256)
+    before = {name: value.detach().clone() for name, value in student.named_parameters()}
+    for step in range(6):
+        for parameter in student.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        schedules.apply(optimizer, step)
+        optimizer.step()
+        moved = {name.partition(".")[0] for name, value in student.named_parameters() if not torch.equal(value, before[name])}
+        assert moved == ({"head"} if step < 5 else {"head", "backbone"})

@@ -71,3 +71,18 @@ def test_a_plan_reports_all_its_problems_at_once():
     with pytest.raises(UserError) as caught:
         OptimPlan(lr=0.0, momentum=(0.9, 1.1), layer_decay=0.0)
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["optim.lr", "optim.momentum", "optim.layer_decay"]
+
+
+def test_a_constant_schedule_warms_up_and_stays():
+    plan = OptimPlan(lr=1e-3, warmup=0.2, schedule="constant", weight_decay=(0.04, 0.4), momentum=(0.99, 1.0))
+    schedules = Schedules(plan, total_steps=10, batch=256)
+    values = [schedules.at(step) for step in range(10)]
+    assert [value.lr for value in values] == pytest.approx([1e-3 / 3, 2e-3 / 3] + [1e-3] * 8)
+    assert {value.weight_decay for value in values} == {0.04}
+    assert values[-1].momentum == 1.0
+
+
+def test_the_backbone_rests_then_rises_then_follows():
+    schedules = Schedules(OptimPlan(freeze_backbone=0.3, warmup=0.2), total_steps=10, batch=256)
+    assert [schedules.at(step).backbone for step in range(7)] == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1, 1])
+    assert Schedules(OptimPlan(warmup=0.5), total_steps=10, batch=256).at(0).backbone == 1.0

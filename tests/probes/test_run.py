@@ -132,3 +132,16 @@ def test_a_plan_lists_all_its_problems_at_once():
         ProbePlan(checkpoint="c", store="s", labels="l", target="t", folds=1, kind=())
     assert "folds: 1; allowed: 2 or more" in str(error.value)
     assert "kind: []" in str(error.value)
+
+
+@pytest.mark.parametrize("labels_per_class", [None, 3])
+def test_a_warm_start_is_one_more_baseline_with_all_and_with_few_labels(features, labels, labels_per_class):
+    keys = {"labels_per_class": labels_per_class, "seeds": (0, 1), "bootstraps": 100}
+    plain = run_probe(features, labels, UNITS, **keys)
+    both = run_probe({**features, "warm_start": features["pretrained"]}, labels, UNITS, **keys)
+    assert [item for item in both.scores if item.features != "warm_start"] == list(plain.scores)
+    for kind in ("knn", "linear"):
+        found = next(item.interval for item in both.differences if (item.baseline, item.probe) == ("warm_start", kind))
+        # The same features on the same folds, labels and draws cannot differ.
+        assert (found.low, found.value, found.high) == (0.0, 0.0, 0.0)
+        assert both.score("warm_start", kind).metrics == both.score("pretrained", kind).metrics

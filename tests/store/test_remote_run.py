@@ -40,7 +40,7 @@ def plan(store: str, out: Path, workers: int) -> PretrainPlan:
         model=ModelPlan(dim=16, depth=2, heads=2, patch=8, registers=1, drop_path=0.3, layer_scale=0.1),
         objective=ObjectivePlan(prototypes=16, head_hidden=16, bottleneck=8, head_layers=2, mask_probability=1.0),
         checkpoint=CheckpointPlan(every=3),
-        engine=EnginePlan(steps=3, device="cpu", precision="fp32", threads=1, tensorboard=False),
+        engine=EnginePlan(steps=3, device="cpu", precision="fp32", threads=1, trackers=()),
     )
 
 

@@ -51,15 +51,16 @@ def test_draws_are_repeats_that_a_run_would_make():
     assert len(two.share.unique()) > 5
 
 
-@pytest.mark.parametrize("bits", [1, 2])
-def test_known_tokens_are_those_of_the_rendered_views(bits):
+@pytest.mark.parametrize(("bits", "patch"), [(1, 8), (2, 8), (1, (4, 16))])
+def test_known_tokens_are_those_of_the_rendered_views(bits, patch):
     valid = torch.zeros(3, 1, 64, 48, dtype=torch.uint8)
     valid[..., 20:] = bits
     batch = tiles(valid)
     views = render(
-        batch, draw_batch(POLICY, PLAN, batch, seed=0, normalisation=NORM), to_float=linear_to_unit, normalisation=NORM, patch_size=8
+        batch, draw_batch(POLICY, PLAN, batch, seed=0, normalisation=NORM), to_float=linear_to_unit, normalisation=NORM, patch_size=patch
     )
-    for found, group in zip(measure(POLICY, PLAN, [batch], seed=0, draws=3, normalisation=NORM, patch=8), views.groups):
+    for found, group in zip(measure(POLICY, PLAN, [batch], seed=0, draws=3, normalisation=NORM, patch=patch), views.groups):
+        assert found.tokens == group.valid.shape[1]
         assert torch.equal(found.tokens_known, (group.valid >= 0.5).double().mean(dim=1))
         assert bool((found.known < 1).any())
         assert torch.allclose(found.known, found.tokens_known, atol=0.3)

@@ -433,7 +433,7 @@ def test_rows_are_view_major_and_groups_largest_first(make_batch, draw_for, norm
 
 def test_a_patch_that_does_not_divide_the_crop_is_refused(make_batch, draw_for, normalisation, policy):
     batch = make_batch(2)
-    with pytest.raises(UserError, match=r"views\.global_size: is 32; allowed: a multiple of the patch size 14"):
+    with pytest.raises(UserError, match=r"patch: is 14 for global crops of \(32, 32\) pixels; allowed: sides that divide the crop"):
         render(batch, draw_for(batch, policy(2), SMALL), to_float=linear_to_unit, normalisation=normalisation(batch), patch_size=14)
 
 

@@ -42,6 +42,7 @@ from dinodomain.policy import Operation, operations
 from dinodomain.testing import SyntheticImages, SyntheticVolumes, tiny_store
 from dinodomain.types import Batch, Views
 from dinodomain.views import GroupParams, ViewParams, ViewsPlan, render
+from dinodomain.views.reference import reference_view
 
 SMALL = ViewsPlan(global_size=32, local_size=16, num_local=3)
 EVERYTHING = {
@@ -145,7 +146,7 @@ def tiny_run(request, tmp_path_factory) -> tuple[PretrainPlan, SyntheticImages |
         views=ViewsPlan(global_size=16, local_size=8, num_local=2), checkpoint=CheckpointPlan(every=5),
         model=ModelPlan(dim=16, depth=2, heads=2, patch=4, registers=1),
         objective=ObjectivePlan(prototypes=16, head_hidden=16, bottleneck=8, head_layers=2, mask_probability=1.0),
-        engine=EnginePlan(steps=10, device="cpu", precision="fp32", threads=1, tensorboard=False),
+        engine=EnginePlan(steps=10, device="cpu", precision="fp32", threads=1, trackers=()),
     )  # fmt: skip
     return plan, domain
 
@@ -172,23 +173,31 @@ def test_fill_value_changes_no_bit_of_a_training_step(tiny_run):
 # --- what tokens count -------------------------------------------------------------------------------------------------
 
 
-def plain_share(known: np.ndarray, group: GroupParams, row: int, patch: int) -> np.ndarray:
+def plain_share(known: np.ndarray, group: GroupParams, row: int, patch: tuple[int, ...]) -> np.ndarray:
     """Share of known pixels of every token of a crop that shows the tile pixel by pixel."""
     window = tuple(slice(int(a), int(b)) for a, b in group.boxes[row].tolist())
     crop = known[window]
     for axis, flip in enumerate(group.flips[row].tolist()):
         crop = np.flip(crop, axis) if flip else crop
     crop = np.swapaxes(crop, -1, -2) if bool(group.transpose[row]) else crop
-    grid = [length // patch for length in crop.shape]
-    return np.array([crop[tuple(slice(i * patch, (i + 1) * patch) for i in place)].mean() for place in np.ndindex(*grid)])
+    return share_under(crop, patch)
+
+
+def share_under(known: np.ndarray, patch: tuple[int, ...]) -> np.ndarray:
+    """Mean of a crop [*S] under each of its tokens, row-major."""
+    grid = [length // side for length, side in zip(known.shape, patch)]
+    windows = [tuple(slice(i * side, (i + 1) * side) for i, side in zip(place, patch)) for place in np.ndindex(*grid)]
+    return np.array([known[window].mean() for window in windows])
 
 
 @pytest.mark.parametrize("extent", [(70, 80), (40, 50), (24, 30, 28)])
-@pytest.mark.parametrize("kind", ["linear", "cubic"])
-def test_tokens_hold_the_share_of_known_pixels_under_them(make_batch, draw_for, normalisation, extent, kind):
+@pytest.mark.parametrize(("kind", "patch"), [("linear", 4), ("cubic", 4), ("linear", (2, 4, 8))])
+def test_tokens_hold_the_share_of_known_pixels_under_them(make_batch, draw_for, normalisation, extent, kind, patch):
     """Crops as large as their output, so that an output pixel is a pixel of the tile."""
     batch = holes(make_batch(4, 1, extent), share=0.3)
     known = (batch.valid[:, 0] == 0).numpy()
+    given = patch if isinstance(patch, int) else patch[-len(extent) :]
+    sides = (given,) * len(extent) if isinstance(given, int) else given
     drawn = draw_for(batch, no_operation(len(extent)), replace(SMALL, global_size=16, local_size=16, filter=kind, num_global=4))
     groups = []
     for group in drawn.groups:
@@ -196,16 +205,29 @@ def test_tokens_hold_the_share_of_known_pixels_under_them(make_batch, draw_for, 
         start = group.boxes[..., 0].minimum(room.float())
         groups.append(replace(group, boxes=torch.stack([start, start + 16], dim=-1)))
     params: ViewParams = replace(drawn, groups=tuple(groups))
-    views = render(batch, params, to_float=linear_to_unit, normalisation=normalisation(batch), patch_size=4)
+    views = render(batch, params, to_float=linear_to_unit, normalisation=normalisation(batch), patch_size=given)
     partly = 0
     for group, found in zip(params.groups, views.groups):
         assert group.flips.any()
         assert group.transpose.any()
         for row in range(len(found.valid)):
-            wanted = plain_share(known[row % 4], group, row, 4)
+            wanted = plain_share(known[row % 4], group, row, sides)
             assert np.allclose(found.valid[row].numpy(), wanted, atol=1e-6)
             partly += int(((wanted > 0) & (wanted < 1)).sum())
     assert partly > 20
+
+
+@pytest.mark.parametrize(("extent", "patch"), [((40, 50), (4, 16)), ((20, 24, 28), (2, 8, 4))])
+def test_tokens_of_long_patches_are_those_of_the_plain_twin(make_batch, draw_for, normalisation, policy, extent, patch):
+    batch = holes(make_batch(2, 1, extent), share=0.3)
+    params = draw_for(batch, policy(len(extent)), replace(SMALL, global_size=16, local_size=16, num_local=1))
+    how = {"to_float": linear_to_unit, "normalisation": normalisation(batch)}
+    views = render(batch, params, **how, patch_size=patch)
+    for place, group in enumerate(views.groups):
+        for row in range(len(group.valid)):
+            _, known = reference_view(batch, params, place, row, **how)
+            assert np.allclose(group.valid[row].numpy(), share_under(known, patch), atol=2 / np.prod(patch))  # a pixel on the edge of known
+    assert bool(((group.valid > 0) & (group.valid < 1)).any())
 
 
 # --- padding -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dinodomain.engine import dry_run, pretrain
+from dinodomain.engine.dry_run import check_disk, disk_needed
+from dinodomain.errors import MissingExtra, UserError
+from dinodomain.lineage import to_json
+
+
+@pytest.fixture(scope="module")
+def forecast(tiny_plan, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dry")
+    plan = tiny_plan(folder / "deep" / "run")
+    told = dry_run(plan, domain=images)
+    return folder, plan, told
+
+
+def test_nothing_is_left_behind(forecast):
+    folder, _, _ = forecast
+    assert list(folder.iterdir()) == []
+
+
+def test_it_tells_memory_speed_time_and_disk(forecast):
+    _, plan, told = forecast
+    assert told.samples_per_s == pytest.approx(plan.loader.batch / told.seconds_per_step)
+    assert told.hours == pytest.approx(told.seconds_per_step * plan.engine.steps / 3600)
+    assert 0 <= told.data_wait <= 1
+    assert told.host_bytes is None or told.host_bytes > 2**20
+    text = told.text()
+    assert all(
+        word in text for word in ("memory at the peak", "samples/s", "waiting for data", "10 steps take", "disk:", "nothing was kept")
+    )
+    assert json.loads(json.dumps(to_json(told.as_json())))["dry_run"] is True
+
+
+def test_the_disk_it_foresees_is_what_the_run_takes(forecast, make_plan, images, monkeypatch):
+    monkeypatch.setattr("dinodomain.engine.record.draw_curves", lambda rows, folder: [])
+    plan = make_plan(checkpoint={"keep": 1, "every": 10}, watch={"tiles": 0})
+    run = pretrain(plan, domain=images)
+    taken = sum(
+        file.stat().st_size for file in run.path.rglob("*") if file.is_file() and file.suffix in (".safetensors", ".json", ".jsonl")
+    )
+    told = dry_run(replace(plan, out=str(run.path.parent / "other")), domain=images)
+    assert taken - told.checkpoint_bytes < told.disk_needed < taken + 2 * told.checkpoint_bytes
+
+
+def test_disk_grows_with_what_is_kept(tiny_plan, tmp_path):
+    plan = replace(tiny_plan(tmp_path), watch=replace(tiny_plan(tmp_path).watch, tiles=0))
+    sizes = {"checkpoint": 1000, "backbone": 10, "row": 1, "numbers": 5}
+    assert disk_needed(plan, **sizes) == 3 * 1000 + 8 * 10 + 10 * 1
+    two = replace(plan, checkpoint=replace(plan.checkpoint, keep=1, spaced=2), engine=replace(plan.engine, steps=100))
+    assert disk_needed(two, **sizes) == 2 * 1000 + 2 * 10 + 100
+
+
+def test_a_disk_that_is_too_small_is_refused_by_key(forecast):
+    _, plan, told = forecast
+    with pytest.raises(UserError, match=r"checkpoint\.keep: is 3: the run needs .*free; .*lower checkpoint\.keep or checkpoint\.spaced"):
+        check_disk(replace(told, disk_free=told.disk_needed - 1), plan)
+    with pytest.raises(UserError, match="1 would not be enough"):
+        check_disk(replace(told, disk_free=1), plan)
+
+
+def test_memory_that_is_too_small_is_refused_before_the_first_step(make_plan, images, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.modules["dinodomain.engine.build"], "memory_by_kind", lambda share: {"cpu": 2**16})
+    with pytest.raises(UserError, match=r"engine\.accumulate: a step needs about .*, the device has 64 KiB; take engine\.accumulate=2"):
+        dry_run(make_plan(), domain=images)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_in_a_step_is_refused_by_key_and_leaves_nothing(make_plan, images, monkeypatch, tmp_path):
+    def fail(training, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sys.modules["dinodomain.engine.dry_run"], "train_step", fail)
+    with pytest.raises(UserError, match=r"engine\.accumulate: a step needs more memory than there is"):
+        dry_run(make_plan(), domain=images)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_without_its_package_is_refused_first(make_plan, images):
+    with pytest.raises(
+        MissingExtra, match=r"engine\.trackers=mlflow needs mlflow: pip install mlflow; or leave it out: engine\.trackers=\[\]"
+    ):
+        dry_run(make_plan(engine={"trackers": ("mlflow",)}), domain=images)
