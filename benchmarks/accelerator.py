@@ -3,7 +3,7 @@
 Times come from device events or from a clock around a synchronised region; medians of rounds. The ceilings (matrix products, copies) are
 measured in the same run, so that shares hold on any card. Needs the core packages only.
 
-    python benchmarks/accelerator.py [--quick] [--only views|read|step] --json FILE
+    python benchmarks/accelerator.py [--quick] [--only views|read|step|small] --json FILE
 """
 
 from __future__ import annotations
@@ -254,22 +254,24 @@ def _rates(loader: Loader, steps: int, batch: int, rounds: int) -> Iterator[floa
 
 
 def training(
-    sizes: tuple[int, int, int], batch: int, *, channels: int, ndim: int, plan: ViewsPlan, policy: ViewPolicy, device: str
-) -> Training:
+    sizes: tuple[int, int, int], batch: int, *, channels: int, ndim: int, plan: ViewsPlan, policy: ViewPolicy, device: str,
+    prototypes: int = PROTOTYPES, accumulate: int = 1,
+) -> Training:  # fmt: skip
     """A run's objects as ``engine.build`` makes them, without a store."""
     torch.manual_seed(0)
     width, depth, heads = sizes
     model = ModelPlan(dim=width, depth=depth, heads=heads, patch=16, drop_path=0.0)
     run = PretrainPlan(
         domain="bench", store="-", out="-", loader=LoaderPlan(batch=batch), views=plan, model=model, optim=OptimPlan(),
-        objective=ObjectivePlan(prototypes=PROTOTYPES), engine=EnginePlan(steps=10_000, device=device, precision="bf16"),
+        objective=ObjectivePlan(prototypes=prototypes),
+        engine=EnginePlan(steps=10_000, device=device, precision="bf16", accumulate=accumulate),
     )  # fmt: skip
     frozen = normalisation(channels)
     backbone = Backbone.create(model, ndim=ndim, image_size=plan.global_size, normalisation=frozen, domain="bench")
-    pair = Pair(backbone, Head(width, prototypes=PROTOTYPES, hidden=2048, bottleneck=256, layers=3), masks=True).to(device)
+    pair = Pair(backbone, Head(width, prototypes=prototypes, hidden=2048, bottleneck=256, layers=3), masks=True).to(device)
     optimizer = make_optimizer(parameter_groups(pair.student, run.optim), run.optim)
     return Training(
-        plan=run, pair=pair, objective=Objective(run.objective).to(device), optimizer=optimizer, policy=policy,
+        plan=run, pair=pair, student=pair.student, objective=Objective(run.objective).to(device), optimizer=optimizer, policy=policy,
         schedules=Schedules(run.optim, total_steps=10_000, batch=batch), to_float=linear_to_unit, normalisation=frozen,
     )  # fmt: skip
 
@@ -328,10 +330,47 @@ def _share_of_a_step(
     return device_seconds(lambda: render_all(batch, policy, plan, 16), rounds, device) / seconds, seconds, memory
 
 
+def small(rounds: int, quick: bool, device: str) -> Iterator[Row]:
+    """Effective batch 256 on a card of 24 GiB, by a limit on this process: the largest micro-batch that trains, its rate and peak."""
+    limit, whole = 24.0, 8 if quick else 256
+    if device != "cpu":
+        total = torch.cuda.get_device_properties(0).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+    for name, width, depth, heads, _, _, shape, dtype, policy, plan in (STEPS[1], STEPS[3]):
+        for parts in (1, 2, 4, 8, 16, 32):
+            found = _capped((width, depth, heads), made_up((whole, 1, *shape), dtype), policy, plan, parts, max(2, rounds // 5), device)
+            if found is not None:
+                seconds, memory = found
+                what = f"{name}, {plan.num_global}x{plan.global_size} + {plan.num_local}x{plan.local_size}, batch {whole}, {limit:g} GiB"
+                yield row("largest micro-batch", what, whole / parts, "samples", rounds=1)
+                yield row("training step", what, whole / seconds, "samples/s", rounds=rounds)
+                yield row("peak memory of a step", what, memory, "GiB", target=limit, rounds=rounds)
+                break
+    if device != "cpu":
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _capped(sizes: tuple[int, int, int], pixels: torch.Tensor, policy: ViewPolicy, plan: ViewsPlan, parts: int, rounds: int,
+            device: str) -> tuple[float, float] | None:  # fmt: skip
+    """Seconds and GiB of a step in ``parts`` micro-batches; None where memory does not suffice."""
+    try:
+        if device != "cpu":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        batch = batch_of(pixels.to(device))
+        state = training(
+            sizes, len(pixels), channels=pixels.shape[2], ndim=pixels.ndim - 3, plan=plan, policy=policy, device=device, accumulate=parts
+        )
+        seconds = device_seconds(lambda: train_step(state, batch), rounds, device)
+    except torch.OutOfMemoryError:
+        return None
+    return seconds, 0.0 if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds, small batches: shows that it runs, not how fast")
-    parser.add_argument("--only", default="", help="views, read or step")
+    parser.add_argument("--only", default="", help="views, read, step or small")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to see that the script runs")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     options = parser.parse_args()
@@ -339,7 +378,7 @@ def main() -> None:
         raise SystemExit("no accelerator here: this benchmark needs one")
     print("cpu" if options.device == "cpu" else torch.cuda.get_device_name(), torch.__version__, flush=True)
     rounds = 2 if options.quick else 15
-    parts = {"views": views, "read": read, "step": step}
+    parts = {"views": views, "read": read, "step": step, "small": small}
     rows = [found for name, part in parts.items() if options.only in name for found in part(rounds, options.quick, options.device)]
     if options.json:
         write_json(options.json, rows)
