@@ -23,6 +23,9 @@ from dinodomain.errors import Problems, UserError
 
 Plan = TypeVar("Plan")
 
+GIVEN = "given"
+"""Field of a plan that holds the dotted keys that were stated."""
+
 
 def config_dir() -> Path:
     """Folder of the YAML configs: beside the package in a wheel, one level up in a checkout.
@@ -76,7 +79,8 @@ def build(plan_class: type[Plan], data: Mapping[str, Any], keys: KeyMap | None =
         keys: How plan keys are spelt to the user, for messages.
 
     Returns:
-        The plan.
+        The plan. One with a field ``given`` holds there which keys the mapping stated, so that no choice is taken for a default that
+        happens to have its value.
 
     Raises:
         Problems: One or more keys are unknown, missing or of the wrong kind; all of them are listed.
@@ -86,12 +90,29 @@ def build(plan_class: type[Plan], data: Mapping[str, Any], keys: KeyMap | None =
     plan = _build(plan_class, data, "", problems, keys)
     if problems:
         raise Problems(problems)
+    if any(item.name == GIVEN for item in dataclasses.fields(plan)):
+        plan = dataclasses.replace(plan, **{GIVEN: frozenset(_leaves_of(plan_class, data))})
     return typing.cast(Plan, plan)
+
+
+def _leaves_of(plan_class: type[Any], data: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Dotted keys that a mapping states, whatever their values; a mapping that is a value is one key."""
+    hints = typing.get_type_hints(plan_class)
+    for name, value in data.items():
+        if not dataclasses.is_dataclass(hints[name]):
+            yield f"{path}{name}"
+        elif isinstance(value, Mapping):
+            yield from _leaves_of(typing.cast(type[Any], hints[name]), value, f"{path}{name}.")
+
+
+def stated_fields(plan_class: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
+    """Fields of a plan that are keys a user may set."""
+    return tuple(item for item in dataclasses.fields(plan_class) if item.init and item.metadata.get("recorded", True))
 
 
 def _build(plan_class: type[Any], data: Mapping[str, Any], path: str, problems: list[UserError], keys: KeyMap) -> Any:
     hints = typing.get_type_hints(plan_class, include_extras=False)
-    fields = {item.name: item for item in dataclasses.fields(plan_class) if item.init}
+    fields = {item.name: item for item in stated_fields(plan_class)}
     before = len(problems)
     problems.extend(_unknown(key, fields, path, keys, plan_class) for key in data if key not in fields)
     values: dict[str, Any] = {}
@@ -228,7 +249,7 @@ def plan_keys(plan_class: type[Any], path: str = "") -> Iterator[tuple[str, Plan
         Key path, its description, and the section's class.
     """
     hints, meanings = typing.get_type_hints(plan_class), attribute_docs(plan_class)
-    for item in dataclasses.fields(plan_class):
+    for item in stated_fields(plan_class):
         kind = hints[item.name]
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             yield from plan_keys(kind, f"{path}{item.name}.")

@@ -33,11 +33,14 @@ _PLAIN = frozenset((str, int, bool, type(None)))
 
 
 def to_json(value: Any) -> Json:
-    """Dataclasses, tuples, paths and numpy scalars as plain JSON values; NaN becomes None, so that the text stays valid JSON."""
+    """Dataclasses, tuples, paths and numpy scalars as plain JSON values; NaN becomes None, so that the text stays valid JSON.
+
+    Fields whose metadata say ``recorded: False`` are left out.
+    """
     if type(value) in _PLAIN:  # most values by far: an ingest writes millions of them
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value) if item.metadata.get("recorded", True)}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -6,7 +6,6 @@ import ast
 import importlib
 import subprocess
 import sys
-from dataclasses import fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def test_a_room_can_be_called_before_and_after_it_is_imported():
 
 @pytest.mark.parametrize("name", sorted(set(VERBS) - {"demo", "doctor"}))
 def test_a_misspelt_key_is_refused_with_a_hint_in_every_verb(name):
-    right = [item.name for item in fields(VERBS[name].plan_class()) if len(item.name) > 2][-1]
+    right = [item.name for item in config.stated_fields(VERBS[name].plan_class()) if len(item.name) > 2][-1]
     wrong = right[:-2] + right[:-3:-1]
     assert wrong != right
     with pytest.raises(Problems, match=rf"{wrong}: unknown key; did you mean '{right}'"):

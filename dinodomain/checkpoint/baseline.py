@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
+
+from dinodomain.checkpoint.state import FOLDER
 
 START: Final = "backbones/start.safetensors"
 """Where a run folder keeps the backbone that it began with, adapted to the run's channels, axes and patches."""
@@ -13,8 +16,22 @@ def baseline_of(checkpoint: str | Path) -> Path | None:
     """The warm-start backbone of the run that a checkpoint belongs to; None where it began with fresh weights or the run is not there.
 
     Args:
-        checkpoint: A run folder, one of its checkpoints, or one of its ``backbones/*.safetensors``.
+        checkpoint: A run folder, one of its checkpoints, or one of its ``backbones/*.safetensors``; relative or not.
     """
-    path = Path(checkpoint)
-    found = next((folder / START for folder in (path, *path.parents[:2]) if (folder / START).is_file()), None)
-    return None if found == path else found
+    if not os.path.exists(checkpoint):  # the name of something on a hub belongs to no folder here
+        return None
+    path = Path(os.path.abspath(checkpoint))
+    # As it was called first: a run's checkpoints may lie on another disk, behind a link.
+    run = _run_of(path) or _run_of(path.resolve())
+    if run is None or not (run / START).is_file() or (run / START).samefile(path):
+        return None
+    return run / START
+
+
+def _run_of(path: Path) -> Path | None:
+    """The innermost run folder that holds this; a run may lie within another."""
+    return next((folder for folder in (path, *path.parents[:2]) if _is_run(folder)), None)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / FOLDER).is_dir() or (folder / START).parent.is_dir()

@@ -23,6 +23,7 @@ from dinodomain.engine.plan import PretrainPlan
 from dinodomain.errors import UserError
 from dinodomain.model import Backbone
 from dinodomain.model.positions import axis_matrix
+from dinodomain.model.ranges import gaps
 from dinodomain.types import Acquisition, ViewGroup
 from dinodomain.views import ViewsPlan
 
@@ -119,6 +120,14 @@ class Anchor:
             self._take(_copy(self._teacher), f"teacher of step {step}", step)
             held.refreshes += 1
 
+    def begin(self, step: int) -> None:
+        """Anchors to the teacher as it is, without waiting for ``drift``; collective where the teacher is sharded.
+
+        Args:
+            step: Finished steps.
+        """
+        self._take(_copy(self._teacher), f"teacher of step {step}", step)
+
     def views(self, plan: ViewsPlan) -> ViewsPlan:
         """How the anchor's crops are drawn: the same boxes, flips and operations as the student's global crops, at its own size."""
         return replace(plan, global_size=self.size, num_local=0)
@@ -204,3 +213,13 @@ def _check(backbone: Backbone, teacher: Backbone, place: str) -> None:
     if backbone.channels != teacher.channels or backbone.ndim != teacher.ndim:
         found = f"{place} sees {backbone.ndim}-D images of {', '.join(backbone.channels)}"
         raise UserError("gram.teacher", found, allowed=f"{teacher.ndim}-D images of {', '.join(teacher.channels)}")
+    # It is shown the student's crops, in the student's numbers.
+    apart = gaps(backbone.normalisation, teacher.normalisation)
+    told = f"{place} saw other numbers for the same pixels than this run gives: theirs = {', '.join(map(str, apart))}"
+    if any(gap.wide for gap in apart):
+        raise UserError(
+            "gram.teacher", told, allowed="a shift of at most 1 deviation and a factor of 0.5 to 2",
+            remedy="set views.normalise as it was, or begin with these weights (start.weights) and anchor to them (gram.teacher=start)",
+        )  # fmt: skip
+    if apart:
+        logger.warning("gram.teacher: %s", told)

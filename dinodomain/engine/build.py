@@ -5,6 +5,7 @@ Weights come from torch's default generator seeded with ``seed``, on the host, s
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from dinodomain.engine.watch import Watcher
 from dinodomain.errors import UserError
 from dinodomain.lineage import Lineage, to_json
 from dinodomain.loader import Loader, Tiles, find_tiles
+from dinodomain.loader.tiles import Bucket
 from dinodomain.model import Backbone, Head, Pair, bands_of
 from dinodomain.objective import Objective
 from dinodomain.optim import Schedules, make_optimizer, parameter_groups
@@ -101,9 +103,11 @@ def build(plan: PretrainPlan, domain: Domain | None = None) -> Setup:
     store = open_store(plan.store, mixed=True)
     check_domain(store, domain)
     held = hold(find_tiles(store, plan.loader), plan.watch.tiles, seed=plan.seed, loader=plan.loader)
-    facts = facts_of(store, held.left, plan, domain)
     start = read_start(plan)
-    resolved = resolve(start.settle(plan) if start is not None else plan, facts)
+    # First the weights' say, then the facts: positions in mm or m that they bring need the size of every pixel.
+    plan = start.settle(plan) if start is not None else plan
+    facts = facts_of(store, held.left, plan, domain)
+    resolved = resolve(plan, facts)
     plan = resolved.plan
     apply_switches(device=plan.engine.device, threads=plan.engine.threads or 1, deterministic=plan.engine.deterministic)
     device = parallel.local_device(plan.engine.device)
@@ -187,7 +191,12 @@ def facts_of(store: Store, tiles: Tiles, plan: PretrainPlan, domain: Domain) -> 
     return Facts(
         ndim=store.ndim, channels=channels_of(tiles, plan), extents=extents, policy=domain.view_policy(), world=parallel.world(),
         cores=max(1, usable_cores() // parallel.local_world()), lengths=lengths, memory=memory_by_kind(parallel.local_world()),
+        tile_bytes=max((_tile_bytes(bucket) for bucket in tiles.buckets), default=0),
     )  # fmt: skip
+
+
+def _tile_bytes(bucket: Bucket) -> int:
+    return (np.dtype(bucket.dtype).itemsize * len(bucket.channels) + 1) * math.prod(bucket.extent)
 
 
 def channels_of(tiles: Tiles, plan: PretrainPlan) -> tuple[str, ...]:

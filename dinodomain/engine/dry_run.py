@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from dinodomain import parallel
-from dinodomain.checkpoint import save_checkpoint
+from dinodomain.checkpoint import save_checkpoint, with_part
 from dinodomain.checkpoint.backbone import write_backbone
 from dinodomain.domain import Domain
+from dinodomain.engine.anchor import DRIFT
 from dinodomain.engine.build import Setup, build
 from dinodomain.engine.folder import check_folder
 from dinodomain.engine.log import MetricsFile
@@ -146,13 +147,15 @@ def disk_needed(plan: PretrainPlan, *, checkpoint: int, backbone: int, row: int,
     Args:
         plan: Resolved.
         checkpoint: Bytes of one; one more than ``checkpoint.keep`` exists while it is written.
-        backbone: Bytes of one exported backbone: spaced ones, the best, the warm start.
+        backbone: Bytes of one exported backbone: spaced ones, the best now and of each checkpoint, the warm start.
         row: Bytes of a row of metrics.jsonl.
         numbers: Numbers in a row.
     """
     steps, saved = plan.engine.steps, plan.checkpoint
     checkpoints = min(saved.keep + 1, -(-steps // saved.every) + 1)
-    backbones = min(saved.spaced, steps) + int(saved.best and plan.watch.tiles > 0) + int(plan.start.weights is not None)
+    # Each checkpoint keeps the best until then, which may be another each time, beside the best of all.
+    best = checkpoints + 1 if saved.best and plan.watch.tiles > 0 else 0
+    backbones = min(saved.spaced, steps) + best + int(plan.start.weights is not None)
     board = TRACKED * numbers if "tensorboard" in plan.engine.trackers else 0
     return checkpoints * checkpoint + backbones * backbone + steps * (row + board)
 
@@ -160,6 +163,10 @@ def disk_needed(plan: PretrainPlan, *, checkpoint: int, backbone: int, row: int,
 def _measure(setup: Setup, folder: Path) -> Forecast:
     training = setup.training
     plan, kind = training.plan, torch.device(training.plan.engine.device).type
+    reasons = setup.reasons
+    if training.anchor is not None and plan.gram.teacher == DRIFT:
+        training.anchor.begin(training.step)
+        reasons += ("gram.teacher = drift: measured as it is once the anchor acts; until then a step takes less",)
     _reset_peaks(kind)
     waits, times, row = [], [], {}
     with closing(iter(setup.loader)) as stream:
@@ -182,7 +189,7 @@ def _measure(setup: Setup, folder: Path) -> Forecast:
         samples_per_s=plan.loader.batch / max(seconds, 1e-9), data_wait=min(1.0, waited / max(seconds, 1e-9)),
         hours=seconds * plan.engine.steps / 3600, checkpoint_bytes=int(sizes["checkpoint"]), checkpoint_seconds=took,
         disk_needed=disk_needed(plan, **{name: int(size) for name, size in sizes.items()}), disk_free=shutil.disk_usage(folder).free,
-        reasons=setup.reasons,
+        reasons=reasons,
     )  # fmt: skip
 
 
@@ -198,12 +205,17 @@ def _weigh(setup: Setup, folder: Path, row: Mapping[str, Any]) -> dict[str, floa
     state = training.snapshot(loader, setup.record("checkpoint", training.step))  # every rank: parts are gathered
     if parallel.rank() > 0:
         return {"checkpoint": 0, "backbone": 0, "row": 0, "numbers": 0, "seconds": 0.0}
+    if training.anchor is not None:
+        state = with_part(state, "anchor", training.anchor.state_dict())
     try:
         saved = save_checkpoint(folder, state, keep=1)
         took = time.perf_counter() - started
         write_backbone(folder / "backbone.safetensors", _own(state.tensors["teacher"], "backbone."), state.backbone, state.lineage)
-    except OSError as error:
-        found = f"{folder.parent} does not take one checkpoint: {error}"
+    except (OSError, UserError) as error:
+        cause = error.__cause__ if isinstance(error, UserError) else error  # saving tells what the system said in words for a run
+        if not isinstance(cause, OSError):
+            raise
+        found = f"{folder.parent} does not take one checkpoint: {cause.strerror or cause}"
         raise UserError("out", found, remedy="free space, or choose another disk") from error
     metrics = MetricsFile(folder / "metrics.jsonl")
     metrics.write({**row, "seconds": 0.123456789012, "data_wait": 0.123456789012, "samples_per_s": 123.456789012})

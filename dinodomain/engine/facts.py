@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from dinodomain.domain import ViewPolicy
 from dinodomain.engine.lengths import Lengths
+from dinodomain.engine.plan import PretrainPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class Facts:
         world: Number of processes.
         cores: Processors that each of them may use.
         lengths: ``extent`` and, for volumes, ``depth`` of the tiles; only where the plan asks for crops or positions in mm or m.
+        memory: Bytes of each kind of device that a process may have.
+        tile_bytes: Of the largest tile as it is read, with one byte of validity per pixel.
     """
 
     ndim: int
@@ -32,10 +35,17 @@ class Facts:
     cores: int = 1
     lengths: Mapping[str, Lengths] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
+    tile_bytes: int = 0
 
     def network_channels(self, windows: Sequence[str]) -> int:
         """Channels of the network's input: display windows where there are any, else the stored ones."""
         return len(windows) or len(self.channels)
+
+    def step_sizes(self, plan: PretrainPlan) -> dict[str, int]:
+        """What the memory of a step depends on beside the plan, by the names of ``memory.estimate``."""
+        dates = plan.loader.dates if plan.loader.pairs == "dates" else 1
+        channels = self.network_channels(plan.views.windows)
+        return {"ndim": self.ndim, "channels": channels, "world": self.world, "tile": dates * self.tile_bytes}
 
     @property
     def num_tiles(self) -> int:

@@ -14,6 +14,10 @@ Plan = Mapping[str, Any]
 ABSURD_LR = 0.05
 """Learning rate of AdamW that no recipe comes near (DINO: at most 0.005, DINOv2: 0.004 times a root of the batch)."""
 
+GO_ON = "go on from its weights in another folder (start.weights=RUN start.heads=true out=NEW)"
+"""What keeps a run's work where a key must change that its folder does not take any more: weights, heads and centres go on, schedules and
+moments begin anew."""
+
 SPIKE = 10.0
 """Times its usual value from which a norm has broken out (gradients: Chen 2021, figure 4: spikes of the first layer precede dips)."""
 

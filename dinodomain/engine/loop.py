@@ -1,8 +1,9 @@
 """The loop around the step: when to log, when to save, when to stop. Takes objects, so it runs on a bare accelerator machine too.
 
 A checkpoint holds the state after n steps and metrics.jsonl the rows 0..n-1; rows are made durable before the checkpoint is
-announced, so a run killed at any instant goes on without a gap and without a row twice. Data that cannot be read end a run, not its work:
-what was trained is saved first, on every rank alike. However a run ends, what is being written is written before ``fit`` returns.
+announced, so a run killed at any instant goes on without a gap and without a row twice. Data that cannot be read, held tiles that cannot
+be looked at and steps that give nothing but NaN end a run, not its work: what was trained is saved first, on every rank alike. However a
+run ends, what is being written is written before ``fit`` returns.
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ class Watcher(Protocol):
         ...
 
     def look(self, training: Training) -> Mapping[str, float]:
-        """Numbers by name (``watch_...``), the same on every rank; collective, changes nothing that training uses."""
+        """Numbers by name (``watch_...``), the same on every rank; collective, changes nothing that training uses.
+
+        Raises:
+            Exception: The held tiles cannot be looked at; every rank raises, whichever of them met it.
+        """
         ...
 
 
@@ -82,7 +87,7 @@ def fit(
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; everything was saved.
         TrainingStopped: Too many steps in a row gave NaN or Inf, or another process could not read its data.
-        UserError: The data of the next step cannot be read and everything was saved; or the run cannot be saved.
+        UserError: The data of the next step, or the held tiles, cannot be read and everything was saved; or the run cannot be saved.
     """
     plan, total = training.plan, training.plan.engine.steps
     made = Saver(training, batches, out, recorder=recorder, record=record, best=best)
@@ -98,14 +103,20 @@ def fit(
             result = train_step(training, batch)
             row = make_row(result, training.step - 1, host_values(result))
             timing = _timing(plan, seconds=time.perf_counter() - started, waited=waited)
-            watched = dict(watcher.look(training)) if watcher is not None and watcher.due(training.step) else {}
+            watched, error = _look(watcher, training)
             if training.anchor is not None and watched:
                 training.anchor.consider(training.step, watched.get("watch_dense_match"))
             if recorder is not None:
                 recorder.write({**row, **watched, **timing})
-            _stop_if_bad(training)
+            bad = training.bad_in_row >= plan.engine.max_bad_steps
             stop = any_rank(interrupt.asked, plan.engine.device)
-            saver.after_step(watched, stop=stop)
+            saver.after_step(watched, stop=stop or bad or error is not None)
+            if error is not None:
+                logger.error("the look after step %d failed; what was trained is saved. Repair what the message names and run the same "
+                             "command again, or put looks off with a larger watch.every", training.step - 1)  # fmt: skip
+                raise error
+            if bad:
+                raise _only_nan(training, out)
             if stop and training.step < total:
                 logger.info("interrupted after step %d; saved. Run the same command again to go on", training.step - 1)
                 raise KeyboardInterrupt
@@ -117,6 +128,16 @@ def _next(stream: Generator[Batch, None, None]) -> tuple[Batch | None, Exception
         return next(stream), None
     except Exception as error:  # raised again, once all ranks know
         return None, error
+
+
+def _look(watcher: Watcher | None, training: Training) -> tuple[dict[str, float], Exception | None]:
+    """What a look tells if one is due; or why it could not, which every rank is told."""
+    if watcher is None or not watcher.due(training.step):
+        return {}, None
+    try:
+        return dict(watcher.look(training)), None
+    except Exception as error:  # raised again, once everything is saved
+        return {}, error
 
 
 def _other_rank(step: int) -> TrainingStopped:
@@ -137,14 +158,13 @@ def host_values(result: StepResult) -> dict[str, float]:
     return dict(zip(result.metrics, mean.tolist()))
 
 
-def _stop_if_bad(training: Training) -> None:
-    limit = training.plan.engine.max_bad_steps
-    if training.bad_in_row >= limit:
-        raise TrainingStopped(
-            "engine.max_bad_steps", f"{limit} steps in a row gave NaN or Inf, the last was step {training.step - 1}",
-            remedy="none of them changed the weights. Lower optim.lr, set engine.precision=fp32, or look for broken pixel values with "
-                   "dinodomain inspect; dinodomain doctor run=... shows where it began",
-        )  # fmt: skip
+def _only_nan(training: Training, out: Path) -> TrainingStopped:
+    return TrainingStopped(
+        "engine.max_bad_steps", f"{training.bad_in_row} steps in a row gave NaN or Inf, the last was step {training.step - 1}",
+        remedy=f"none of them changed the weights, and these are saved. dinodomain doctor run={out} shows where it began, dinodomain "
+               "inspect looks for broken pixel values. To go on from the weights with a lower optim.lr or engine.precision=fp32, which "
+               f"this folder does not take any more, begin a run in another: start.weights={out} start.heads=true out=NEW",
+    )  # fmt: skip
 
 
 def _timing(plan: PretrainPlan, *, seconds: float, waited: float) -> dict[str, float]:

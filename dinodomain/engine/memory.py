@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from dinodomain.engine.anchor import ENLARGED
 from dinodomain.engine.machine import readable_size, total_memory
 from dinodomain.engine.plan import PretrainPlan
 from dinodomain.errors import UserError
@@ -36,7 +37,7 @@ class Memory:
     Attributes:
         weights: Student, teacher and the autocast copies of the student's.
         moments: Gradients and AdamW's two moments.
-        views: Tiles and all crops of the process's batch.
+        views: All tiles of the process's batch, as they are read, and the crops of one micro-batch.
         activations: What the student keeps for the backward pass, of one micro-batch.
         targets: What the teacher leaves of the process's batch, and what its targets are made of.
         loss: Logits in work and gradients of the prototypes.
@@ -59,7 +60,7 @@ class Memory:
         return f"{readable_size(self.total)} (" + ", ".join(f"{name} {readable_size(size)}" for size, name in parts) + ")"
 
 
-def estimate(plan: PretrainPlan, *, ndim: int, channels: int, world: int = 1) -> Memory:
+def estimate(plan: PretrainPlan, *, ndim: int, channels: int, world: int = 1, tile: int = 0) -> Memory:
     """Memory of one step of a plan on one of ``world`` devices.
 
     Args:
@@ -67,6 +68,7 @@ def estimate(plan: PretrainPlan, *, ndim: int, channels: int, world: int = 1) ->
         ndim: 2 or 3.
         channels: Of the network's input.
         world: Processes that share the global batch and, under ``fsdp2``, the weights.
+        tile: Bytes of what is read for one sample.
     """
     samples = max(1, plan.loader.batch // world)
     micro = max(1, samples // plan.engine.accumulate)
@@ -79,14 +81,14 @@ def estimate(plan: PretrainPlan, *, ndim: int, channels: int, world: int = 1) ->
     return Memory(
         weights=4 * (2 * parameters + anchor) + (2 * (backbone + heads) if half else 0),
         moments=12 * parameters,
-        views=samples * _view_bytes(plan, ndim, channels),
+        views=samples * tile + micro * _view_bytes(plan, ndim, channels),
         activations=micro * _activation_bytes(plan, ndim, half=half),
         targets=_target_bytes(plan, ndim, samples),
         loss=_loss_bytes(plan, ndim, micro),
     )
 
 
-def smallest_accumulation(plan: PretrainPlan, budget: int, *, ndim: int, channels: int, world: int = 1) -> int | None:
+def smallest_accumulation(plan: PretrainPlan, budget: int, *, ndim: int, channels: int, world: int = 1, tile: int = 0) -> int | None:
     """Fewest micro-batches a step with which the estimate stays within ``budget`` bytes; None where none do.
 
     Micro-batches keep two samples for KoLeo, which compares within them, and hold whole reads (``loader.draws``).
@@ -96,7 +98,7 @@ def smallest_accumulation(plan: PretrainPlan, budget: int, *, ndim: int, channel
     for count in range(plan.engine.accumulate, samples // least + 1):
         if samples % count == 0:
             trial = replace(plan, engine=replace(plan.engine, accumulate=count))
-            if estimate(trial, ndim=ndim, channels=channels, world=world).total <= budget:
+            if estimate(trial, ndim=ndim, channels=channels, world=world, tile=tile).total <= budget:
                 return count
     return None
 
@@ -196,9 +198,11 @@ def _tokens(model: ModelPlan, ndim: int, size: int) -> int:
 
 
 def _view_bytes(plan: PretrainPlan, ndim: int, channels: int) -> int:
-    """Crops of a sample, float32, with one byte of validity per pixel while they are made."""
-    views = plan.views
+    """Crops of a sample, the Gram anchor's larger ones too: float32, with one byte of validity per pixel while they are made."""
+    views, gram = plan.views, plan.gram
     pixels: int = views.num_global * views.global_size**ndim + views.num_local * views.local_size**ndim
+    if gram.weight > 0:
+        pixels += views.num_global * (gram.size or ENLARGED * views.global_size) ** ndim
     return (4 * channels + 1) * pixels
 
 

@@ -130,7 +130,8 @@ def _no_loss(rows: Sequence[Row]) -> Finding:
     return Finding(
         name="no loss", kind="unstable", title="no finite loss", since=int(rows[0]["step"]),
         numbers=f"none of {len(rows)} steps gave a finite loss", cause="broken pixel values, or a learning rate far too high",
-        advice="check the store with dinodomain inspect, then lower the learning rate", keys={"optim.lr": "a tenth"},
+        advice="check the store with dinodomain inspect; if it is sound, start again in another folder with a lower rate",
+        keys={"optim.lr": "a tenth"},
     )  # fmt: skip
 
 

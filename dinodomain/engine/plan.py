@@ -22,7 +22,7 @@ class EnginePlan:
     Attributes:
         steps: Optimiser steps of the whole run; schedules span them.
         accumulate: Micro-batches that make one step, on each process: the result of one large batch in less memory (but for KoLeo, which
-            compares within a micro-batch); must divide the samples of a process.
+            compares within a micro-batch, and stochastic depth, which draws for each anew); must divide the samples of a process.
         distribute: How several processes share a model: ``ddp``, each has all of it; ``fsdp2``, each has a part of weights, gradients and
             moments; ``auto`` takes ddp where the model fits.
         checkpointing: Keep only the input of each block for the backward pass and compute the rest again: less memory, a third more time.
@@ -157,6 +157,8 @@ class PretrainPlan:
         watch: Measurements on tiles that are not trained on.
         checkpoint: Saving.
         engine: Length, device, logging.
+        given: Dotted keys that a command line, a YAML file, a recipe or keywords stated, whatever their values; filled by ``config.build``.
+            No key itself: neither recorded nor compared.
     """
 
     domain: str
@@ -178,6 +180,7 @@ class PretrainPlan:
     watch: WatchPlan = field(default_factory=WatchPlan)
     checkpoint: CheckpointPlan = field(default_factory=CheckpointPlan)
     engine: EnginePlan = field(default_factory=EnginePlan)
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False, metadata={"recorded": False})
 
     def __post_init__(self) -> None:
         problems = [UserError(name, "is empty", allowed="a path") for name in ("store", "out") if not getattr(self, name).strip()]
@@ -185,3 +188,17 @@ class PretrainPlan:
             problems.append(UserError("seed", f"is {self.seed}", allowed="0 to 2147483647"))
         if problems:
             raise Problems(problems)
+
+    def is_given(self, key: str) -> bool:
+        """Whether somebody chose a key of a section: it was stated, or it differs from its default (as in a plan that is built in Python).
+
+        Args:
+            key: Dotted, for example ``optim.lr``.
+        """
+        section, name = key.split(".")
+        held = getattr(self, section)
+        return key in self.given or bool(getattr(held, name) != getattr(type(held)(), name))
+
+    def given_in(self, section: str) -> frozenset[str]:
+        """Names of the stated keys of a section."""
+        return frozenset(key.partition(".")[2] for key in self.given if key.startswith(f"{section}."))

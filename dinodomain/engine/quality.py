@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dinodomain.engine.finding import SPIKE, Finding, Plan, lower_rate
+from dinodomain.engine.finding import GO_ON, SPIKE, Finding, Plan, lower_rate
 from dinodomain.engine.history import WINDOW, History
 
 NEAR = 0.95
@@ -130,7 +130,8 @@ def rank(history: History, plan: Plan) -> Finding | None:
         name="rank", kind="collapsed", title="dimensional collapse", since=since,
         numbers=f"RankMe on held tiles {rank[-1]:.3g}, at best {best[-1]:.3g} (step {steps[rank.argmax()]})",
         cause="features use few of their directions: too little spreading, or weight decay that outweighs a small learning rate",
-        advice=f"spread features, and go on from before or start again ({_BEST})", keys={"objective.koleo_weight": 0.1, **lower_rate(plan)},
+        advice=f"spread features: {_AGAIN} these, or from a backbone before it ({_BEST}, as start.weights)",
+        keys={"objective.koleo_weight": 0.1, **lower_rate(plan)},
     )  # fmt: skip
 
 
@@ -147,7 +148,8 @@ def neighbours(history: History, plan: Plan) -> Finding | None:
         name="neighbours", kind="degrading", title="neighbours on held tiles get worse", since=since,
         numbers=f"watch_knn {values[-1]:.3g}, at best {values.max():.3g} (step {steps[values.argmax()]}), {falls}",
         cause="more training than the data bear, or crops that can be matched without looking at what they show",
-        advice=f"stop earlier, and take the best backbone ({_BEST})", keys={"engine.steps": int(steps[values.argmax()]) + 1},
+        advice=f"take the best backbone ({_BEST}); this folder keeps its length, {_AGAIN} fewer steps",
+        keys={"engine.steps": int(steps[values.argmax()]) + 1},
     )  # fmt: skip
 
 
@@ -163,7 +165,7 @@ def dense(history: History, plan: Plan) -> Finding | None:
         name="dense", kind="degrading", title="dense features get worse", since=since,
         numbers=f"dense matching on held tiles {values[-1]:.3g}, at best {values.max():.3g} (step {steps[values.argmax()]})",
         cause="patches lose what is local to them as the image loss goes on (Simeoni 2025, section 4.1)",
-        advice=f"anchor patch similarities to an earlier teacher, or stop earlier ({_BEST})", keys=keys,
+        advice=f"take an earlier backbone ({_BEST}), or {GO_ON} with patch similarities anchored to an earlier teacher", keys=keys,
     )  # fmt: skip
 
 
@@ -180,7 +182,7 @@ def centre(history: History, plan: Plan) -> Finding | None:
         name="centre", kind="unstable", title="the centre grows", since=since,
         numbers=f"its norm is {norm[-1]:.3g}, {norm[known[0]]:.3g} at step {history.steps[known[0]]}",
         cause="all images move towards the same prototypes faster than the centre takes them back",
-        advice="let the centre follow faster, or balance by sinkhorn", keys={"objective.centering": "sinkhorn"},
+        advice=f"balance by sinkhorn: {GO_ON} with", keys={"objective.centering": "sinkhorn"},
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """``recipe=auto``: sizes, rates and lengths derived from the tiles and from the device, each with its reason.
 
-Only keys that still have their default are chosen; everything a user or a YAML recipe set stays. Every rule names what it stands on: a
-paper, a measurement of ours (experiments.md), or that it is merely our rule. With weights to start from, their sizes are the plan's already
-and only rates are chosen here.
+Only keys that nobody gave are chosen; everything a user or a YAML recipe set stays, also where it equals the plan's default. Every rule
+names what it stands on: a paper, a measurement of ours (experiments.md), or that it is merely our rule. With weights to start from, their
+sizes are the plan's already and only rates are chosen here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Choice:
 
 
 def auto_recipe(plan: PretrainPlan, facts: Facts, device: str) -> list[Choice]:
-    """The choices of ``recipe=auto`` for keys that still have their default, in the order they depend on each other."""
+    """The choices of ``recipe=auto`` for keys that nobody gave, in the order they depend on each other."""
     chooser = _Chooser(plan, facts, small=device == "cpu")
     chooser.sizes()
     chooser.lengths()
@@ -57,7 +57,7 @@ class _Chooser:
     """Takes one group of keys after the other; later ones see what earlier ones chose."""
 
     def __init__(self, plan: PretrainPlan, facts: Facts, *, small: bool) -> None:
-        self.given, self.plan, self.facts, self.small = plan, plan, facts, small
+        self.asked, self.plan, self.facts, self.small = plan, plan, facts, small
         self.warm = plan.start.weights is not None
         self.choices: list[Choice] = []
 
@@ -67,7 +67,7 @@ class _Chooser:
 
     def take_all(self, values: dict[str, Any], reason: str) -> None:
         """Chooses keys of one section together, so that checks across them see all at once."""
-        wanted = {key: value for key, value in values.items() if _is_default(self.given, key) and _get(self.plan, key) != value}
+        wanted = {key: value for key, value in values.items() if not self.asked.is_given(key) and _get(self.plan, key) != value}
         if wanted:
             section = next(iter(wanted)).split(".")[0]
             changes = {key.split(".")[1]: value for key, value in wanted.items()}
@@ -83,7 +83,7 @@ class _Chooser:
             self._network()
         unit = max(patches(self.plan.model, facts.ndim))
         cap = {(2, True): 96, (2, False): 224, (3, True): 48, (3, False): 96}[facts.ndim, small]
-        big = _get(self.plan, "views.global_size") if not _is_default(self.given, "views.global_size") else 0
+        big = _get(self.plan, "views.global_size") if self.asked.is_given("views.global_size") else 0
         big = big or max(unit, min(facts.side, cap) // unit * unit)
         share = 96 / 224 if facts.ndim == 2 else 0.5
         sizes = {"views.global_size": big, "views.local_size": max(unit, round(big * share / unit) * unit)}
@@ -113,9 +113,16 @@ class _Chooser:
         epochs, most = (30, CPU_STEPS) if self.small else (100, DEVICE_STEPS)
         if self.warm:
             epochs, most = epochs // 3, most // 5
+        # Several draws of a read are that many looks at a tile: they save reading, and make no run longer.
+        draws = self.plan.loader.draws
         steps = max(500, min(most, epochs * facts.num_tiles // self.plan.loader.batch))
         told = "; a third of that from trained weights (our rule)" if self.warm else ""
-        self.take("engine.steps", steps, f"{epochs} epochs (DINOv2: 100; a third on a CPU), within 500 and {most} steps{told}")
+        told += f"; a tile is read {epochs / draws:.3g} times and drawn {draws} times from each (loader.draws)" if draws > 1 else ""
+        self.take(
+            "engine.steps",
+            steps,
+            f"every tile drawn {epochs} times (DINOv2: 100 epochs; a third on a CPU), within 500 and {most} steps{told}",
+        )
 
     def targets(self) -> None:
         """Prototypes, temperature, centring, masks."""
@@ -162,28 +169,34 @@ class _Chooser:
         there = facts.memory.get("cpu" if self.small else "cuda")
         if there is None:
             return
-        size: dict[str, int] = {"ndim": facts.ndim, "channels": facts.network_channels(plan.views.windows), "world": facts.world}
+        size = facts.step_sizes(plan)
         budget = int(USABLE * there)
         needed = estimate(plan, **size)
         if needed.total <= budget:
             return
         told = f"a step in one part needs about {readable_size(needed.total)}, the device has {readable_size(there)}"
-        count = smallest_accumulation(plan, budget, **size)
+        count = self._parts(budget, size)
         if count is None and not plan.engine.checkpointing:
             self.take("engine.checkpointing", True, told + " and micro-batches alone do not make it fit")
-            count = smallest_accumulation(self.plan, budget, **size)
-        while count is None and _is_default(self.given, "loader.batch") and self._halve_batch(told):
-            count = smallest_accumulation(self.plan, budget, **size)
+            count = self._parts(budget, size)
+        while count is None and not self.asked.is_given("loader.batch") and self._halve_batch(told):
+            count = self._parts(budget, size)
         if count is not None and count > 1:
             self.take("engine.accumulate", count, told)
 
+    def _parts(self, budget: int, size: dict[str, int]) -> int | None:
+        """Micro-batches with which a step fits; those that were asked for, or none."""
+        if self.asked.is_given("engine.accumulate"):
+            return self.plan.engine.accumulate if estimate(self.plan, **size).total <= budget else None
+        return smallest_accumulation(self.plan, budget, **size)
+
     def _halve_batch(self, told: str) -> bool:
-        """Half the batch, down to eight samples a process: views and targets of all micro-batches are held together."""
+        """Half the batch, down to eight samples a process: tiles and targets of all micro-batches are held together."""
         batch, unit = self.plan.loader.batch // 2, self.facts.world * self.plan.loader.draws
         if batch % unit or batch < 8 * self.facts.world:
             return False
         self.choices = [choice for choice in self.choices if choice.key != "loader.batch"]
-        self.take("loader.batch", batch, f"{told}, and more samples do not fit with their views and targets")
+        self.take("loader.batch", batch, f"{told}, and more samples do not fit with their tiles and targets")
         return True
 
 
@@ -217,9 +230,3 @@ def _get(plan: Any, key: str) -> Any:
     for name in key.split("."):
         plan = getattr(plan, name)
     return plan
-
-
-def _is_default(plan: PretrainPlan, key: str) -> bool:
-    section, name = key.split(".")
-    held = getattr(plan, section)
-    return bool(getattr(held, name) == getattr(type(held)(), name))

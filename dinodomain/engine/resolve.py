@@ -309,7 +309,7 @@ def _memory_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
 
 
 def _needed(plan: PretrainPlan, facts: Facts) -> Memory:
-    return estimate(plan, ndim=facts.ndim, channels=facts.network_channels(plan.views.windows), world=facts.world)
+    return estimate(plan, **facts.step_sizes(plan))
 
 
 def _remarks(plan: PretrainPlan, facts: Facts) -> list[str]:

@@ -2,14 +2,15 @@
 
 Order within a save: backbones that are due, rows of metrics.jsonl, the checkpoint, its pointer. So whatever a checkpoint counts on is on
 disk before it is announced, and a run that goes on from it does every later write again. A save that fails is told and training goes on,
-if there is an older whole checkpoint; what it was to write comes with the next. The first save and the last are waited for.
+if there is an older whole checkpoint; what it was to write comes with the next, at the latest where the run ends. The first save and the
+last are waited for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -40,6 +41,9 @@ from dinodomain.errors import UserError
 
 BEST = "best"
 """Name of the part of a checkpoint that holds the best look so far."""
+
+
+T = TypeVar("T")
 
 
 class Position(Protocol):
@@ -74,7 +78,7 @@ class Saver:
     ) -> None:
         plan = training.plan.checkpoint
         self._training, self._batches, self._out, self._recorder, self._record = training, batches, out, recorder, record
-        self._best, self._saved = best, training.step
+        self._best, self._saved, self._before = best, training.step, training.step
         self._spaced = frozenset(spaced_steps(training.plan.engine.steps, plan.spaced))
         self._sharded = is_sharded(training.pair.parameters())
         self._owed: dict[Path, tuple[Kept, Best | None]] = {}
@@ -99,8 +103,8 @@ class Saver:
         due: dict[Path, Best | None] = {spaced_path(self._out, step): None} if step in self._spaced else {}
         if best is not None:
             due[best_path(self._out)] = best
-        whole = (last or step % plan.checkpoint.every == 0) and step > self._saved
-        if due or whole or last:
+        whole = last or step % plan.checkpoint.every == 0
+        if due or whole:
             self._save(due, whole=whole, last=last)
 
     def close(self) -> None:
@@ -110,16 +114,20 @@ class Saver:
             logger.warning("%s", error)
 
     def _save(self, due: Mapping[Path, Best | None], *, whole: bool, last: bool) -> None:
-        error = self._background.wait()
+        error, device = self._background.wait(), self._training.plan.engine.device
         if error is not None:
-            logger.warning("%s. Training goes on: %s is whole, and the next save tries again", error, latest(self._out))
+            what, then = ("The run ends", "what is owed is tried again now") if last else ("Training goes on", "the next save tries again")
+            logger.warning("%s. %s: %s is whole, and %s", error, what, latest(self._out), then)
+        if any_rank(error is not None, device):
+            self._saved = self._before  # a step counts as saved only if it was: the run may end at that very step
         self._owe(due)
+        whole = whole and self._training.step > self._saved
         state = self._snapshot() if whole else None
         if self._recorder is not None:
             host = None if state is None else self._host.take(state)
             self._background.start(lambda: self._write(host))
-        self._saved = self._training.step if whole else self._saved
-        first = any_rank(self._recorder is not None and latest(self._out) is None, self._training.plan.engine.device)
+        self._before, self._saved = self._saved, self._training.step if whole else self._saved
+        first = any_rank(self._recorder is not None and latest(self._out) is None, device)
         if first or last:
             self._settle()
 
@@ -179,3 +187,26 @@ def any_rank(asked: bool, device: str) -> bool:
     if not parallel.is_distributed():
         return asked
     return bool(parallel.all_reduce_max(torch.tensor(float(asked), device=device)))
+
+
+def alike(action: Callable[[], T], device: str, place: str) -> T:
+    """Does what may fail on one rank only; then every rank raises, so that none waits for the others for ever. Collective.
+
+    Args:
+        action: Holds no collective itself.
+        device: Of the run.
+        place: What the other ranks' message is about.
+
+    Raises:
+        Exception: What ``action`` raised here.
+        UserError: It failed on another rank.
+    """
+    made: list[T] = []
+    error: Exception | None = None
+    try:
+        made.append(action())
+    except Exception as caught:  # raised again, once all ranks know
+        error = caught
+    if any_rank(error is not None, device):
+        raise error or UserError(place, "another process failed here", remedy="its own message says why")
+    return made[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,7 +68,7 @@ class Job:
 
     plan: PretrainPlan
     domain: Domain | None = None
-    _before: Callable[[int, Any], Any] | None = field(default=None, init=False)
+    _begun: bool = field(default=False, init=False)
 
     def __call__(self) -> str:
         """Trains; returns the run folder."""
@@ -79,8 +79,12 @@ class Job:
         return self.plan.out
 
     def checkpoint(self) -> Any:
-        """What submitit queues in place of an interrupted job."""
-        return _submitit().helpers.DelayedSubmission(Job(self.plan, self.domain))
+        """What submitit queues in place of an interrupted job.
+
+        ``resume=never`` guards a folder that somebody else began: once this job has, it means to go on.
+        """
+        plan = replace(self.plan, resume="auto") if self._begun and self.plan.resume == "never" else self.plan
+        return _submitit().helpers.DelayedSubmission(Job(plan, self.domain))
 
     @contextmanager
     def _requeued_after_saving(self) -> Iterator[None]:
@@ -94,6 +98,7 @@ class Job:
             if signal.getsignal(signal.SIGTERM) is outside and callable(before):
                 before(got, frame)  # not in the loop: nothing is to be saved
             else:
+                self._begun = True
                 os.kill(os.getpid(), signal.SIGTERM)
 
         if not callable(before):  # debug: nobody sends signals

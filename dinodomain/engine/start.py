@@ -92,7 +92,7 @@ def read_start(plan: PretrainPlan) -> Start | None:
     weights, state = _open(plan.start)
     choices = [
         Choice(key=f"model.{name}", value=found.value, reason=f"{found.reason} (start.weights)")
-        for name, found in plan_from_weights(plan.model, weights).items()
+        for name, found in plan_from_weights(plan.model, weights, given=plan.given_in("model")).items()
     ]
     if state is not None:
         choices += _head_choices(plan, state)
@@ -174,14 +174,14 @@ def _own(branch: Mapping[str, Tensor], spec: Mapping[str, Any], origin: Mapping[
 
 
 def _head_choices(plan: PretrainPlan, state: TrainState) -> list[Choice]:
-    """Sizes of the checkpoint's heads, for keys at their default; what was set otherwise contradicts."""
+    """Sizes of the checkpoint's heads, for keys that nobody gave; what was given otherwise contradicts."""
     had, default = state.plan["objective"], type(plan.objective)()
     choices, problems = [], []
     for name in _HEAD_KEYS:
         value, stated = had.get(name, getattr(default, name)), getattr(plan.objective, name)
         if value == stated:
             continue
-        if stated == getattr(default, name):
+        if not plan.is_given(f"objective.{name}"):
             choices.append(Choice(key=f"objective.{name}", value=value, reason="the heads that the run starts with (start.heads)"))
         else:
             found = f"is {stated!r}, the heads in {plan.start.weights} have {value!r}"

@@ -58,6 +58,7 @@ def train_step(training: Training, batch: Batch) -> StepResult:
     norms = clip_gradients(clipped, plan.optim.clip, measured=measured)
 
     total = mean_of([loss.total.detach() for loss in losses])
+    diagnoses = objective.diagnose(losses, step=step, total_steps=plan.engine.steps)  # before the centres move
     finite = all_finite(total, *norms.values())
     weights = _watched_weight(pair.student)
     before = weights.clone()
@@ -74,7 +75,7 @@ def train_step(training: Training, batch: Batch) -> StepResult:
         metrics={
             "loss": total,
             **{f"loss_{name}": mean_of([loss.parts[name] for loss in losses]) for name in losses[0].parts},
-            **{name: mean_of([loss.diagnostics[name] for loss in losses]) for name in losses[0].diagnostics},
+            **diagnoses,
             **{f"grad_norm_{name}": norm for name, norm in norms.items()},
             "update_ratio": _update_ratio(before, weights),
         },
@@ -152,10 +153,14 @@ def _watched_weight(student: Branch) -> Tensor:
 
 
 def _update_ratio(before: Tensor, after: Tensor) -> Tensor:
-    """Length of the step relative to the weight's own; about 1e-3 is healthy (Karpathy 2015). Of this rank's rows, if it has any."""
-    moved: Tensor = torch.linalg.vector_norm(after - before)
-    length: Tensor = torch.linalg.vector_norm(before)
-    return moved / length.clamp_min(torch.finfo(before.dtype).tiny)
+    """Length of the step relative to the weight's own; about 1e-3 is healthy (Karpathy 2015). Collective.
+
+    Squares add up over the rows of all ranks, of which one may have none; where every rank has all rows, both sums grow alike.
+    """
+    squares = torch.stack([(after - before).square().sum(), before.square().sum()])
+    moved, length = parallel.all_reduce_sum(squares).sqrt()
+    ratio: Tensor = moved / length.clamp_min(torch.finfo(before.dtype).tiny)
+    return ratio
 
 
 def mean_of(values: Sequence[Tensor]) -> Tensor:
@@ -188,8 +193,8 @@ def render_views(
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seeds torch's generators for one step, so that stochastic depth has no state of its own to save."""
-    word = hashlib.blake2b(f"step:{seed}:{step}".encode(), digest_size=8).digest()
+    """Seeds torch's generators for one step and rank, so that stochastic depth has no state of its own to save."""
+    word = hashlib.blake2b(f"step:{seed}:{step}:{parallel.rank()}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(word, "little") >> 1)
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dinodomain.engine.finding import ABSURD_LR, SPIKE, Finding, Plan, lower_rate
+from dinodomain.engine.finding import ABSURD_LR, GO_ON, SPIKE, Finding, Plan, lower_rate
 from dinodomain.engine.history import WINDOW, History
 
 WAITING = 0.3
@@ -53,7 +53,8 @@ def skipped(history: History, plan: Plan) -> Finding | None:
     return Finding(
         name="skipped", kind="unstable", title="steps gave NaN or Inf and were skipped", since=since,
         numbers=f"{int(recent)} of the last {len(skipped[-WINDOW:])} steps, {whole} in all; weights are those of step {until}",
-        cause=cause, advice="lower the learning rate; dinodomain inspect looks for broken pixels; float32 rules out bfloat16",
+        cause=cause,
+        advice=f"dinodomain inspect looks for broken pixels; with sound ones {GO_ON} with a lower rate, and float32 in place of bfloat16",
         keys={**lower_rate(plan), "engine.precision": "fp32"},
     )  # fmt: skip
 
@@ -77,7 +78,7 @@ def gradients(history: History, plan: Plan) -> Finding | None:
             cause = "the patch embedding is unstable (Chen 2021)" if first else "a learning rate that is too high for this part"
             return Finding(
                 name="exploding", kind="unstable", title=f"the gradient of {part} explodes", since=since,
-                numbers=f"its norm is {norm[-1]:.3g}, usually {usual:.3g}", cause=cause, advice="lower the learning rate or clip harder",
+                numbers=f"its norm is {norm[-1]:.3g}, usually {usual:.3g}", cause=cause, advice=f"{GO_ON} with",
                 keys={"optim.patch_lr": 0.1} if first else {**lower_rate(plan), "optim.clip": 1.0},
             )  # fmt: skip
     return _far_apart(history, plan)
@@ -92,7 +93,7 @@ def _far_apart(history: History, plan: Plan) -> Finding | None:
         name="apart", kind="stuck", title="head and backbone learn at different speeds", since=since,
         numbers=f"the head's gradient is {ratio[-1]:.2g} times the backbone's",
         cause="the head fits or ignores features that do not change (LayerScale too small, or a collapsed head)",
-        advice="look at loss and entropy; begin with a larger LayerScale", keys={"model.layer_scale": 0.1},
+        advice="look at loss and entropy; begin in another folder with a larger LayerScale", keys={"model.layer_scale": 0.1},
     )  # fmt: skip
 
 
@@ -148,7 +149,8 @@ def still(history: History, plan: Plan) -> Finding | None:
     return Finding(
         name="still", kind="stuck", title="the loss does not move", since=int(history.steps[0]),
         numbers=f"it stays within {moved:.2%} of {half.mean():.4g} over {len(half)} steps (learning rate {lr:.2g})",
-        cause="a learning rate that is too low, or a frozen backbone", advice="raise the learning rate tenfold; unfreeze the backbone",
+        cause="a learning rate that is too low, or a frozen backbone",
+        advice="start again in another folder with ten times the rate, and nothing frozen",
         keys={"optim.lr": f"{lr * 10:.1g}" if lr > 0 else "1e-3", "optim.freeze_backbone": 0},
     )  # fmt: skip
 

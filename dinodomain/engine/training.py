@@ -1,7 +1,7 @@
 """What a run keeps in memory, and how it becomes a checkpoint and comes back. No files and no store here.
 
 The step number, the weights, the moments, the centres and the loader's few integers are all the state there is: schedules,
-views, masks and stochastic depth are functions of (seed, step).
+views and masks are functions of (seed, step), stochastic depth of those and the rank.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from dinodomain.engine.drift import Drift, spread_tokens
 from dinodomain.engine.held import Held
 from dinodomain.engine.plan import PretrainPlan, WatchPlan
 from dinodomain.engine.precision import autocast
+from dinodomain.engine.saver import alike
 from dinodomain.engine.training import Training
 from dinodomain.errors import UserError
 from dinodomain.loader import Tiles, sweep_tiles
@@ -96,12 +97,15 @@ class Watcher:
 
         Returns:
             Numbers by name (``NAMES``), the same on every rank; what cannot be measured is left out.
+
+        Raises:
+            UserError: A held tile cannot be read, or rank 0 cannot measure what was seen; every rank raises.
         """
         seen = self._see(training)
-        values = torch.zeros(len(NAMES), dtype=torch.float64, device=next(iter(seen.values())).device)
-        if parallel.rank() == 0:
-            measured = self._measure({name: value.cpu() for name, value in seen.items()}, training.step)
-            values += torch.tensor([measured.get(name, math.nan) for name in NAMES], dtype=torch.float64).to(values.device)
+        values = torch.zeros(len(NAMES), dtype=torch.float64)  # on the host: not every device has float64
+        measured = alike(lambda: self._measure(seen, training.step) if parallel.rank() == 0 else None, self._plan.engine.device, "watch")
+        if measured is not None:
+            values += torch.tensor([measured.get(name, math.nan) for name in NAMES], dtype=torch.float64)
         shared: list[float] = parallel.all_reduce_sum(values).tolist()
         return {name: value for name, value in zip(NAMES, shared) if math.isfinite(value)}
 
@@ -114,12 +118,14 @@ class Watcher:
         loader = replace(plan.loader, batch=min(most, MOST_TILES) if device.type == "cpu" else most, workers=0, prefetch=1)
         parts = []
         with closing(sweep_tiles(self._store, self.tiles.only(mine), loader, device=device)) as batches:
-            for batch in batches:
+            # All ranks have as many batches; a rank that cannot read its own must not leave the others waiting.
+            while (batch := alike(lambda: next(batches, None), plan.engine.device, "watch.tiles")) is not None:
                 parts.append(see_tiles(training, batch))
         own = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return {name: _gathered(value, mine, owned, len(self.tiles)) for name, value in own.items()}
 
     def _measure(self, seen: Mapping[str, Tensor], step: int) -> dict[str, float]:
+        seen = {name: value.cpu() for name, value in seen.items()}
         cls, matches, norms = seen["cls"], seen["matches"].sum(0), seen["norms"]
         if not bool(torch.isfinite(cls).all()):
             return {}

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from dinodomain.errors import UserError
 from dinodomain.finetune.plan import FinetunePlan
 from dinodomain.ingest import join_labels
 from dinodomain.loader import LoaderPlan, find_tiles
 from dinodomain.probes import Target, draw_labelled, grouped_folds, read_target
-from dinodomain.probes.frozen import group_column, own_units
+from dinodomain.probes.frozen import group_column, linked_units
 from dinodomain.store import Store
 from dinodomain.types import Labels
 
@@ -64,23 +62,6 @@ def split_labels(store: Store, plan: FinetunePlan) -> Split:
 def _grouped(labels: Labels, plan: FinetunePlan) -> np.ndarray:
     assert plan.group is not None, "asked for by the caller"
     return np.asarray(group_column(labels, plan.group, plan.labels))
-
-
-def linked_units(tile_rows: np.ndarray, tile_units: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Unit of each labelled source; sources that share a unit (a ground cell at two dates) are one, also by way of a third.
-
-    Args:
-        tile_rows: [n] source of each tile.
-        tile_units: [n] its unit, "" where unknown: the source then stands for itself.
-        rows: [m] labelled sources.
-    """
-    ours = np.isin(tile_rows, rows)
-    names, unit = np.unique(own_units(tile_units[ours], tile_rows[ours]), return_inverse=True)
-    source, size = np.searchsorted(rows, tile_rows[ours]), len(rows) + len(names)
-    links = coo_array((np.ones(len(source), np.int8), (source, len(rows) + unit.reshape(-1))), shape=(size, size))
-    _, part = connected_components(links, directed=False)
-    first = {piece: number for number, piece in reversed(list(enumerate(part[len(rows) :].tolist())))}
-    return names[[first[piece] for piece in part[: len(rows)].tolist()]]
 
 
 def _divide(units: np.ndarray, target: Target, plan: FinetunePlan) -> tuple[np.ndarray, np.ndarray]:

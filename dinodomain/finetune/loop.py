@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dinodomain.domain import Domain, ViewPolicy
-from dinodomain.embed import narrowed, network_input, sides_for, told_channels
+from dinodomain.embed import narrowed, network_input, sides_for, token_weights, told_channels
 from dinodomain.finetune.data import Split
 from dinodomain.finetune.plan import FinetunePlan
 from dinodomain.finetune.task import Predictor
@@ -126,13 +126,16 @@ def training_policy(domain: Domain, pretrained: Mapping[str, Any]) -> ViewPolicy
     return replace(changed(domain.view_policy(), changes, place="the checkpoint's views.policy"), blur=None, solarise=None)
 
 
-def _augmented(batch: Batch, backbone: Backbone, domain: Domain, policy: ViewPolicy, plan: FinetunePlan) -> tuple[Tensor, Acquisition]:
-    """One crop of each tile, and what is known of it."""
+def _augmented(
+    batch: Batch, backbone: Backbone, domain: Domain, policy: ViewPolicy, plan: FinetunePlan
+) -> tuple[Tensor, Tensor, Acquisition]:
+    """One crop of each tile, [n, P] shares of valid pixels, and what else is known of it."""
     numbers = narrowed(backbone, batch.channels)
     views = ViewsPlan(global_size=backbone.image_size[0], num_global=1, num_local=0, global_scale=plan.scale)
     params = draw_batch(policy, views, batch, seed=plan.seed, normalisation=numbers)
     group = render(batch, params, to_float=domain.to_float, normalisation=numbers, patch_size=backbone.patch).groups[0]
-    return group.pixels, Acquisition(spacing=group.spacing, kept=group.kept, channels=told_channels(backbone, numbers))
+    about = Acquisition(spacing=group.spacing, kept=group.kept, channels=told_channels(backbone, numbers))
+    return group.pixels, group.valid, about
 
 
 @torch.no_grad()
@@ -155,4 +158,5 @@ def _outputs(predictor: Predictor, batches: Generator[Batch, None, None], domain
         for batch in batches:
             sides = sides_for(tuple(batch.pixels.shape[3:]), max(backbone.image_size), backbone.patch)
             shown = network_input(backbone, batch, domain, sides)
-            yield batch.rows.tolist(), predictor.predict(predictor(shown.pixels, shown.about)).float().cpu().numpy()
+            outputs = predictor(shown.pixels, token_weights(shown.valid, backbone.patch), shown.about)
+            yield batch.rows.tolist(), predictor.predict(outputs).float().cpu().numpy()

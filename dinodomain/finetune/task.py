@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dinodomain.embed import pool_features
 from dinodomain.model import Backbone
 from dinodomain.probes import Target
 from dinodomain.types import Acquisition
@@ -38,10 +39,16 @@ class Predictor(nn.Module):
         self.register_buffer("spread", torch.ones(()) if self.classify else numbers.std(correction=0).clamp_min(1e-12))
         backbone.requires_grad_(full)
 
-    def forward(self, x: Tensor, about: Acquisition | None = None) -> Tensor:
-        """[n, C, *size] in the network's range, and what is known of them -> logits [n, classes], or standardised values [n, 1]."""
+    def forward(self, x: Tensor, weights: Tensor, about: Acquisition | None = None) -> Tensor:
+        """Logits [n, classes], or standardised values [n, 1].
+
+        Args:
+            x: [n, C, *size] in the network's range.
+            weights: [n, P] share of valid pixels under each patch, by which patches count in the pooling, as in every embedding.
+            about: What is known of the images beside their pixels.
+        """
         with torch.set_grad_enabled(self.full and torch.is_grad_enabled()):
-            pooled = self.backbone.pool(self.backbone(x, about=about))
+            pooled = pool_features(self.backbone(x, about=about), weights, self.backbone.pooling)
         outputs: Tensor = self.linear(self.norm(pooled))
         return outputs
 

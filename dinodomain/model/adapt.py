@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -35,6 +36,28 @@ def fit_channels(kernel: Tensor, count: int, how: Literal["mean", "cycle"]) -> T
     places = torch.arange(count) % old
     copies = torch.bincount(places, minlength=old)[places]
     return kernel[:, places] / copies.view(1, -1, *[1] * (kernel.ndim - 2)).to(kernel.dtype)
+
+
+def channels_by_name(kernel: Tensor, had: Sequence[str], wanted: Sequence[str], how: Literal["mean", "cycle"]) -> Tensor:
+    """A patch kernel whose channels have names, for other channels: each takes its own, a new one what ``fit_channels`` would give it.
+
+    The own kernels keep their mutual proportions and all are scaled alike, by the one factor with which an image of equal channels gives
+    the response that it gave wherever all kernels are alike: old count / new count, as in ``fit_channels``.
+
+    Args:
+        kernel: [E, C, *p].
+        had: Names of its C channels.
+        wanted: Names of the N channels wanted.
+        how: What a new channel takes, see ``fit_channels``: ``mean`` the mean kernel, ``cycle`` new channel k the kernel k mod C.
+
+    Returns:
+        [E, N, *p].
+    """
+    mean, new = kernel.mean(dim=1), [name for name in wanted if name not in had]
+    other = {name: mean if how == "mean" else kernel[:, place % len(had)] for place, name in enumerate(new)}
+    picked = [kernel[:, list(had).index(name)] if name in had else other[name] for name in wanted]
+    scale = 1.0 if len(had) == len(wanted) else len(had) / len(wanted)
+    return torch.stack(picked, dim=1) * scale
 
 
 def for_any_channels(kernel: Tensor, bias: Tensor, told: Tensor) -> dict[str, Tensor]:

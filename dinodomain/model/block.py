@@ -5,13 +5,15 @@ pair per crop size. Norms, linears and MLP see the whole pack (few large product
 (Oquab 2024, section 5, packs by an attention mask instead; splitting needs no mask and runs on every device).
 
 Stochastic depth runs a branch on a random subset of the samples of each crop size and rescales it (Oquab 2024, section 5), which
-saves the arithmetic of the dropped ones. The subset comes from torch's default generator of the tokens' device: whoever wants
-repeatable steps seeds that generator before each step. It is drawn before the block runs, so that a block holds no chance: recomputed
-(activation checkpointing) or compiled, it computes the same.
+saves the arithmetic of the dropped ones. How many stay is rounded up or down by a toss, so that few samples are dropped as often as
+many; one toss serves a whole pass, so that compiled blocks meet few shapes. Toss and subset come from torch's default generators, of the
+host and of the tokens' device: whoever wants repeatable steps seeds them before each step. Both are drawn before the block runs, so that
+a block holds no chance: recomputed (activation checkpointing) or compiled, it computes the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -128,11 +130,11 @@ class Block(nn.Module):
         self.ls2: nn.Module = LayerScale(dim, plan.layer_scale) if plan.layer_scale else nn.Identity()
         self.drop_path = plan.drop_path
 
-    def draw(self, layout: Layout, device: torch.device) -> tuple[Subset, Subset] | None:
-        """The samples that attention and MLP run on; None for all of them."""
+    def draw(self, layout: Layout, device: torch.device, toss: float = 0.5) -> tuple[Subset, Subset] | None:
+        """The samples that attention and MLP run on, see ``draw_subset``; None for all of them."""
         if not self.training or self.drop_path == 0.0:
             return None
-        return draw_subset(layout, self.drop_path, device), draw_subset(layout, self.drop_path, device)
+        return draw_subset(layout, self.drop_path, device, toss), draw_subset(layout, self.drop_path, device, toss)
 
     def forward(self, x: Tensor, layout: Layout, turns: Turns = None, subsets: tuple[Subset, Subset] | None = None) -> Tensor:
         """[T, E] to [T, E].
@@ -163,17 +165,24 @@ def _residual(x: Tensor, layout: Layout, turns: Turns, kept: Subset | None, bran
     return x.index_add(0, kept.rows, (branch(x.index_select(0, kept.rows), kept.layout, own) * kept.gain).to(x.dtype))
 
 
-def draw_subset(layout: Layout, drop: float, device: torch.device) -> Subset:
+def draw_toss() -> float:
+    """Uniform in [0, 1) from the host's default generator; no device is waited for."""
+    toss: float = torch.rand(1).tolist()[0]
+    return toss
+
+
+def draw_subset(layout: Layout, drop: float, device: torch.device, toss: float = 0.5) -> Subset:
     """Draws the samples that a branch runs on.
 
     Args:
         layout: Samples and tokens per sample of each crop size.
-        drop: Share of samples to leave out; at least one sample of each size stays.
+        drop: Share of samples to leave out; at least one sample of each size stays, so that every weight has a gradient.
         device: Whose default generator draws.
+        toss: Rounds the number that stays: uniform in [0, 1) its mean is exact, 0.5 rounds to the nearest.
     """
     rows, gains, kept, chosen, first = [], [], [], [], 0
     for count, length in layout:
-        keep = max(1, round(count * (1.0 - drop)))
+        keep = min(count, max(1, math.floor(count * (1.0 - drop) + toss)))
         samples = torch.randperm(count, device=device)[:keep]
         rows.append((first + samples[:, None] * length + torch.arange(length, device=device)).flatten())
         gains.append(torch.full((keep * length, 1), count / keep, device=device))

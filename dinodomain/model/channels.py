@@ -6,7 +6,7 @@ non-linearity lie between kernel and attention, so that channel tokens, [N, P, C
 scores of a patch are one product of its pixels with a small matrix, and the attention mixes pixels, not tokens. The same numbers
 (``reference``) at a fraction of the arithmetic of a fixed embedding; what follows costs the same for 3 channels and for 300.
 
-Always in float32, for the reason given in ``patch_embed``. Legend: N images, P patches, C channels, Q pixels of a patch, E width,
+Always in full float32, for the reason given in ``patch_embed``. Legend: N images, P patches, C channels, Q pixels of a patch, E width,
 H attention heads.
 """
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinodomain.errors import UserError
+from dinodomain.exact import full_float32
 from dinodomain.model.bands import Band, Vocabulary, check_known, order_in
 from dinodomain.model.patch_embed import PatchEmbed, grid_of, unfold
 from dinodomain.model.plan import ModelPlan
@@ -181,7 +182,7 @@ class WavelengthPatchEmbed(nn.Module):
         """
         grid, chosen = self.grid(x), self._chosen(x, about)
         wide = torch.promote_types(self.proj.weight.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), full_float32():
             told = _picked(self.channel().to(wide), chosen)
             tokens = self._mix(unfold(x.to(wide), grid, self.patch), told, _kept(x, about), wide)
         return tokens.to(self.proj.weight.dtype)

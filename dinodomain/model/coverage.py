@@ -21,12 +21,19 @@ class Entry:
         parameters: Numbers that it holds.
         how: ``matched`` as it was, ``adapted``, or ``fresh``.
         reason: What was done, or why there was nothing to take; empty where it matched.
+        begun: Of an adapted tensor, numbers that nevertheless begin anew.
     """
 
     name: str
     parameters: int
     how: How
     reason: str = ""
+    begun: int = 0
+
+    @property
+    def found(self) -> int:
+        """Numbers that came from the weights."""
+        return 0 if self.how == "fresh" else self.parameters - self.begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +68,7 @@ class Coverage:
     @property
     def found(self) -> int:
         """Parameters that came from the weights, as they were or adapted."""
-        return sum(entry.parameters for entry in self.entries if entry.how != "fresh")
+        return sum(entry.found for entry in self.entries)
 
     @property
     def share(self) -> float:
@@ -90,15 +97,18 @@ class Coverage:
 
     def _line(self, how: How, entries: list[Entry]) -> str:
         names = "" if how == "matched" else f" ({_few([entry.name for entry in entries])})"
-        return f"  {how}: {len(entries)} tensors, {sum(entry.parameters for entry in entries)} parameters{names}"
+        begun = sum(entry.begun for entry in entries)
+        anew = f", {begun} of them fresh" if begun else ""
+        return f"  {how}: {len(entries)} tensors, {sum(entry.parameters for entry in entries)} parameters{anew}{names}"
 
     def as_json(self) -> dict[str, Json]:
-        """Plain values, with the totals."""
+        """Plain values, with the totals; numbers of an adapted tensor that begin anew are counted as fresh."""
         body: dict[str, Json] = to_json(self)
         counts = {
-            how: {"tensors": len(self.tensors(how)), "parameters": sum(entry.parameters for entry in self.tensors(how))}
+            how: {"tensors": len(self.tensors(how)), "parameters": sum(entry.found for entry in self.tensors(how))}
             for how in ("matched", "adapted", "fresh")
         }
+        counts["fresh"]["parameters"] = self.total - self.found
         return {**body, "parameters": self.total, "found": self.found, "share": self.share, "counts": counts}
 
 

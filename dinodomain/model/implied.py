@@ -1,9 +1,9 @@
-"""Which model plan weights imply. A key at its default is taken from them; one that contradicts them is one clear error."""
+"""Which model plan weights imply. A key that nobody gave is taken from them; one that contradicts them is one clear error."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -126,12 +126,13 @@ def _rotary(weights: Weights) -> dict[str, Implied]:
     }
 
 
-def plan_from_weights(plan: ModelPlan, weights: Weights) -> dict[str, Implied]:
-    """What a model plan has to take from the weights: every key that is still at its default and that they say otherwise.
+def plan_from_weights(plan: ModelPlan, weights: Weights, *, given: Collection[str] = ()) -> dict[str, Implied]:
+    """What a model plan has to take from the weights: every key that nobody gave and that they say otherwise.
 
     Args:
         plan: As composed.
         weights: That it shall begin with.
+        given: Names of keys that were stated, also with their default's value; a key with another value counts as given anyway.
 
     Raises:
         Problems: Keys that were set contradict the weights; or the number of heads is not known.
@@ -148,7 +149,7 @@ def plan_from_weights(plan: ModelPlan, weights: Weights) -> dict[str, Implied]:
         stated = getattr(plan, name)
         if _same(stated, found.value):
             continue
-        if _same(stated, getattr(default, name)):
+        if name not in given and _same(stated, getattr(default, name)):
             choices[name] = found
         elif name in _FIXED and found.certain:
             problems.append(

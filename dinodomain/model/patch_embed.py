@@ -1,8 +1,8 @@
 """Images and volumes to patch tokens.
 
 The projection keeps the parameters of a strided convolution (``proj.weight`` [E, C, patch, ...]) but is computed as one matrix
-product over unfolded patches, always in float32: bfloat16 has 8 bits of mantissa and would throw away half of a 16-bit scan,
-and a convolution on an accelerator silently falls to TF32.
+product over unfolded patches, always in full float32: bfloat16 has 8 bits of mantissa and would throw away half of a 16-bit scan,
+TF32, which a convolution on an accelerator silently falls to, has 11. Gradients of weights are sums over many patches and may be TF32.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinodomain.errors import UserError
+from dinodomain.exact import full_float32
 from dinodomain.model.positions import Grid, sides
 from dinodomain.types import Acquisition
 
@@ -83,7 +84,7 @@ class PatchEmbed(nn.Module):
         grid, weight, bias = self.grid(x), self.proj.weight.flatten(1), self.proj.bias
         assert bias is not None
         wide = torch.promote_types(weight.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), full_float32():
             patches = unfold(x.to(wide), grid, self.patch).flatten(2)
             tokens = functional.linear(patches, weight.to(wide), bias.to(wide))
         return tokens.to(weight.dtype)

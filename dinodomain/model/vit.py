@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dinodomain.errors import UserError
 from dinodomain.model.bands import Band, Vocabulary
-from dinodomain.model.block import Block, Layout, Turns
+from dinodomain.model.block import Block, Layout, Turns, draw_toss
 from dinodomain.model.channels import make_patch_embed
 from dinodomain.model.patch_embed import grid_of
 from dinodomain.model.plan import ModelPlan
@@ -173,9 +173,10 @@ class VisionTransformer(nn.Module):
 
     def _run(self, packed: Tensor, layout: Layout, each: Sequence[Turn | None], depth: int) -> Tensor:
         turns: Turns = tuple(turn for turn in each if turn is not None) or None
+        toss = draw_toss() if self.training and self.plan.drop_path else 0.0
         for block in self.blocks[:depth]:
             assert isinstance(block, Block)
-            subsets = block.draw(layout, packed.device)
+            subsets = block.draw(layout, packed.device, toss)
             if self.checkpointing and torch.is_grad_enabled():
                 # Nothing is drawn inside, so generators need not be wound back.
                 packed = checkpoint(block, packed, layout, turns, subsets, use_reentrant=False, preserve_rng_state=False)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dinodomain.errors import UserError
 from dinodomain.model import adapt
-from dinodomain.model.backbone import Backbone
+from dinodomain.model.backbone import Backbone, normalisation_of
 from dinodomain.model.channels import WavelengthPatchEmbed
 from dinodomain.model.coverage import Coverage, Entry
+from dinodomain.model.ranges import gaps
 from dinodomain.model.vit import VisionTransformer
 from dinodomain.model.weights import Weights
 
@@ -26,8 +27,9 @@ def warm_start(backbone: Backbone, weights: Weights, *, inflate: Literal["mean",
         min_coverage: Least share of the backbone's parameters that must be found.
 
     Raises:
-        UserError: Fewer were found, or what was found is not finite.
+        UserError: Fewer were found, what was found is not finite, or the patch embedding is of a kind that cannot be fitted.
     """
+    _check_inputs(backbone, weights)
     fitted = _Fitting(backbone, weights, inflate)
     report = fitted.report()
     if report.share < min_coverage:
@@ -35,6 +37,8 @@ def warm_start(backbone: Backbone, weights: Weights, *, inflate: Literal["mean",
             "start.min_coverage", f"is {min_coverage}, and of {weights.place} only {report.share:.4f} fits:\n{report.text()}",
             remedy="choose weights of this architecture, or accept a start with so many fresh parameters by lowering start.min_coverage",
         )  # fmt: skip
+    if any(entry.name == "patch_embed.proj.weight" for entry in report.tensors("fresh")):
+        raise UserError("start.weights", f"the patch embedding of {weights.place} does not fit:\n{report.text()}", remedy="choose others")
     bad = [name for name, value in fitted.taken.items() if not bool(value.isfinite().all())]
     if bad:
         raise UserError("start.weights", f"{weights.place} holds NaN or Inf in {', '.join(bad[:4])}", remedy="fetch them again")
@@ -54,6 +58,7 @@ class _Fitting:
         self.entries: list[Entry] = []
         self.used: set[str] = set()
         self.notes: list[str] = []
+        self._begun: dict[str, int] = {}
         self._told = self._any_channels()
         for name, tensor in self.vit.state_dict().items():
             self._place(name, tensor)
@@ -76,7 +81,8 @@ class _Fitting:
 
     def _inputs(self) -> list[str]:
         if self.weights.spec is not None:
-            return []
+            told = ", ".join(map(str, gaps(normalisation_of(self.weights.spec), self.backbone.normalisation)))
+            return [f"these weights saw other numbers for the same pixels than this run gives: theirs = {told}"] if told else []
         return [
             "published weights saw colours normalised by the mean and deviation of ImageNet; here inputs are normalised by views.normalise"
         ]
@@ -100,12 +106,13 @@ class _Fitting:
             return
         if value is not None:
             why = f"is {_shape(value)} in the weights, {_shape(own)} here"
-            self.used.discard(name)
+        self.used.discard(name)
         self.entries.append(Entry(name=name, parameters=own.numel(), how="fresh", reason=why))
 
     def _take(self, name: str, own: Tensor, value: Tensor, why: str) -> None:
         self.taken[name] = value.reshape(own.shape)
-        self.entries.append(Entry(name=name, parameters=own.numel(), how="adapted" if why else "matched", reason=why))
+        begun = self._begun.get(name, 0)
+        self.entries.append(Entry(name=name, parameters=own.numel(), how="adapted" if why else "matched", reason=why, begun=begun))
 
     @torch.no_grad()
     def _any_channels(self) -> dict[str, Tensor]:
@@ -141,7 +148,7 @@ class _Fitting:
 
     def _absent(self, name: str, own: Tensor) -> tuple[Tensor | None, str]:
         """What a network without this tensor computes the same with; else nothing."""
-        if name.endswith("qkv.bias") and name.replace("bias", "weight") in self.weights.tensors:
+        if name.endswith(("qkv.bias", "patch_embed.proj.bias")) and name.replace("bias", "weight") in self.weights.tensors:
             return torch.zeros_like(own), "these weights have no such bias, which is a bias of 0"
         if (
             name.endswith(".gamma")
@@ -161,6 +168,7 @@ class _Fitting:
         if had == wanted:
             return found, ""
         known = [channel for channel in wanted if channel in had]
+        self._begun[name] = (len(wanted) - len(known)) * own.shape[1]
         if not known:
             return None, f"none of the channels {', '.join(wanted)} is among those of the weights"
         rows = [found[had.index(channel)] if channel in had else own[place] for place, channel in enumerate(wanted)]
@@ -172,7 +180,7 @@ class _Fitting:
     def _kernel(self, name: str, own: Tensor) -> tuple[Tensor | None, str]:
         kernel, done = self._get(name), list[str]()
         assert kernel is not None
-        kernel = self._in_order(kernel, done)
+        kernel = self._by_name(kernel, own, done)
         if self._told:
             done.append(f"the sum of {kernel.shape[1]} kernels, which all channels share")
             kernel = kernel.sum(dim=1, keepdim=True)
@@ -192,16 +200,25 @@ class _Fitting:
             self.notes.append(self._depth_note())
         return kernel, "; ".join(done)
 
-    def _in_order(self, kernel: Tensor, done: list[str]) -> Tensor:
+    def _by_name(self, kernel: Tensor, own: Tensor, done: list[str]) -> Tensor:
         """Our own weights know their channels by name."""
-        spec = self.weights.spec
-        if isinstance(self.vit.patch_embed, WavelengthPatchEmbed):
+        if isinstance(self.vit.patch_embed, WavelengthPatchEmbed) or self.weights.spec is None:
             return kernel
-        names, own = list(spec["channels"]) if spec is not None else [], list(self.backbone.channels)
-        if names == own or sorted(names) != sorted(own):
+        had, wanted = list(self.weights.spec["channels"]), list(self.backbone.channels)
+        known = [channel for channel in wanted if channel in had]
+        if had == wanted:
             return kernel
-        done.append("channels put in this run's order")
-        return kernel[:, [names.index(name) for name in own]]
+        if not known:
+            if len(had) == len(wanted):
+                done.append(f"channels {', '.join(had)} taken for {', '.join(wanted)} by their place: they share no name")
+            return kernel
+        if sorted(had) == sorted(wanted):
+            done.append("channels put in this run's order")
+        else:
+            new, scale = [channel for channel in wanted if channel not in had], f", scaled by {len(had)}/{len(wanted)}"
+            given = f"; {', '.join(new)} take {'the mean of all' if self.inflate == 'mean' else 'those of others in turn'}" if new else ""
+            done.append(f"own kernels of {', '.join(known)}{given}{scale if len(had) != len(wanted) else ''}")
+        return adapt.channels_by_name(kernel, had, wanted, self.inflate)
 
     def _depth_note(self) -> str:
         if self.vit.plan.position != "rope":
@@ -225,13 +242,13 @@ class _Fitting:
         token, (leading, _) = self._get(name), self._leading()
         if token is None or leading is None or not leading.shape[1] or self.vit.plan.class_position:
             return token, ""
-        return token.reshape(own.shape) + leading[:, :1], "its position, a constant, added to it"
+        return token.reshape(1, 1, -1) + leading[:, :1], "its position, a constant, added to it"
 
     def _registers(self, name: str, own: Tensor) -> tuple[Tensor | None, str]:
         tokens, (leading, _) = self._get(name), self._leading()
         if tokens is None:
             return None, "these weights have no registers; new ones begin near 0"
-        tokens, why = tokens.reshape(1, -1, own.shape[-1]), ""
+        tokens, why = tokens.reshape(1, -1, tokens.shape[-1]), ""
         if leading is not None and leading.shape[1] > 1 and not self.vit.plan.class_position:
             tokens, why = tokens + leading[:, 1:], "their positions, constants, added to them"
         if tokens.shape[1] > own.shape[1]:
@@ -258,11 +275,29 @@ class _Fitting:
         return torch.cat([head, patches], dim=1), "; ".join(done)
 
 
+def _check_inputs(backbone: Backbone, weights: Weights) -> None:
+    """Refuses weights whose patch embedding has no counterpart here: a network that begins blind is no warm start, whatever its share.
+
+    Raises:
+        UserError: Weights of volumes for images, or of a network that is told its channels for one with a kernel for each.
+    """
+    axes, own = weights.tensors["patch_embed.proj.weight"].ndim - 2, backbone.ndim
+    if axes > own:
+        problem = f"{weights.place} is a network of {axes}-D images, the tiles of this run are {own}-D"
+        raise UserError(
+            "start.weights", problem, allowed=f"weights of {own}-D images", remedy="begin with others or make a store of volumes"
+        )
+    told = "patch_embed.query" in weights.tensors
+    if told and not isinstance(backbone.vit.patch_embed, WavelengthPatchEmbed):
+        problem = f"is fixed, {weights.place} is told its channels and has no kernel for each"
+        raise UserError("model.channels", problem, allowed="wavelength", remedy="set model.channels=wavelength or leave it out")
+
+
 def _why_left(name: str, vit: VisionTransformer) -> str:
     if name.startswith("blocks.") and int(name.split(".")[1]) >= vit.plan.depth:
         return f"a block beyond model.depth={vit.plan.depth}"
     if name == "reg_token":
-        return "model.registers=0; class and patch tokens come out differently"
+        return f"model.registers={vit.plan.registers}; class and patch tokens come out differently"
     return "does not fit this network"
 
 

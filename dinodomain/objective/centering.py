@@ -64,8 +64,8 @@ class Centering(Protocol):
         """Forgets what was seen since the last update, because the step was skipped."""
         ...
 
-    def norm(self) -> Tensor:
-        """Length of the centre; 0 where there is none."""
+    def norm(self, device: torch.device) -> Tensor:
+        """Length of the centre; 0 where there is none. A copy from the host would make it wait, so it is made on the device."""
         ...
 
 
@@ -136,8 +136,8 @@ class Center(nn.Module):
         """See ``Centering``."""
         self.seen.zero_()
 
-    def norm(self) -> Tensor:
-        """See ``Centering``."""
+    def norm(self, device: torch.device) -> Tensor:
+        """See ``Centering``; the centre lies on the device already."""
         length: Tensor = torch.linalg.vector_norm(self.center)
         return length
 
@@ -194,9 +194,9 @@ class Sinkhorn(nn.Module):
     def discard(self) -> None:
         """Nothing to forget."""
 
-    def norm(self) -> Tensor:
+    def norm(self, device: torch.device) -> Tensor:
         """There is no centre."""
-        return torch.zeros(())
+        return torch.zeros((), device=device)
 
 
 def make_centering(method: str, prototypes: int, momentum: float) -> Center | Sinkhorn:

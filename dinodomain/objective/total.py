@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dinodomain.errors import UserError
 from dinodomain.objective.centering import Centering, Targets, Taught, by_view, make_centering
-from dinodomain.objective.dino import DinoLoss, dino_loss
+from dinodomain.objective.dino import dino_loss
 from dinodomain.objective.gram import gram_loss
 from dinodomain.objective.ibot import ibot_loss
 from dinodomain.objective.koleo import koleo_counts, koleo_loss
 from dinodomain.objective.masks import Masks, draw_masks
+from dinodomain.objective.moments import Moments, collapse_measures, moments_of
 from dinodomain.objective.plan import ObjectivePlan
 from dinodomain.objective.protocols import Branch, Pair, Teacher
 from dinodomain.parallel import all_reduce_sum, world
@@ -39,15 +39,12 @@ class Loss:
     Attributes:
         total: Sum of ``parts``, with a gradient.
         parts: ``dino_global``, ``dino_local``, ``ibot``, ``koleo``, ``gram`` with their weights, without gradient; only those in use.
-        diagnostics: ``teacher_entropy`` (nats, mean over the teacher's rows; log K means no preference at all), ``kl_to_uniform``
-            (nats, of the mean target from uniform; log K means that one prototype takes everything), ``feature_std`` (standard
-            deviation over the batch of the teacher's unit features times sqrt(E); about 1 healthy, 0 collapsed), ``center_norm``,
-            ``teacher_temperature``. Over this rank's samples.
+        moments: What ``Objective.diagnose`` makes measures of.
     """
 
     total: Tensor
     parts: Mapping[str, Tensor]
-    diagnostics: Mapping[str, Tensor]
+    moments: Moments
 
 
 @dataclass(slots=True, kw_only=True)
@@ -190,8 +187,28 @@ class Objective(nn.Module):
             assert lesson.counts is not None
             extra["gram"] = self.gram_weight * gram_loss(seen.patches, anchor, lesson.real, lesson.counts[-1])
         parts = {"dino_global": dino.glob, "dino_local": dino.local, **{name: value.detach() for name, value in extra.items()}}
-        diagnostics = self._diagnostics(lesson, dino, teacher_temperature(plan, step, total_steps))
-        return Loss(total=torch.stack([dino.total, *extra.values()]).sum(), parts=parts, diagnostics=diagnostics)
+        with torch.no_grad():
+            moments = moments_of(lesson.cls, dino.entropy, dino.mean)
+        return Loss(total=torch.stack([dino.total, *extra.values()]).sum(), parts=parts, moments=moments)
+
+    @torch.no_grad()
+    def diagnose(self, losses: Sequence[Loss], *, step: int, total_steps: int) -> dict[str, Tensor]:
+        """Measures of a whole step, the same on every rank; collective.
+
+        Args:
+            losses: One for each micro-batch of this rank.
+            step: Step of the run.
+            total_steps: Steps of the run.
+
+        Returns:
+            ``teacher_entropy`` (nats, mean over the teacher's images; log K means no preference at all), ``kl_to_uniform`` (nats, of the
+            mean target from uniform; log K means that one prototype takes everything), ``feature_std`` (standard deviation over the
+            images of the teacher's unit features times sqrt(E); about 1 healthy, 0 collapsed), ``center_norm``, ``teacher_temperature``.
+        """
+        measures = collapse_measures([loss.moments for loss in losses])
+        temperature = losses[0].total.new_full((), teacher_temperature(self.plan, step, total_steps))
+        norm = self.cls_centering.norm(temperature.device)
+        return {**measures, "center_norm": norm, "teacher_temperature": temperature}
 
     def update_centers(self) -> None:
         """Moves the centres by the logits seen since the last call; collective, once per optimiser step."""
@@ -220,17 +237,6 @@ class Objective(nn.Module):
             ratio=plan.mask_ratio,
             valid=first.valid,
         )
-
-    @torch.no_grad()
-    def _diagnostics(self, lesson: Lesson, dino: DinoLoss, temperature: float) -> dict[str, Tensor]:
-        features = functional.normalize(lesson.cls.float(), dim=1)
-        return {
-            "teacher_entropy": dino.entropy,
-            "kl_to_uniform": torch.log(dino.mean.new_full((), float(len(dino.mean)))) - torch.special.entr(dino.mean).sum(),
-            "feature_std": features.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5,
-            "center_norm": self.cls_centering.norm().to(dino.mean.device),
-            "teacher_temperature": dino.mean.new_full((), temperature),
-        }
 
 
 def teacher_temperature(plan: ObjectivePlan, step: int, total_steps: int) -> float:

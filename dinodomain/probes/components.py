@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dinodomain.probes.regions import unit_rows
+
 SHOWN = 3
 """Components that become red, green and blue."""
 
@@ -19,7 +21,8 @@ class Components:
 
     Attributes:
         mean: [E].
-        axes: [K, E] unit vectors, strongest first; signs by the largest loading, so that equal tokens give equal components.
+        axes: [K, E] unit vectors, strongest first, 0 where nothing varies; signs by the largest loading, so that equal tokens
+            give equal components.
         explained: [K] share of the variance.
     """
 
@@ -37,15 +40,16 @@ def components(tokens: np.ndarray, keep: int = SHOWN) -> Components:
     """The leading components of tokens.
 
     Args:
-        tokens: [n, E].
-        keep: How many; lowered to E where there are fewer.
+        tokens: [n, E]; the smaller of n x n and E x E numbers are held: raw patches of volumes are wider than there are patches.
+        keep: How many; lowered to n or E where there are fewer.
     """
     exact = tokens.astype(np.float64)
     mean = exact.mean(axis=0)
     centred = exact - mean
-    values, vectors = np.linalg.eigh(centred.T @ centred / max(len(exact), 1))
+    narrow = exact.shape[1] <= len(exact)
+    values, vectors = np.linalg.eigh((centred.T @ centred if narrow else centred @ centred.T) / max(len(exact), 1))
     order = np.argsort(-values)[:keep]
-    axes = vectors[:, order].T
+    axes = vectors[:, order].T if narrow else unit_rows(vectors[:, order].T @ centred)
     axes = axes * np.where(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)] < 0, -1.0, 1.0)[:, None]
     total = float(np.maximum(values, 0).sum())
     return Components(mean=mean, axes=axes, explained=np.maximum(values[order], 0) / total if total > 0 else np.zeros(len(order)))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from dinodomain.checkpoint import load_backbone, origin
 from dinodomain.domain import Domain, find_domain
@@ -130,3 +132,31 @@ def own_units(units: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Unit of each tile as text; a source without one stands for itself, which is all that is known of it."""
     text = units.astype(str)
     return np.where(text == "", np.char.add("source ", rows.astype(str)), text)
+
+
+def linked_units(tile_rows: np.ndarray, tile_units: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Unit of each labelled source; sources that share a unit (a ground cell at two dates) are one, also by way of a third.
+
+    Args:
+        tile_rows: [n] source of each tile.
+        tile_units: [n] its unit, "" where unknown: the source then stands for itself.
+        rows: [m] labelled sources, sorted.
+    """
+    ours = np.isin(tile_rows, rows)
+    names, unit = np.unique(own_units(tile_units[ours], tile_rows[ours]), return_inverse=True)
+    source, size = np.searchsorted(rows, tile_rows[ours]), len(rows) + len(names)
+    links = coo_array((np.ones(len(source), np.int8), (source, len(rows) + unit.reshape(-1))), shape=(size, size))
+    _, part = connected_components(links, directed=False)
+    first = {piece: number for number, piece in reversed(list(enumerate(part[len(rows) :].tolist())))}
+    return names[[first[piece] for piece in part[: len(rows)].tolist()]]
+
+
+def label_units(rows: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """[n] unit of each tile for labels that are of whole sources: all tiles of a source share its label, so they are one unit.
+
+    Args:
+        rows: [n] source of each tile.
+        units: [n] unit of each tile, "" where unknown.
+    """
+    sources, place = np.unique(rows, return_inverse=True)
+    return linked_units(rows, units, sources)[place.reshape(-1)]

@@ -14,7 +14,7 @@ from dinodomain.domain import Domain
 from dinodomain.embed import embed_store
 from dinodomain.errors import UserError
 from dinodomain.ingest import join_labels
-from dinodomain.probes.frozen import Frozen, column_of, group_column, load_frozen, own_units
+from dinodomain.probes.frozen import Frozen, column_of, group_column, label_units, load_frozen, own_units
 from dinodomain.probes.plan import ProbePlan
 from dinodomain.probes.report import ProbeReport
 from dinodomain.probes.run import WARM_START, run_probe
@@ -81,5 +81,5 @@ def _too_empty(rows: np.ndarray, table: FeatureTable) -> dict[str, int]:
 
 def _units(plan: ProbePlan, labels: Labels, table: FeatureTable) -> np.ndarray:
     if plan.group is None:
-        return own_units(table.units, table.rows)
+        return label_units(table.rows, table.units)
     return own_units(column_of(labels, table.rows, group_column(labels, plan.group, plan.labels)), table.rows)

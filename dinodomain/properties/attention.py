@@ -14,7 +14,7 @@ from dinodomain.probes.components import split_threshold
 from dinodomain.properties.masks import Masks
 from dinodomain.properties.picture import View, image_panel, map_panel, views_of
 from dinodomain.properties.report import REFERENCE, UNTRAINED, Number, Property, measured
-from dinodomain.properties.scene import Picture, Scene
+from dinodomain.properties.scene import PIXELS, Picture, Scene
 from dinodomain.show.captions import length_unit
 from dinodomain.show.panels import Panel, draw_panels, heat
 
@@ -62,8 +62,9 @@ def _attention(tile: Picture, kind: str) -> np.ndarray:
 
 
 def _contrast(tile: Picture) -> np.ndarray:
-    """[P] standard deviation of the pixels inside each patch."""
-    found: np.ndarray = tile.seen["pixels"].tokens.std(axis=1)
+    """[P] standard deviation of the pixels inside each patch, mean over channels: a plain colour is no contrast."""
+    own = tile.seen[PIXELS].tokens
+    found: np.ndarray = own.reshape(len(own), len(tile.pixels), -1).std(axis=2).mean(axis=1)
     return found
 
 
@@ -82,8 +83,9 @@ def _places(scene: Scene, tiles: list[Picture], masks: Masks) -> Iterator[tuple[
             "share of the attention that goes to the brighter patches (tissue rather than air, by Otsu's threshold).",
             bright,
         )
-    drawn = [masks.of(tile) for tile in tiles]
-    if any(mask is not None and mask.any() for mask in drawn):
+    given = [masks.of(tile) for tile in tiles]
+    drawn = [mask if mask is not None and mask.any() else None for mask in given]
+    if any(mask is not None for mask in drawn):
         yield "on the mask", "share of the attention that goes to the masks given.", drawn
 
 
@@ -96,7 +98,7 @@ def _share_on(parts: list[np.ndarray | None]) -> Callable[[np.ndarray, int], flo
 
 
 def _bright(tile: Picture) -> np.ndarray:
-    mean = tile.seen["pixels"].tokens.mean(axis=1)
+    mean = tile.seen[PIXELS].tokens.mean(axis=1)
     found: np.ndarray = (mean > split_threshold(mean[tile.valid])) & tile.valid
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +61,9 @@ def principal(scene: Scene, out: Path, masks: Masks) -> Property:
                  {kind: maps.by_image for kind, maps in found.items()}, better="neither"),
     ]  # fmt: skip
     drawn = [masks.of(tile) for tile in tiles]
-    if any(mask is not None for mask in drawn):
+    if any(mask is not None and mask.any() for mask in drawn):
         values = {
-            kind: np.array(
-                [np.nan if mask is None else _best(part, mask, tile.valid) for part, mask, tile in zip(maps.foreground, drawn, tiles)]
-            )
+            kind: np.array([_best(part, mask, tile.valid) for part, mask, tile in zip(maps.foreground, drawn, tiles)])
             for kind, maps in found.items()
         }
         numbers.insert(0, measured("overlap with masks", "intersection over union of the better side of the first component with the masks "
@@ -73,7 +72,10 @@ def principal(scene: Scene, out: Path, masks: Masks) -> Property:
                     numbers=tuple(numbers))  # fmt: skip
 
 
-def _best(part: np.ndarray, mask: np.ndarray, valid: np.ndarray) -> float:
+def _best(part: np.ndarray, mask: np.ndarray | None, valid: np.ndarray) -> float:
+    """NaN where there is nothing to overlap with."""
+    if mask is None or not mask.any():
+        return math.nan
     return max(overlap(part, mask), overlap(~part & valid, mask))
 
 

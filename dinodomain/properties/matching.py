@@ -41,8 +41,10 @@ def matching(scene: Scene, out: Path) -> Property:
                           "to 1.",
                  {kind: np.array([hit[kind][seen].mean() for hit, seen in zip(hits, counted)]) for kind in kinds},
                  chance=blind, units=units),
-        measured("true among mutual", "share of the lines (patches that are each other's most similar) that are true, 0 to 1.",
-                 {kind: np.array([_true(found[kind][place], hits[place][kind]) for place in range(len(pairs))]) for kind in kinds},
+        measured("true among mutual", "share of the lines (patches seen in both crops that are each other's most similar) that are "
+                                      "true, 0 to 1.",
+                 {kind: np.array([_true(found[kind][place], hits[place][kind], counted[place]) for place in range(len(pairs))])
+                  for kind in kinds},
                  chance=blind, units=units),
     ]  # fmt: skip
     figures = [_draw(scene, out, pairs, found, hits)]
@@ -63,8 +65,10 @@ def _match(first: Picture, second: Picture, kind: str) -> Matches:
     return match(one, two, first.valid, second.valid, centre)
 
 
-def _true(found: Matches, hit: np.ndarray) -> float:
-    return float(hit[found.mutual].mean()) if found.mutual.any() else 0.0
+def _true(found: Matches, hit: np.ndarray, counted: np.ndarray) -> float:
+    """Share of the mutual matches of patches that have a partner; 0 where none has one, because no line is no success."""
+    lines = found.mutual & counted
+    return float(hit[lines].mean()) if lines.any() else 0.0
 
 
 def _mutual(first: Picture, second: Picture, kind: str) -> float:

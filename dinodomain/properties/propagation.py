@@ -18,22 +18,25 @@ from dinodomain.probes.regions import normalised_cut, overlap
 from dinodomain.properties.masks import Masks
 from dinodomain.properties.picture import View, image_panel, mask_panel
 from dinodomain.properties.report import REFERENCE, UNTRAINED, NotPossible, Number, Property, measured
-from dinodomain.properties.scene import PIXELS, Picture, Scene
+from dinodomain.properties.scene import PIXELS, Pair, Picture, Scene
 from dinodomain.show.panels import Panel, draw_panels
 from dinodomain.show.sides import Plane, planes_of
 from dinodomain.types import Batch
 
 _SHOWN = 7
 _NAMES = {REFERENCE: "pretrained", UNTRAINED: "untrained", PIXELS: "raw pixels"}
+_CUT = "found by cutting it where its raw pixels are least alike, which favours no network, but raw pixels"
+_MOVE = 4
+"""One part in this many of a side by which the second date is cut elsewhere."""
 _SLICES = (
-    "A region in the middle slice ({origin}) is carried slice by slice to both ends of the volume: each patch takes over what the patches "
+    "A region in one slice ({origin}) is carried slice by slice to both ends of the volume: each patch takes over what the patches "
     "most like it in the slices before were (DINO's protocol for video). Rows show the same start carried by each kind of features. "
     "{judged}"
 )
 _DATES = (
     "A region found at one date ({origin}) is carried to another date of the same place by similarity of patches. Images of both dates "
-    "lie on "
-    "one pixel grid, so the true partner of every patch is known: it lies at the same place. High numbers mean that features look through "
+    "lie on one pixel grid, so the true partner of every patch is known. For the first number the two images are cut out of the dates at "
+    "different places: features that only know where a patch lies in its image find nothing. High numbers mean that features look through "
     "season and light; real change on the ground lowers them, too."
 )
 _CYCLE = (
@@ -101,11 +104,11 @@ def slices(scene: Scene, out: Path, masks: Masks) -> Property:
         raise NotPossible("the store holds images, and slices are those of volumes")
     volumes = [found for number, tile in enumerate(scene.tiles) if (found := _volume(scene, number, tile, masks)) is not None]
     if not volumes:
-        raise NotPossible("no volume has a region in its middle slice that could be carried")
+        raise NotPossible("no volume has a region in the slice where it would begin that could be carried")
     carried = {kind: [_carried(volume, kind) for volume in volumes] for kind in scene.encoders}
     drawn = all(volume.truth is not None for volume in volumes)
     numbers = [_judge(volumes, carried) if drawn else _cycles(volumes, tuple(scene.encoders))]
-    origin = "the mask given there" if drawn else "found by cutting it where its patches are least alike, with the pretrained network"
+    origin = "the mask given, in the slice that holds most of it" if drawn else f"the middle one of those with data, {_CUT}"
     words = _SLICES.format(origin=origin, judged="" if drawn else _CYCLE)
     return Property(name="slices", title="A region carried through slices", words=words,
                     figures=(_draw_slices(scene, out, volumes, carried),), numbers=tuple(numbers))  # fmt: skip
@@ -126,7 +129,7 @@ def _volume(scene: Scene, number: int, tile: Picture, masks: Masks) -> _Volume |
     if len(real) < 2:
         return None
     begin = int(real[len(real) // 2])
-    start = normalised_cut(bare.slices(tile.seen[REFERENCE].tokens)[begin], valid[begin])
+    start = normalised_cut(bare.slices(tile.seen[PIXELS].tokens)[begin], valid[begin])
     return replace(bare, begin=begin, start=start, valid=valid) if start.any() else None
 
 
@@ -145,7 +148,7 @@ def _carried(volume: _Volume, kind: str) -> np.ndarray:
 def _judge(volumes: list[_Volume], carried: Mapping[str, list[np.ndarray]]) -> Number:
     meaning = "mean intersection over union of carried and true mask over the slices that hold either, the first left out, 0 to 1."
     values = {kind: np.array([_score(volume, own) for volume, own in zip(volumes, found)]) for kind, found in carried.items()}
-    still = np.array([_score(volume, np.broadcast_to(volume.start, volume.valid.shape)) for volume in volumes])
+    still = np.array([_score(volume, volume.start & volume.valid) for volume in volumes])  # as what is carried is cut
     return measured("overlap with masks", meaning, values, chance=still, chance_name="left where it is", units=_units(volumes))
 
 
@@ -214,20 +217,21 @@ def dates(scene: Scene, out: Path, masks: Masks) -> Property:
     """Places found again at another date, and a region carried there."""
     twins = _twins(scene)
     kinds, units = tuple(scene.encoders), [one.unit for one, _ in twins]
-    found = {kind: [_across(one, two, kind) for one, two in twins] for kind in kinds}
-    blind = np.array([_blind(one, two) for one, two in twins])
+    moved = [_moved(scene, one, two) for one, two in twins]
+    found = {kind: [math.nan if pair is None else _across(pair, kind) for pair in moved] for kind in kinds}
+    blind = np.array([math.nan if pair is None else _blind(pair) for pair in moved])
     starts = [_region(scene, one, masks) for one, _ in twins]
     carried = {kind: [_to_date(*twin, start, kind) for twin, start in zip(twins, starts)] for kind in kinds}
     numbers = [
-        measured("found", "share of the patches whose most similar patch at the other date lies within one patch of the same place, 0 "
-                          "to 1.",
+        measured("found", "share of the patches of a crop whose most similar patch in another crop at the other date lies within one patch "
+                          "of the same place, 0 to 1.",
                  {kind: np.array(found[kind]) for kind in kinds}, chance=blind, units=units),
         _date_masks(scene, twins, carried, masks) or measured(
             "left after there and back", "intersection over union of the region before and after the way to the other date and back, 0 "
                                          "to 1.",
             {kind: np.array([_date_cycle(*twin, start, kind) for twin, start in zip(twins, starts)]) for kind in kinds}, units=units),
     ]  # fmt: skip
-    origin = "the mask given" if masks else "found by cutting the image where its patches are least alike, with the pretrained network"
+    origin = "the mask given" if masks else _CUT
     return Property(name="dates", title="The same place at another date", words=_DATES.format(origin=origin),
                     figures=(_draw_dates(scene, out, twins, starts, carried),), numbers=tuple(numbers))  # fmt: skip
 
@@ -272,24 +276,36 @@ def _centred(one: Picture, two: Picture, kind: str) -> np.ndarray:
     return np.stack(parts)
 
 
-def _places(picture: Picture) -> np.ndarray:
-    return np.stack(np.unravel_index(np.arange(len(picture.valid)), picture.grid), axis=-1)
+def _moved(scene: Scene, one: Picture, two: Picture) -> Pair | None:
+    """Crops of both dates that begin at different patches; None where the grid is too small for that.
+
+    At one place in both, features that hold nothing but a position would find every patch.
+    """
+    shift = np.maximum(2, np.array(one.grid) // _MOVE)  # more than the one patch that a match may lie beside
+    count = tuple((np.array(one.grid) - shift).tolist())
+    if (np.array(count) <= shift).any() or one.grid != two.grid:
+        return None
+    first, second = scene.part(one, (0,) * len(count), count), scene.part(two, tuple(shift.tolist()), count)
+    true = np.stack(np.unravel_index(np.arange(len(first.valid)), count), axis=-1) - shift
+    inside = (true >= 0).all(axis=1) & first.valid
+    index = np.ravel_multi_index(np.maximum(true, 0).T, count)
+    index = np.where(inside & second.valid[index], index, -1)
+    return Pair(first=first, second=second, index=index, position=true.astype(float)) if (index >= 0).any() else None
 
 
-def _across(one: Picture, two: Picture, kind: str) -> float:
-    tokens = _centred(one, two, kind)
-    both = one.valid & two.valid
-    found = match(tokens[0], tokens[1], one.valid, two.valid, np.zeros(tokens.shape[2]))
-    return float(close(found.nearest, _places(one), two.grid)[both].mean()) if both.any() else math.nan
+def _across(pair: Pair, kind: str) -> float:
+    tokens = _centred(pair.first, pair.second, kind)
+    found = match(tokens[0], tokens[1], pair.first.valid, pair.second.valid, np.zeros(tokens.shape[2]))
+    return float(close(found.nearest, pair.position, pair.second.grid)[pair.index >= 0].mean())
 
 
-def _blind(one: Picture, two: Picture) -> float:
-    return chance(_places(one), one.valid & two.valid, two.valid, two.grid)
+def _blind(pair: Pair) -> float:
+    return chance(pair.position, pair.index >= 0, pair.second.valid, pair.second.grid)
 
 
 def _region(scene: Scene, tile: Picture, masks: Masks) -> np.ndarray:
     mask = masks.of(tile)
-    return mask if mask is not None and mask.any() else normalised_cut(tile.seen[REFERENCE].tokens, tile.valid)
+    return mask if mask is not None and mask.any() else normalised_cut(tile.seen[PIXELS].tokens, tile.valid)
 
 
 def _grid(tile: Picture) -> tuple[int, int]:
@@ -307,15 +323,17 @@ def _date_cycle(one: Picture, two: Picture, start: np.ndarray, kind: str) -> flo
 
 
 def _date_masks(scene: Scene, twins: list[tuple[Picture, Picture]], carried: Mapping[str, list[np.ndarray]], masks: Masks) -> Number | None:
-    """Overlap with the masks of the other date; None where no place has masks of both."""
+    """Overlap with the masks of the other date; None where no place has masks of both dates with something in them."""
     truth = [(masks.of(one), masks.of(two)) for one, two in twins]
     kept = [
-        (place, first, second) for place, (first, second) in enumerate(truth) if first is not None and second is not None and first.any()
+        (place, first, second)
+        for place, (first, second) in enumerate(truth)
+        if first is not None and second is not None and first.any() and second.any()
     ]
     if not kept:
         return None
     values = {kind: np.array([overlap(own[place], second) for place, _, second in kept]) for kind, own in carried.items()}
-    still = np.array([overlap(first, second) for _, first, second in kept])
+    still = np.array([overlap(first & twins[place][1].valid, second) for place, first, second in kept])
     meaning = "intersection over union of the carried mask with that of the other date, 0 to 1."
     return measured(
         "overlap with masks",

@@ -45,13 +45,15 @@ def regions(scene: Scene, out: Path, masks: Masks) -> Property:
     found = {kind: _group(scene, kind) for kind in scene.encoders}
     pairs = scene.pairs
     units = [pair.first.unit for pair in pairs]
+    cuts = {kind: [_cuts(pair, kind) for pair in pairs] for kind in found}
     numbers = [
         measured("same group in another crop", "chance-corrected share (Cohen's kappa) of places that fall into the same group in two "
                                                "crops "
                  "of a tile, 0 (as by chance) to 1.",
                  {kind: np.array([_same(pair, kind, own) for pair in pairs]) for kind, own in found.items()}, chance=0.0, units=units),
-        measured("same cut in another crop", "the same for the cut, 0 to 1.",
-                 {kind: np.array([_same_cut(pair, kind) for pair in pairs]) for kind in found}, chance=0.0, units=units),
+        measured("same cut in another crop", "the same for the cut, 0 to 1; by chance: the pretrained network's cuts of two tiles.",
+                 {kind: np.array([_same_cut(*two) for two in zip(pairs, own, strict=True)]) for kind, own in cuts.items()},
+                 chance=_cut_by_chance(pairs, cuts[REFERENCE]), chance_name="another tile", units=units),
         measured("silhouette", "how far groups lie apart, -1 to 1; says whether there are groups, not whether they mean anything.",
                  {kind: own.silhouette for kind, own in found.items()}, better="neither"),
         *_on_masks(scene, found, masks),
@@ -84,13 +86,29 @@ def _same(pair: Pair, kind: str, found: _Found) -> float:
     return agreement(first[seen], second[pair.index[seen]])
 
 
-def _same_cut(pair: Pair, kind: str) -> float:
+def _cuts(pair: Pair, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """[P] bool of both crops."""
+    first, second = (normalised_cut(picture.seen[kind].tokens, picture.valid) for picture in (pair.first, pair.second))
+    return first, second
+
+
+def _same_cut(pair: Pair, cuts: tuple[np.ndarray, np.ndarray]) -> float:
     """Which side is the object may change with what else a crop holds; the better of both ways counts, and 0 is the least."""
     seen = pair.index >= 0
-    first, second = (normalised_cut(picture.seen[kind].tokens, picture.valid) for picture in (pair.first, pair.second))
-    here, there = first[seen], second[pair.index[seen]]
+    here, there = cuts[0][seen], cuts[1][pair.index[seen]]
     found = [agreement(here.astype(int), side.astype(int)) for side in (there, ~there)]
     return 0.0 if not np.isfinite(found).any() else max(0.0, float(np.nanmax(found)))
+
+
+def _cut_by_chance(pairs: list[Pair], cuts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """[pairs] the same, mean over the second crops of all other tiles: the better of both ways is above 0 for unlike cuts as well."""
+    others = [[second for _, second in cuts[:place] + cuts[place + 1 :]] for place in range(len(pairs))]
+    return np.array(
+        [
+            np.mean([_same_cut(pair, (own[0], second)) for second in unlike]) if unlike else np.nan
+            for pair, own, unlike in zip(pairs, cuts, others, strict=True)
+        ]
+    )
 
 
 def _on_masks(scene: Scene, found: Mapping[str, _Found], masks: Masks) -> list[Number]:

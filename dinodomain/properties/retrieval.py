@@ -11,10 +11,10 @@ import numpy as np
 
 from dinodomain.ingest import join_labels
 from dinodomain.loader import sweep_tiles
-from dinodomain.probes.frozen import column_of
+from dinodomain.probes.frozen import column_of, linked_units
 from dinodomain.probes.neighbours import chance_same_value, nearest_of_others, reciprocal_rank, same_value
 from dinodomain.properties.picture import image_panel, photo, views_of
-from dinodomain.properties.report import REFERENCE, UNTRAINED, Number, Property, measured
+from dinodomain.properties.report import REFERENCE, UNTRAINED, NotPossible, Number, Property, measured
 from dinodomain.properties.scene import PIXELS, Scene, need_units
 from dinodomain.show.panels import BAD, GOOD, Panel, draw_panels
 
@@ -31,7 +31,10 @@ _WORDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Gallery:
-    """Tiles that are searched: positions among all tiles, rows, units, features by kind, columns."""
+    """Tiles that are searched: positions among all tiles, rows, units, features by kind, columns.
+
+    With columns, units join all tiles of a source: values are of whole sources, and a scene would find its own value again.
+    """
 
     positions: np.ndarray
     rows: np.ndarray
@@ -43,7 +46,6 @@ class _Gallery:
 def retrieval(scene: Scene, out: Path) -> Property:
     """Neighbours with their shared values, and the rank of second crops."""
     positions = np.sort(scene.order[: scene.plan.gallery])
-    need_units(set(scene.units[positions].tolist()))
     gallery = _gallery(scene, positions)
     near = {kind: nearest_of_others(own, gallery.units, _NEAR) for kind, own in gallery.features.items()}
     numbers = [*_ranks(scene), *(number for name, values in gallery.columns.items() for number in _shared(name, values, gallery, near))]
@@ -57,18 +59,36 @@ def retrieval(scene: Scene, out: Path) -> Property:
 
 def _gallery(scene: Scene, positions: np.ndarray) -> _Gallery:
     tiles = scene.all_tiles.only(positions)
+    order = np.concatenate([members for members in tiles.members if len(members)])  # bucket by bucket, as they are read
+    columns = _columns(scene, tiles.rows[order])
+    units = _units(scene, positions[order], tiles.rows[order], of_sources=bool(columns))
     parts: dict[str, list[np.ndarray]] = {kind: [] for kind in scene.encoders}
     plan = replace(scene.plan.loader, batch=scene.plan.batch)
     with closing(sweep_tiles(scene.store, tiles, plan, device=scene.backbone.device)) as batches:
         for batch in batches:
             for kind in parts:
                 parts[kind].append(scene.pooled(batch, kind))
-    order = np.concatenate([members for members in tiles.members if len(members)])  # bucket by bucket, as they are read
-    rows = tiles.rows[order]
     return _Gallery(
-        positions=positions[order], rows=rows, units=scene.units[positions][order],
-        features={kind: np.concatenate(part) for kind, part in parts.items()}, columns=_columns(scene, rows),
+        positions=positions[order], rows=tiles.rows[order], units=units, columns=columns,
+        features={kind: np.concatenate(part) for kind, part in parts.items()},
     )  # fmt: skip
+
+
+def _units(scene: Scene, positions: np.ndarray, rows: np.ndarray, *, of_sources: bool) -> np.ndarray:
+    """[n] unit of each tile; sources that share a place are one where values of whole sources are compared.
+
+    Raises:
+        NotPossible: There is one unit only.
+    """
+    own: np.ndarray = scene.units[positions]
+    need_units(set(own.tolist()))
+    if not of_sources:
+        return own
+    sources, place = np.unique(rows, return_inverse=True)
+    joined: np.ndarray = linked_units(scene.all_tiles.rows, scene.units, sources)[place.reshape(-1)]
+    if len(set(joined.tolist())) < 2:
+        raise NotPossible("labels and attributes are of whole sources, and all sources share places; without them there are neighbours")
+    return joined
 
 
 def _columns(scene: Scene, rows: np.ndarray) -> dict[str, np.ndarray]:

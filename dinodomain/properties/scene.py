@@ -203,6 +203,20 @@ class Scene:
         valid = token_weights(shown.valid, self.backbone.patch)[0] >= USABLE
         return self._made(batch, shown.pixels, shown.valid, valid, shown.about)
 
+    def part(self, picture: Picture, begin: tuple[int, ...], count: tuple[int, ...]) -> Picture:
+        """A box of ``count`` patches of a picture from patch ``begin`` on, seen by itself: positions count from its own corner."""
+        cuts = [slice(first * side, (first + own) * side) for first, own, side in zip(begin, count, self.backbone.patch, strict=True)]
+        pixels, known = picture.pixels[(slice(None), *cuts)].copy(), picture.known[tuple(cuts)].copy()
+        shown, real = torch.from_numpy(pixels)[None].to(self.backbone.device), torch.from_numpy(known)[None].to(self.backbone.device)
+        seen = {kind: self._seen(network, shown, real, picture.about) for kind, network in self.encoders.items()}
+        ratio = [side / own for side, own in zip(picture.extent, picture.grid)]
+        return replace(
+            picture, pixels=pixels, known=known, grid=count, seen=seen,
+            valid=(token_weights(real, self.backbone.patch)[0] >= USABLE).cpu().numpy(),
+            start=tuple(int(first + place * one) for first, place, one in zip(picture.start, begin, ratio)),
+            extent=tuple(round(own * one) for own, one in zip(count, ratio)),
+        )  # fmt: skip
+
     def crops(self, batch: Batch) -> Pair:
         """Two crops of the tile of a batch of one, without augmentation."""
         numbers, patch = narrowed(self.backbone, batch.channels), self.backbone.patch

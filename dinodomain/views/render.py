@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinodomain.errors import UserError
+from dinodomain.exact import full_float32
 from dinodomain.policy import ViewPolicy
 from dinodomain.types import Batch, Normalisation, TileInfo, ViewGroup, Views
 from dinodomain.views import matmul
@@ -171,11 +172,6 @@ def _token_share(mask: Tensor, patch: tuple[int, ...]) -> Tensor:
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Keeps TF32 and autocast out: with them a CT view is off by several HU."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
     has_autocast = torch.amp.is_autocast_available(device.type)
-    try:
-        with torch.autocast(device.type, enabled=False) if has_autocast else nullcontext(), torch.no_grad():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with full_float32(), torch.autocast(device.type, enabled=False) if has_autocast else nullcontext(), torch.no_grad():
+        yield

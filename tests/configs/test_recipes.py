@@ -117,3 +117,10 @@ def test_a_model_has_the_size_its_file_states(name, millions):
     assert f"{millions} M parameters" in text
     plan = replace(ModelPlan(**yaml.safe_load(text)), registers=0)
     assert backbone_parameters(plan, ndim=2, channels=3, size=224) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_every_refresh_of_an_anchor_happens_within_the_run():
+    for recipe in STAGES:
+        values = config.load_recipe(recipe)
+        gram = values["gram"]
+        assert gram.get("refresh", 0) * gram.get("refreshes", 0) < values["engine"]["steps"]

@@ -88,6 +88,25 @@ def test_a_path_anchors_from_the_first_step_and_must_fit(make_plan, images, tmp_
         stranger.advance(0)
 
 
+@pytest.mark.parametrize(("factor", "told"), [(1.0, ""), (1.5, "warns"), (3.0, "refuses")])
+def test_a_path_that_saw_other_numbers_is_told_or_refused(make_plan, images, tmp_path, caplog, factor, told):
+    plan = make_plan(gram=GRAM, watch={"every": 2})
+    teacher = build(plan, images).training.pair.teacher.backbone
+    own = teacher.normalisation
+    teacher.normalisation = replace(own, std=tuple(value * factor for value in own.std))
+    path = save_backbone(tmp_path / "other.safetensors", teacher)
+    teacher.normalisation = own
+    anchor = Anchor(replace(plan, gram=replace(plan.gram, teacher=str(path))), teacher, torch.device("cpu"))
+    with caplog.at_level("WARNING"):
+        if told == "refuses":
+            with pytest.raises(UserError, match=rf"gram.teacher: {path} saw other numbers .* theirs = {own.channels[0]} x 0.333 "):
+                anchor.advance(0)
+        else:
+            anchor.advance(0)
+    assert anchor.active == (told != "refuses")
+    assert ("saw other numbers for the same pixels" in caplog.text) == (told == "warns")
+
+
 def test_it_sees_the_same_boxes_flips_and_operations_larger(setup):
     training, batch = setup.training, next(iter(setup.loader))
     known = {"seed": 3, "normalisation": training.normalisation}

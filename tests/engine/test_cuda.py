@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 
-from dinodomain.engine import pretrain
+from dinodomain.engine import open_run, pretrain
 from dinodomain.engine.build import build
 from dinodomain.engine.step import render_views, train_step
 from dinodomain.loader import Loader, LoaderPlan
+from dinodomain.objective import Loss, Objective, ObjectivePlan
+from dinodomain.objective.moments import moments_of
 from dinodomain.store import open_store
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -68,19 +72,42 @@ def test_a_run_resumes_to_bit_equal_losses_when_deterministic(make_plan, images,
     whole = pretrain(make_plan(engine=engine, loader={"workers": 1, "threads": 2}, out=str(tmp_path / "whole")), domain=images)
     parts = make_plan(engine=engine, loader={"workers": 0}, out=str(tmp_path / "parts"))
     pretrain_until(parts, images, 5)
+    assert open_run(parts.out).step == 5
+    assert (Path(parts.out) / "checkpoints" / "step-000005").is_dir()
     assert losses(pretrain(parts, domain=images)) == losses(whole)
 
 
 def pretrain_until(plan, domain, step):
-    """Runs a plan and stops it after ``step`` steps, as a person would."""
+    """Runs a plan and interrupts it in a step, as a person would: that step is finished and saved."""
 
     class Stop:
+        def begin(self, plan):
+            pass
+
         def log(self, at, values):
             if at + 1 == step:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
+
+        def figures(self, at, files):
+            pass
 
         def close(self):
             pass
 
     with pytest.raises(KeyboardInterrupt):
         pretrain(plan, domain=domain, trackers=[Stop()])
+
+
+@pytest.mark.parametrize("centering", ["softmax", "sinkhorn"])
+def test_measures_of_a_step_do_not_make_the_host_wait(centering):
+    objective = Objective(ObjectivePlan(prototypes=16, centering=centering)).to("cuda")
+    cls, target = torch.randn(8, 24, device="cuda"), torch.full((16,), 1 / 16, device="cuda")
+    entropy, found = target.new_ones(()), {}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        parts = [Loss(total=entropy, parts={}, moments=moments_of(cls, entropy, target)) for _ in range(2)]
+        found = objective.diagnose(parts, step=1, total_steps=10)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(value.is_cuda for value in found.values())
+    assert float(found["kl_to_uniform"]) == pytest.approx(0.0, abs=1e-6)

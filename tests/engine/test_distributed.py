@@ -54,16 +54,20 @@ def free_port() -> str:
 @pytest.mark.usefixtures("socket_enabled")
 def test_two_processes_train_like_one(make_plan, images, tmp_path):
     """Without KoLeo, which compares samples within a process, and dropped paths, which are drawn per process."""
-    changes = {"model": {"drop_path": 0.0}, "objective": {"koleo_weight": 0.0}, "checkpoint": {"every": 2}}
+    fast = {"lr": 0.02, "warmup": 0.0, "schedule": "constant", "freeze_last_layer": 0.0}
+    changes = {"model": {"drop_path": 0.0}, "objective": {"koleo_weight": 0.0}, "checkpoint": {"every": 2}, "optim": fast}
     one = pretrain(make_plan(**changes, out=str(tmp_path / "one"), engine={"steps": 4}), domain=images)
     plan = make_plan(**changes, out=str(tmp_path / "two"), engine={"steps": 4})
     run_on_two(plan)
     two = open_run(plan.out)
     assert two.finished
-    first, second = (load_file(run.path / "checkpoints" / "step-000004" / "student.safetensors") for run in (one, two))
-    for name, value in first.items():
-        assert value.allclose(second[name], atol=2e-4), (name, (value - second[name]).abs().max())
-    assert [row["loss"] for row in two.metrics()] == pytest.approx([row["loss"] for row in one.metrics()], rel=1e-3)
+    start, first, second = (
+        load_file(run.path / "checkpoints" / f"step-{step:06d}" / "student.safetensors") for run, step in ((one, 2), (one, 4), (two, 4))
+    )
+    way, apart = (sum(float((value - other[name]).square().sum()) for name, value in first.items()) ** 0.5 for other in (start, second))
+    assert way > 0.1
+    assert apart < 1e-4 * way
+    assert [row["loss"] for row in two.metrics()] == pytest.approx([row["loss"] for row in one.metrics()], abs=1e-5)
 
 
 @pytest.mark.usefixtures("socket_enabled")

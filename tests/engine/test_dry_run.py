@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from dataclasses import replace
@@ -88,3 +89,39 @@ def test_a_tracker_without_its_package_is_refused_first(make_plan, images):
         MissingExtra, match=r"engine\.trackers=mlflow needs mlflow: pip install mlflow; or leave it out: engine\.trackers=\[\]"
     ):
         dry_run(make_plan(engine={"trackers": ("mlflow",)}), domain=images)
+
+
+def test_each_checkpoint_may_keep_another_best_backbone(tiny_plan, tmp_path):
+    plan, sizes = tiny_plan(tmp_path), {"checkpoint": 0, "backbone": 1, "row": 0, "numbers": 0}
+    watched = replace(plan, watch=replace(plan.watch, tiles=8), checkpoint=replace(plan.checkpoint, best=True, keep=1, spaced=0))
+    unwatched = replace(watched, watch=replace(plan.watch, tiles=0))
+    # Two checkpoints while the second is written, and the best of the run.
+    assert disk_needed(watched, **sizes) - disk_needed(unwatched, **sizes) == 3
+
+
+def test_an_anchor_that_waits_for_drift_is_measured_at_work(make_plan, images, monkeypatch):
+    module = sys.modules["dinodomain.engine.dry_run"]
+    seen, step = [], module.train_step
+
+    def watched(training, batch):
+        result = step(training, batch)
+        seen.append(training.anchor is not None and training.anchor.active)
+        return result
+
+    monkeypatch.setattr(module, "train_step", watched)
+    plan = make_plan(gram={"weight": 1.0, "teacher": "drift"}, watch={"tiles": 8, "every": 1})
+    told = dry_run(plan, domain=images)
+    assert seen == [True] * 3
+    assert any(reason.startswith("gram.teacher = drift: measured") for reason in told.reasons)
+    # The checkpoint holds the anchor's weights, too.
+    plain = dry_run(replace(plan, gram=replace(plan.gram, weight=0.0)), domain=images)
+    assert told.checkpoint_bytes > 1.05 * plain.checkpoint_bytes
+
+
+def test_a_disk_that_refuses_the_checkpoint_is_refused_by_key(make_plan, images, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dinodomain.lineage.write_bytes", full)
+    with pytest.raises(UserError, match=r"^out: .* does not take one checkpoint: No space left on device; free space, or choose"):
+        dry_run(make_plan(), domain=images)

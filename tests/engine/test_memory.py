@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dinodomain.engine import PretrainPlan, build, train_step
+from dinodomain.engine.build import facts_of
 from dinodomain.engine.memory import (
     backbone_parameters,
     does_not_fit,
@@ -19,6 +22,7 @@ from dinodomain.engine.memory import (
 )
 from dinodomain.engine.recipe import replace_key
 from dinodomain.errors import UserError
+from dinodomain.loader import find_tiles
 
 
 class Peak(TorchDispatchMode):
@@ -132,3 +136,24 @@ def test_running_out_of_memory_becomes_that_refusal_and_other_errors_stay():
     with pytest.raises(RuntimeError, match="shapes"), memory_errors(big()):
         raise RuntimeError("shapes differ")
     assert not is_out_of_memory(KeyError("x"))
+
+
+def test_crops_are_held_of_one_micro_batch_and_tiles_of_all():
+    plan, sizes = big(), {"ndim": 2, "channels": 3}
+    crops, tiles = estimate(plan, **sizes).views, 96 * 1000
+    parts = replace_key(plan, "engine.accumulate", 4)
+    assert estimate(parts, **sizes).views == crops / 4
+    assert estimate(parts, **sizes, tile=1000).views == crops / 4 + tiles
+    anchored = estimate(replace_key(parts, "gram.weight", 1.0), **sizes).views
+    assert anchored - crops / 4 == 24 * 2 * 448**2 * (4 * 3 + 1)
+
+
+def test_what_is_read_for_a_sample_is_told_by_the_store(make_plan, images):
+    setup = build(make_plan(), images)
+    plan, store = setup.training.plan, setup.store
+    tiles = find_tiles(store, plan.loader)
+    facts = facts_of(store, tiles, plan, images)
+    read = max(np.dtype(one.dtype).itemsize * len(one.channels) * math.prod(one.extent) + math.prod(one.extent) for one in tiles.buckets)
+    assert facts.step_sizes(plan) == {"ndim": 2, "channels": len(facts.channels), "world": 1, "tile": read}
+    paired = replace_key(replace_key(plan, "loader.dates", 2), "loader.pairs", "dates")
+    assert facts.step_sizes(paired)["tile"] == 2 * read

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from dinodomain.engine.folder import differing_keys
 from dinodomain.engine.monitor import EVERY, GRACE, KEPT, WINDOW, Monitor, diagnose, examine
 from dinodomain.engine.symptoms import SYMPTOMS
 
@@ -186,6 +187,28 @@ def test_gradients_that_explode_or_lie_far_apart_are_told_by_sub_module():
     assert (found.name, found.kind, found.keys) == ("exploding", "unstable", {"optim.patch_lr": 0.1})
     assert "patch_embed" in found.title
     assert kinds(examine(rows(300, start=0, grad_norm_backbone=1e-6, grad_norm_head=2.0))) == ["apart"]
+
+
+def test_no_advice_asks_for_what_the_folder_of_the_run_refuses():
+    """Whatever changes a key that is compared at a resume names another folder, or a backbone that is there already."""
+    noise = random.Random(0)
+    ill = [
+        rows(skipped=1),
+        looks("watch_dense_match", [0.3, 0.5, 0.4, 0.4, 0.3]),
+        looks("watch_knn", [0.3, 0.6, 0.8, 0.6, 0.6, 0.5]),
+        looks("watch_rankme", [20, 30, 35, 36, 12, 11]),
+        rows(teacher_entropy=0.01, kl_to_uniform=FULL),
+        rows(feature_std=0.0),
+        rows(grad_norm_backbone=0.0),
+        rows(300, grad_norm_backbone=1e-6, grad_norm_head=2.0),
+        rows(3, loss=None),
+        [{**row, "center_norm": 0.01 * math.exp(max(0, row["step"] - 300) / 50)} for row in rows(600, start=0)],
+        [{**row, "loss": 9.0 + noise.gauss(0, 0.002), "lr": 1e-7} for row in rows(800, start=0)],
+    ]
+    for held in ill:
+        (found, *_) = examine(held).findings
+        assert differing_keys({}, found.keys), found.name
+        assert "another folder" in found.advice, found.text()
 
 
 def test_a_part_that_is_frozen_on_purpose_is_not_ill():

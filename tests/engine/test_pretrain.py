@@ -10,6 +10,8 @@ import torch
 from dinodomain.checkpoint import load_backbone, origin
 from dinodomain.engine import TrainingStopped, open_run, pretrain
 from dinodomain.errors import UserError
+from dinodomain.model import StartPlan
+from dinodomain.objective import Objective
 from dinodomain.show.curves import draw_curves
 
 
@@ -162,8 +164,6 @@ def test_training_lowers_the_loss(make_plan, images):
 
 
 def test_nan_after_nan_stops_the_run_with_what_to_do(make_plan, images, monkeypatch):
-    from dinodomain.objective import Objective
-
     plain = Objective.learn
 
     def broken(self, student, views, lesson, **keys):
@@ -173,6 +173,37 @@ def test_nan_after_nan_stops_the_run_with_what_to_do(make_plan, images, monkeypa
     monkeypatch.setattr(Objective, "learn", broken)
     with pytest.raises(TrainingStopped, match=r"3 steps in a row gave NaN or Inf, the last was step 2.*optim\.lr"):
         pretrain(make_plan(engine={"max_bad_steps": 3}), domain=images)
+
+
+def test_good_steps_before_nan_are_saved_and_the_remedy_can_be_followed(make_plan, images, straight_run, monkeypatch, tmp_path):
+    from dinodomain.engine import loop
+
+    plain = loop.train_step
+
+    def poisoned(training, batch):
+        with monkeypatch.context() as patch:
+            if training.step >= 3:
+                learn = Objective.learn
+                patch.setattr(
+                    Objective, "learn",
+                    lambda *args, **keys: (lambda loss: replace(loss, total=loss.total * float("nan")))(learn(*args, **keys)),
+                )  # fmt: skip
+            return plain(training, batch)
+
+    plan = make_plan(engine={"max_bad_steps": 2}, checkpoint={"every": 100})
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", poisoned)
+        with pytest.raises(TrainingStopped) as caught:
+            pretrain(plan, domain=images)
+    stopped = open_run(plan.out)
+    assert stopped.step == 5, "three good steps and two that changed nothing"
+    assert [row["skipped"] for row in stopped.metrics()] == [0, 0, 0, 1, 1]
+    assert measured(stopped.metrics())[:3] == measured(straight_run.metrics())[:3]
+    assert f"start.weights={plan.out} start.heads=true out=NEW" in str(caught.value)
+    start = StartPlan(weights=plan.out, heads=True)
+    again = pretrain(make_plan(out=str(tmp_path / "new"), start=start, optim={"lr": 1e-4}, engine={"steps": 1}), domain=images)
+    begun = load_backbone(again.path / "backbones" / "start.safetensors").state_dict()
+    assert all(torch.equal(value, begun[name]) for name, value in stopped.backbone().state_dict().items())
 
 
 def test_tensorboard_is_written_by_default(make_plan, images):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dinodomain.domain import ViewPolicy
@@ -7,6 +9,7 @@ from dinodomain.engine import EnginePlan, Facts, PretrainPlan, resolve
 from dinodomain.engine.memory import USABLE, estimate
 from dinodomain.engine.recipe import auto_recipe, replace_key
 from dinodomain.errors import UserError
+from dinodomain.loader import LoaderPlan
 from dinodomain.model import StartPlan
 
 POLICIES = {2: ViewPolicy(axes=("NS", "EW")), 3: ViewPolicy(axes=("IS", "AP", "LR"))}
@@ -106,3 +109,22 @@ def test_the_anchor_of_a_later_stage_is_the_weights_it_starts_from():
     resolved = resolve(plan, facts())
     assert resolved.plan.gram.teacher == "runs/one"
     assert resolve(resolved.plan, facts()).plan == resolved.plan
+
+
+def test_micro_batches_that_were_asked_for_stay_and_the_batch_gives_way():
+    engine, found = EnginePlan(precision="bf16", accumulate=2), facts(memory=6 * 2**30)
+    plan = replace(auto(engine=engine), given=frozenset({"engine.checkpointing"}))
+    values = chosen(plan, found)
+    assert not {"engine.accumulate", "engine.checkpointing"} & set(values)
+    assert values["loader.batch"] < 256
+    for key, value in values.items():
+        plan = replace_key(plan, key, value)
+    assert estimate(plan, ndim=2, channels=2).total <= USABLE * 6 * 2**30
+
+
+def test_draws_of_a_read_make_no_run_longer_and_the_reason_says_how_often_tiles_are_read():
+    once, often = (auto(loader=LoaderPlan(draws=draws)) for draws in (1, 4))
+    assert chosen(once, facts(tiles=2000))["engine.steps"] == chosen(often, facts(tiles=2000))["engine.steps"]
+    reason = next(choice.reason for choice in auto_recipe(often, facts(tiles=2000), "cuda") if choice.key == "engine.steps")
+    assert "every tile drawn 100 times" in reason
+    assert "a tile is read 25 times and drawn 4 times from each" in reason

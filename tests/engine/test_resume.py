@@ -187,6 +187,63 @@ def test_a_first_or_last_save_that_fails_ends_the_run_and_loses_nothing_before_i
     same(pretrain(plan, domain=images).path, straight)
 
 
+@pytest.mark.parametrize("refused", [1, 2])
+def test_a_save_that_failed_is_tried_again_where_the_run_ends_at_that_very_step(
+    make_plan, images, everything, straight, monkeypatch, caplog, refused
+):
+    """The checkpoint of step 6 fails beside training; then the data of the next step cannot be read."""
+    import safetensors.torch
+
+    from dinodomain.engine import loop
+
+    plan = with_changes(make_plan(**everything), checkpoint={"every": 3})
+    plain, plain_next, tried = safetensors.torch.save_file, loop._next, []
+
+    def save_file(tensors, path, **keys):
+        if "step-000006" in str(path) and "checkpoints" in str(path) and len(tried) < refused:
+            tried.append(path)
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        return plain(tensors, path, **keys)
+
+    def unreadable(stream):
+        unreadable.asked += 1
+        return (None, UserError("store", "shard is damaged")) if unreadable.asked == 7 else plain_next(stream)
+
+    unreadable.asked = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", save_file)
+        patch.setattr(loop, "_next", unreadable)
+        with pytest.raises(UserError, match="shard is damaged" if refused == 1 else "cannot save step 6"):
+            pretrain(plan, domain=images)
+    assert len(tried) == refused
+    assert "The run ends: " in caplog.text
+    assert open_run(plan.out).step == (6 if refused == 1 else 3)
+    same(pretrain(plan, domain=images).path, straight)
+
+
+def test_a_held_tile_that_cannot_be_read_ends_a_run_not_its_work(make_plan, images, everything, straight, monkeypatch, caplog):
+    from dinodomain.engine.watch import Watcher
+
+    plan = with_changes(make_plan(**everything), checkpoint={"every": 100}, watch={"every": 4})
+
+    def damaged(*_args, **_keys):
+        yield from ()
+        raise UserError("store", "shard is damaged", remedy="restore the file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dinodomain.engine.watch.sweep_tiles", damaged)
+        with pytest.raises(UserError, match="shard is damaged"):
+            pretrain(plan, domain=images)
+    stopped = open_run(plan.out)
+    assert (stopped.step, len(stopped.metrics())) == (4, 4)
+    assert "the look after step 3 failed; what was trained is saved" in caplog.text
+    monkeypatch.setattr(Watcher, "due", lambda self, step: step % 3 == 0 or step == 10)  # as the straight run looks
+    whole = pretrain(plan, domain=images)
+    assert [row["step"] for row in whole.metrics()] == list(range(10))
+    losses = [row["loss"] for row in open_run(straight).metrics()]
+    assert [row["loss"] for row in whole.metrics()] == losses
+
+
 def test_a_backbone_that_the_disk_refused_comes_with_the_next_save(make_plan, images, everything, straight, monkeypatch, caplog):
     from dinodomain.checkpoint import kept
 

@@ -49,7 +49,7 @@ def test_a_plan_that_cannot_work_is_refused_as_it_is_without_a_cluster(plan, ima
 def test_two_local_processes_warned_of_their_end_save_and_go_on_to_the_end_by_themselves(plan, images, monkeypatch):
     """As before a time limit: the signal comes in the loop, the job is queued again, no step is lost or done twice."""
     asked = plan(cluster="local", extra={"tasks_per_node": 2})
-    asked = replace(asked, engine=replace(asked.engine, steps=60), checkpoint=replace(asked.checkpoint, every=10**6))
+    asked = replace(asked, engine=replace(asked.engine, steps=60), checkpoint=replace(asked.checkpoint, every=10**6), resume="never")
 
     def interrupt(job, slurm, logs):
         rows = Path(asked.out) / "metrics.jsonl"
@@ -104,6 +104,28 @@ def test_a_job_goes_to_the_cluster_as_it_is_and_again_after_an_interruption(plan
     job = Job(plan(), images)
     again = job.checkpoint()
     assert (again.function.plan, again.function.domain) == (job.plan, images)
+
+
+def test_a_job_that_may_not_go_on_with_what_it_finds_goes_on_with_what_it_began(plan, images):
+    job = Job(replace(plan(), resume="never"), images)
+    assert job.checkpoint().function.plan.resume == "never", "the folder may be somebody else's"
+    outside = signal.getsignal(signal.SIGUSR2)
+    calls = []
+    signal.signal(signal.SIGUSR2, lambda number, frame: calls.append(job.checkpoint().function.plan.resume))
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    try:
+        with job._requeued_after_saving():
+            signal.signal(signal.SIGTERM, stop)  # what the loop does
+            os.kill(os.getpid(), signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGUSR2, outside)
+    assert calls == ["auto"]
+    assert Job(replace(plan(), resume="force"), images).checkpoint().function.plan.resume == "force"
 
 
 def test_without_sbatch_a_cluster_is_refused_with_what_to_do(plan, monkeypatch):

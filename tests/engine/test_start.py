@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dinodomain import config
-from dinodomain.checkpoint import load_backbone, load_checkpoint, origin
+from dinodomain.checkpoint import load_backbone, load_checkpoint, origin, save_backbone
 from dinodomain.checkpoint.baseline import START, baseline_of
 from dinodomain.config import load_recipe
 from dinodomain.engine import PretrainPlan, Run, pretrain
@@ -21,8 +22,16 @@ from dinodomain.engine.build import build
 from dinodomain.errors import UserError
 from dinodomain.finetune import FinetunePlan, finetune
 from dinodomain.model import ModelPlan, StartPlan
+from dinodomain.objective import ObjectivePlan
 from dinodomain.probes import ProbePlan, probe
-from dinodomain.testing import tiny_labels
+from dinodomain.testing import SyntheticImages, tiny_labels, tiny_store
+
+
+class NoSpacing(SyntheticImages):
+    """Sources that do not say how large a pixel is."""
+
+    def read(self, ref):
+        return replace(super().read(ref), spacing=(math.nan, math.nan))
 
 
 def dinov2_state(dim: int = 24, depth: int = 2, patch: int = 8, grid: int = 2, channels: int = 3, seed: int = 0) -> dict[str, Tensor]:
@@ -154,6 +163,11 @@ def test_heads_of_another_size_and_of_nobody_are_refused(make_plan, images, weig
     start = StartPlan(weights=str(first.path), heads=True)
     with pytest.raises(UserError, match=r"objective.prototypes: is 32, the heads in .* have 16"):
         build(replace(plan, out=str(tmp_path / "a"), start=start), images)
+    default = replace(plan, out=str(tmp_path / "c"), start=start, objective=replace(plan.objective, prototypes=ObjectivePlan().prototypes))
+    stated = replace(default, given=frozenset({"objective.prototypes"}))
+    with pytest.raises(UserError, match=rf"objective.prototypes: is {ObjectivePlan().prototypes}, the heads in .* have 16"):
+        build(stated, images)
+    assert build(default, images).training.plan.objective.prototypes == 16
     with pytest.raises(UserError, match=r"start.weights: .* start.heads=true wants its heads"):
         build(replace(plan, out=str(tmp_path / "b"), start=StartPlan(weights=str(weights), heads=True)), images)
 
@@ -238,6 +252,17 @@ def test_weights_of_images_begin_a_run_on_volumes(warm_plan, volumes, volume_sto
         torch.testing.assert_close(branch.backbone.vit.patch_embed.proj.weight.detach(), expected)
     positions = dinov2_state()["pos_embed"][:, 1:]
     torch.testing.assert_close(pair.student.backbone.vit.pos_embed.detach(), positions.repeat(1, 2, 1))
+
+
+def test_positions_in_millimetres_that_weights_bring_are_checked_and_measured_here(make_plan, images, tmp_path):
+    model = ModelPlan(dim=24, depth=1, heads=2, patch=8, position="rope", rope_unit="physical")
+    first = build(replace(make_plan(), model=model), images).training.pair.teacher.backbone
+    weights = save_backbone(tmp_path / "millimetres.safetensors", first)
+    plan = replace(make_plan(), model=ModelPlan(), start=StartPlan(weights=str(weights)))
+    assert build(plan, images).training.plan.model.rope_length == first.vit.plan.rope_length
+    unknown = tiny_store(tmp_path / "unknown", domain=NoSpacing(size=(32, 32)))
+    with pytest.raises(UserError, match=r"model.rope_unit: is physical and needs the spacing of every source; 12 of 12 have none"):
+        build(replace(plan, store=str(unknown)), NoSpacing(size=(32, 32)))
 
 
 @pytest.mark.parametrize("part", ["", "checkpoints/step-000002", START])

@@ -216,6 +216,22 @@ def test_features_that_forget_the_image_are_seen(setup):
     assert seen["watch_cls_patch"] == pytest.approx(1)
 
 
+def test_what_every_rank_is_told_travels_on_the_host(setup, monkeypatch):
+    """Numbers are float64, which not every device has; this rank is not the one that measures."""
+    monkeypatch.setattr("dinodomain.engine.watch.parallel.rank", lambda: 1)
+    monkeypatch.setattr(setup.watcher, "_see", lambda training: {"cls": torch.zeros(2, 4, device="meta")})
+    assert setup.watcher.look(setup.training) == dict.fromkeys(NAMES, 0.0)
+
+
+def test_a_tile_that_only_another_rank_cannot_read_ends_the_look_here_too(setup, monkeypatch):
+    """Else this rank would wait for the other for ever; both have asked each other once per batch by then."""
+    asked = []
+    monkeypatch.setattr("dinodomain.engine.saver.any_rank", lambda failed, device: asked.append(failed) or len(asked) == 2)
+    with pytest.raises(UserError, match=r"watch\.tiles: another process failed here"):
+        setup.watcher.look(setup.training)
+    assert asked == [False, False]
+
+
 def test_a_look_at_nan_says_nothing_instead_of_failing(setup):
     norm = setup.training.pair.teacher.backbone.vit.norm
     norm.bias.data.fill_(math.nan)

@@ -15,10 +15,12 @@ import torch
 from dinodomain.checkpoint import load_backbone, save_backbone
 from dinodomain.errors import Problems, UserError
 from dinodomain.finetune import FinetunePlan, Tuned, finetune
-from dinodomain.finetune.data import Split, linked_units, split_labels
+from dinodomain.finetune.data import Split, split_labels
 from dinodomain.finetune.loop import training_policy
+from dinodomain.finetune.task import Predictor
 from dinodomain.ingest import IngestPlan, ingest
 from dinodomain.model import Backbone, ModelPlan
+from dinodomain.probes import Target
 from dinodomain.store import open_store
 from dinodomain.testing import SyntheticImages, SyntheticVolumes, tiny_store
 from dinodomain.types import Normalisation
@@ -204,10 +206,22 @@ def test_volumes_are_tuned_too(tmp_path):
     assert set(finetune(plan, domain=domain).scores["pretrained"]) == {"balanced_accuracy", "accuracy", "auroc"}
 
 
-def test_sources_that_share_a_unit_are_one_also_by_way_of_a_third():
-    rows, units = np.array([0, 0, 1, 1, 2, 3, 4, 9]), np.array(["a", "b", "b", "c", "c", "d", "", "d"])
-    assert linked_units(rows, units, np.arange(5)).tolist() == ["a", "a", "a", "d", "source 4"]
-    assert linked_units(rows, units, np.array([0, 2])).tolist() == ["a", "c"], "what has no label links nothing"
+@pytest.mark.parametrize("full", [False, True])
+def test_padding_counts_for_nothing_in_the_pooling(full):
+    plan = ModelPlan(dim=16, depth=1, heads=2, patch=8)
+    numbers = Normalisation(mode="domain", channels=("c",), low=(0.0,), high=(1.0,), mean=(0.5,), std=(0.25,))
+    backbone = Backbone.create(plan, ndim=2, image_size=16, normalisation=numbers, domain="synthetic", pooling="mean")
+    y = np.array([0, 1])
+    predictor = Predictor(backbone, Target(y=y, classes=("a", "b")), full=full).eval()
+    torch.nn.init.normal_(predictor.linear.weight)
+    x, weights = torch.randn(2, 1, 16, 16), torch.tensor([[1.0, 0.5, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    patches = backbone(x).patches
+    want = torch.stack([(patches[0, 0] + 0.5 * patches[0, 1]) / 1.5, patches[1].mean(dim=0)])
+    found = predictor(x, weights)
+    torch.testing.assert_close(found, predictor.linear(predictor.norm(want)))
+    assert not torch.allclose(found[0], predictor(x, torch.ones(2, 4))[0], atol=1e-3)
+    predictor.loss(found, torch.as_tensor(y)).backward()
+    assert (next(backbone.parameters()).grad is not None) == full
 
 
 def test_scenes_of_one_ground_cell_are_one_unit_at_every_date(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from dinodomain.domain import Channel
 from dinodomain.errors import Problems, UserError
@@ -105,6 +107,48 @@ def test_pixels_stay_in_float32_under_bf16():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = vit(torch.randn(2, 3, 16, 16), about=Acquisition(kept=torch.tensor([[True, False, True], [False] * 3])))
     assert torch.isfinite(features.patches).all()
+
+
+class Precisions(TorchFunctionMode):
+    """How precise float32 products are meant to be at each one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.nn.functional.linear, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.einsum):
+            self.seen.append(torch.get_float32_matmul_precision())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def fast_products():
+    """As a run on a GPU sets it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("embed", [make(), PatchEmbed(5, 12, 4, 2)], ids=["told", "fixed"])
+def test_no_product_of_a_patch_embedding_is_tf32(embed, fast_products):
+    with Precisions() as precisions:
+        embed(torch.randn(1, 5, 8, 8))
+    assert precisions.seen
+    assert set(precisions.seen) == {"highest"}
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("embed", [make(), PatchEmbed(5, 12, 4, 2)], ids=["told", "fixed"])
+def test_pixels_stay_in_float32_where_products_may_be_tf32(embed, fast_products):
+    x = 1000 + torch.randn(8, 5, 64, 64)
+    exact = copy.deepcopy(embed).double()(x.double())
+    tokens = copy.deepcopy(embed).cuda()(x.cuda()).cpu().double()
+    # TF32 is off by up to 0.25 in each pixel of 1000, which adds up to several 1e-4 of a token; float32 to less than 1e-6.
+    assert (tokens - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
 def test_what_follows_does_not_see_how_many_channels_there_were():

@@ -442,6 +442,21 @@ def test_heads_of_released_sizes_are_known_and_config_wins():
     assert plan_from_weights(ModelPlan(), from_state(widest))["heads"].value == 32
 
 
+def test_a_key_that_was_given_its_default_is_kept_or_contradicts():
+    default, model = ModelPlan(), timm_model(*TIMM["dinov2"])
+    weights = from_state(model.state_dict())
+    taken = plan_from_weights(ModelPlan(heads=HEADS), weights)
+    assert taken["registers"].value == 0 != default.registers
+    assert "registers" not in plan_from_weights(ModelPlan(heads=HEADS), weights, given={"registers"})
+    with pytest.raises(UserError, match=rf"model\.dim: is {default.dim}, made up has 24 .*set model\.dim=24 or leave it out"):
+        plan_from_weights(ModelPlan(heads=HEADS), weights, given={"dim"})
+    state = {"cls_token": torch.zeros(1, 1, 768), "patch_embed.proj.weight": torch.zeros(768, 3, 4, 4)}
+    block = {"attn.qkv.weight": (2304, 768), "mlp.fc1.weight": (3072, 768), "mlp.fc2.weight": (768, 3072)}
+    wide = from_state(state | {f"blocks.0.{name}": torch.zeros(shape) for name, shape in block.items()})
+    assert plan_from_weights(ModelPlan(), wide)["heads"].value == 12
+    assert "heads" not in plan_from_weights(ModelPlan(), wide, given={"heads"})  # 6, which the weights cannot contradict
+
+
 def test_another_activation_than_ours_is_refused():
     hf = pytest.importorskip("transformers")
     config = hf.ViTConfig(
@@ -504,21 +519,114 @@ def test_our_own_weights_keep_their_channels_by_name():
     report = warm_start(second, weights)
     had, now = (one.vit.patch_embed.channel.by_name.detach() for one in (first, second))
     assert torch.equal(now, torch.stack([had[2], own[1], had[0]]))
-    assert report.share == 1.0
+    assert report.total - report.found == own.shape[1]  # the row of x
+    assert report.as_json()["counts"]["fresh"] == {"tensors": 0, "parameters": own.shape[1]}
+    assert sum(kind["parameters"] for kind in report.as_json()["counts"].values()) == report.total
+    assert "1 tensors, 48 parameters, 16 of them fresh (patch_embed.channel.by_name)" in report.text()
     assert report.layout == "dinodomain"
     assert [entry.reason for entry in report.tensors("adapted")] == ["embeddings of the channels c, a; others begin anew"]
+    with pytest.raises(UserError, match=r"start.min_coverage: is 1.0, and of made up only 0.99\d+ fits"):
+        warm_start(wavelength_backbone("cxa", 1), weights, min_coverage=1.0)
+
+
+def fixed_backbone(channels: str, *, ndim: int = 2, dim: int = 16, **numbers) -> Backbone:
+    plan = ModelPlan(dim=dim, depth=1, heads=2, patch=4, registers=1)
+    known = replace(normalisation(len(channels)), channels=tuple(channels), **numbers)
+    return Backbone.create(plan, ndim=ndim, image_size=8, normalisation=known, domain="x").eval()
+
+
+def of_ours(backbone: Backbone) -> Weights:
+    return from_state(backbone.state_dict(), header={"spec": backbone.spec, "lineage": {}})
+
+
+def kernels(backbone: Backbone) -> Tensor:
+    return backbone.vit.patch_embed.proj.weight.detach()
+
+
+def why_kernel(report: Coverage) -> str:
+    entry = next(entry for entry in report.entries if entry.name == "patch_embed.proj.weight")
+    assert (entry.how == "adapted") == bool(entry.reason)
+    return entry.reason
 
 
 def test_our_own_fixed_channels_are_put_in_order():
-    torch.manual_seed(0)
-    plan = ModelPlan(dim=16, depth=1, heads=2, patch=4, registers=1)
-    make = lambda names: Backbone.create(  # noqa: E731
-        plan, ndim=2, image_size=8, normalisation=replace(normalisation(3), channels=tuple(names)), domain="x"
-    ).eval()
-    first, second = make("abc"), make("cab")
-    warm_start(second, from_state(first.state_dict(), header={"spec": first.spec, "lineage": {}}))
+    first, second = fixed_backbone("abc"), fixed_backbone("cab")
+    report = warm_start(second, of_ours(first))
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(tokens(second, x[:, [2, 0, 1]]), tokens(first, x))
+    assert why_kernel(report) == "channels put in this run's order"
+    assert not why_kernel(warm_start(fixed_backbone("abc"), of_ours(first)))
+
+
+@pytest.mark.parametrize("how", ["mean", "cycle"])
+def test_our_own_fixed_channels_that_overlap_are_taken_by_name(how):
+    first, second = fixed_backbone("abc"), fixed_backbone("xca")
+    report = warm_start(second, of_ours(first), inflate=how)
+    had, now = kernels(first), kernels(second)
+    torch.testing.assert_close(now, torch.stack([had.mean(1) if how == "mean" else had[:, 0], had[:, 2], had[:, 0]], dim=1))
+    assert why_kernel(report) == f"own kernels of c, a; x take {'the mean of all' if how == 'mean' else 'those of others in turn'}"
+
+
+def test_a_subset_of_our_channels_takes_its_own_kernels_and_more_answer_to_equal_channels_alike():
+    first = fixed_backbone("abc")
+    fewer, more = fixed_backbone("ca"), fixed_backbone("abcd")
+    report = warm_start(fewer, of_ours(first))
+    torch.testing.assert_close(kernels(fewer), kernels(first)[:, [2, 0]] * 3 / 2)
+    assert why_kernel(report) == "own kernels of c, a, scaled by 3/2"
+    report = warm_start(more, of_ours(first))
+    assert why_kernel(report) == "own kernels of a, b, c; d take the mean of all, scaled by 3/4"
+    gray = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(tokens(more, gray.expand(-1, 4, -1, -1)), tokens(first, gray.expand(-1, 3, -1, -1)))
+
+
+def test_channels_without_a_common_name_are_taken_by_place_and_said_so():
+    first, second = fixed_backbone("abc"), fixed_backbone("xyz")
+    report = warm_start(second, of_ours(first))
+    assert torch.equal(kernels(second), kernels(first))
+    assert why_kernel(report) == "channels a, b, c taken for x, y, z by their place: they share no name"
+
+
+def test_weights_of_volumes_never_begin_a_network_of_images():
+    volumes, flat = fixed_backbone("a", ndim=3), fixed_backbone("a")
+    before = {name: value.clone() for name, value in flat.state_dict().items()}
+    with pytest.raises(
+        UserError, match=r"start.weights: made up is a network of 3-D images, the tiles of this run are 2-D; allowed: weights"
+    ):
+        warm_start(flat, of_ours(volumes), min_coverage=0.0)
+    assert all(torch.equal(value, before[name]) for name, value in flat.state_dict().items())
+
+
+def test_a_patch_embedding_that_fits_nowhere_is_refused_whatever_the_share():
+    with pytest.raises(UserError, match=r"start.weights: the patch embedding of made up does not fit"):
+        warm_start(fixed_backbone("a"), of_ours(fixed_backbone("a", dim=24)), min_coverage=0.0)
+    with pytest.raises(UserError, match=r"model.channels: is fixed, made up is told its channels .* set model.channels=wavelength"):
+        warm_start(fixed_backbone("abc"), of_ours(wavelength_backbone("abc", 0)), min_coverage=0.0)
+
+
+def test_a_patch_embedding_without_a_bias_has_a_bias_of_zero():
+    first, second = fixed_backbone("a"), fixed_backbone("a")
+    state = {name: value for name, value in of_ours(first).tensors.items() if name != "patch_embed.proj.bias"}
+    report = warm_start(second, from_state(state, header={"spec": first.spec, "lineage": {}}))
+    assert report.share == 1.0
+    assert not second.vit.patch_embed.proj.bias.detach().any()
+
+
+def test_another_normalisation_of_our_own_weights_is_told():
+    first = fixed_backbone("ab")
+    assert not warm_start(fixed_backbone("ab"), of_ours(first)).notes
+    # A pixel of 0.5 is 0 for the weights, and 0.5 deviations of theirs below what is 0 here.
+    report = warm_start(fixed_backbone("ab", mean=(0.5, 0.6), std=(0.2, 0.1)), of_ours(first))
+    assert report.notes == ("these weights saw other numbers for the same pixels than this run gives: theirs = b x 0.5 + 0.5",)
+    told = " ".join(warm_start(fixed_backbone("ba", mode="source"), of_ours(first)).notes)
+    assert "theirs = b in another kind of range, a in another kind of range" in told
+
+
+def test_too_few_registers_among_the_weights_are_unused_and_said_so():
+    plain = timm_model(*TIMM["dinov2 registers"])
+    backbone, report = started(from_state(plain.state_dict()), size=28, plan=ModelPlan(heads=HEADS, registers=6))
+    assert backbone.vit.reg_token.shape[1] == 6
+    assert {entry.name: entry.reason for entry in report.tensors("fresh")}["reg_token"] == "6 registers asked for, 4 among the weights"
+    assert report.unused == {"reg_token": "model.registers=6; class and patch tokens come out differently"}
 
 
 def test_our_export_for_timm_comes_back_whole(tmp_path):

@@ -40,16 +40,26 @@ def test_entropy_is_the_textbooks():
     assert attention_stats.entropy(weights, np.ones(4, bool)) == pytest.approx(1.75 / 2)
 
 
-def test_components_are_scikit_learns(rng):
-    tokens = rng.normal(size=(200, 12)) @ rng.normal(size=(12, 12)) + 3
+@pytest.mark.parametrize("shape", [(200, 12), (9, 30)], ids=["more tokens than width", "wider than tokens"])
+def test_components_are_scikit_learns(rng, shape):
+    tokens = rng.normal(size=shape) @ rng.normal(size=(shape[1], shape[1])) + 3
     ours, theirs = components(tokens), PCA(3).fit(tokens)
     np.testing.assert_allclose(ours.explained, theirs.explained_variance_ratio_, rtol=1e-9)
     np.testing.assert_allclose(np.abs(ours.scores(tokens)), np.abs(theirs.transform(tokens)), atol=1e-8)
+    np.testing.assert_allclose(ours.axes @ ours.axes.T, np.eye(3), atol=1e-9)
     assert (ours.axes[np.arange(3), np.abs(ours.axes).argmax(axis=1)] > 0).all()
 
 
-def test_components_of_equal_tokens_explain_nothing():
-    assert components(np.ones((5, 4))).explained.tolist() == [0, 0, 0]
+@pytest.mark.parametrize("width", [4, 9])
+def test_components_of_equal_tokens_explain_nothing(width):
+    found = components(np.ones((5, width)))
+    assert found.explained.tolist() == [0, 0, 0]
+    assert not found.scores(np.ones((5, width))).any()
+
+
+def test_components_of_wide_tokens_never_hold_width_by_width_numbers():
+    tokens = np.random.default_rng(0).normal(size=(6, 200_000))  # 320 GB as width by width
+    assert components(tokens).explained.sum() < 1
 
 
 def test_explained_by_is_the_r_squared_of_a_linear_fit(rng):
