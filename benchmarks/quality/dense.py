@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dinodomain.domain import find_domain
 from dinodomain.embed import encode_frozen, fit_channels, network_input, token_weights
 from dinodomain.ingest import join_labels
 from dinodomain.loader import LoaderPlan, sweep
 from dinodomain.model import Backbone
+from dinodomain.model.patch_embed import grid_of, unfold
 from dinodomain.probes.frozen import column_of
 from dinodomain.store import open_store
 from quality.cases import Case
@@ -83,12 +85,8 @@ def patches(backbone: Backbone, case: Case, data: Prepared) -> Patches:
 
 def _cells(images: np.ndarray, patch: tuple[int, ...]) -> np.ndarray:
     """[B, C, *size] to [B, P, C * p ** D], patches in the order of tokens."""
-    count, channels, *size = images.shape
-    axes = len(size)
-    split = [number for side, one in zip(size, patch) for number in (side // one, one)]
-    grid, inner = [2 + 2 * axis for axis in range(axes)], [3 + 2 * axis for axis in range(axes)]
-    cut = images.reshape(count, channels, *split).transpose(0, *grid, 1, *inner)
-    return cut.reshape(count, int(np.prod([side // one for side, one in zip(size, patch)])), -1)
+    cells: np.ndarray = unfold(torch.from_numpy(images), grid_of(images.shape[2:], patch), patch).flatten(2).numpy()
+    return cells
 
 
 def _classes(file: str, unit: str, start: np.ndarray, extent: tuple[int, ...], patch: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

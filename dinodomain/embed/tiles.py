@@ -126,7 +126,7 @@ def pixel_features(
 
     def shrink(tile: Batch) -> np.ndarray:
         numbers = normalisation or _default_normalisation(store, domain, tile.channels)
-        pixels, valid = network_pixels(tile, domain, numbers, None)
+        pixels, valid = to_network(tile, to_float=domain.to_float, normalisation=numbers, size=None)
         return area_mean(pixels, valid, cells).flatten(1).cpu().numpy()
 
     return _collect(store, chosen, shrink, holdout=holdout, rows=rows, device=torch.device("cpu"))
@@ -149,11 +149,6 @@ def sides_for(extent: tuple[int, ...], longest: int, patch: int | tuple[int, ...
         near = max(step, round(longest / step) * step)
         raise UserError("embed.size", f"is {longest}", allowed=f"a multiple of the patch {step}, for example {near}")
     return tuple(max(one, round(side * longest / max(extent) / one) * one) for side, one in zip(extent, own, strict=True))
-
-
-def network_pixels(batch: Batch, domain: Domain, normalisation: Normalisation, sides: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
-    """[B, C, *sides] float32 in the network's range and [B, *sides] bool validity; own size where ``sides`` is None."""
-    return to_network(batch, to_float=domain.to_float, normalisation=normalisation, size=sides)
 
 
 @torch.no_grad()

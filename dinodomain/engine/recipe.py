@@ -8,7 +8,6 @@ sizes are the plan's already and only rates are chosen here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,12 +197,6 @@ class _Chooser:
         self.choices = [choice for choice in self.choices if choice.key != "loader.batch"]
         self.take("loader.batch", batch, f"{told}, and more samples do not fit with their tiles and targets")
         return True
-
-
-def choices_by_section(choices: list[Choice]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Section name and its settled keys, in the order of first choice."""
-    for section in dict.fromkeys(choice.key.split(".")[0] for choice in choices):
-        yield section, {choice.key.split(".")[1]: choice.value for choice in choices if choice.key.split(".")[0] == section}
 
 
 def replace_key(plan: Any, key: str, value: Any) -> Any:

@@ -170,7 +170,7 @@ def see_tiles(training: Training, batch: Batch) -> dict[str, Tensor]:
     """
     plan, teacher = training.plan, training.pair.teacher
     views = fixed_views(training, batch)
-    with autocast(plan.engine.device, "bf16" if plan.engine.precision == "bf16" else "fp32"), before_norm(teacher.backbone.vit.norm) as raw:
+    with autocast(plan.engine.device, plan.engine.precision), before_norm(teacher.backbone.vit.norm) as raw:
         seen = teacher([views.pixels], None, [Acquisition(spacing=views.spacing, kept=views.kept)])
     count = len(views.pixels) // 3
     cls, patches = (part.float().view(3, count, *part.shape[1:]) for part in (seen.cls, seen.patches))

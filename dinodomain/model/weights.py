@@ -52,11 +52,6 @@ class Weights:
         """Our names to tensors."""
         return self.renamed.tensors
 
-    @property
-    def num_tensors(self) -> int:
-        """Tensors in the file."""
-        return sum(map(len, self.renamed.origins.values())) + len(self.renamed.unused)
-
 
 def read_weights(place: str, layout: str = "any") -> Weights:
     """Reads and renames weights that are not a run or checkpoint of ours; an exported backbone of ours may be given.

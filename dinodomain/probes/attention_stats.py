@@ -38,23 +38,6 @@ def area_of_mass(attention: np.ndarray, valid: np.ndarray, mass: float = MASS) -
     return float((reached.argmax(axis=1) + 1).mean() / shares.shape[1])
 
 
-def mass_map(weights: np.ndarray, valid: np.ndarray, mass: float = MASS) -> np.ndarray:
-    """[P] bool, the fewest valid patches that hold ``mass`` of one head's attention.
-
-    Args:
-        weights: [P].
-        valid: [P] bool.
-        mass: 0..1.
-    """
-    known = np.where(valid, weights, 0.0)
-    order = np.argsort(-known, kind="stable")
-    needed = int((np.cumsum(known[order]) >= mass * known.sum() - 1e-9).argmax()) + 1
-    chosen = np.zeros(len(weights), bool)
-    chosen[order[:needed]] = True
-    chosen &= valid
-    return chosen
-
-
 def share_on(attention: np.ndarray, where: np.ndarray) -> float:
     """Share of the attention to patches that goes where ``where`` [P] is 1 (bool, or a share 0..1), mean over heads."""
     total = np.maximum(attention.sum(axis=1), 1e-12)

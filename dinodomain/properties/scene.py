@@ -27,6 +27,7 @@ from dinodomain.loader import Tiles, find_tiles, sweep_tiles
 from dinodomain.loader.permute import key_of
 from dinodomain.model import Backbone
 from dinodomain.model.attention import class_attention
+from dinodomain.model.patch_embed import grid_of, unfold
 from dinodomain.policy import without_augmentation
 from dinodomain.probes.frozen import Frozen, load_frozen, own_units
 from dinodomain.probes.run import WARM_START
@@ -259,7 +260,8 @@ class Scene:
 
     def _seen(self, network: Backbone | None, pixels: Tensor, known: Tensor, about: Acquisition) -> Seen:
         if network is None:
-            tokens = _patches(pixels[0], self.backbone.patch)
+            patch = self.backbone.patch
+            tokens = unfold(pixels, grid_of(tuple(pixels.shape[2:]), patch), patch)[0].flatten(1)
             pooled = area_mean(pixels, known, SMALL[pixels.ndim - 2]).flatten()
             return Seen(tokens=tokens.float().cpu().numpy(), pooled=pooled.cpu().numpy(), attention=None)
         features = encode_frozen(network, pixels, about)
@@ -300,15 +302,6 @@ def _size(asked: int | None, backbone: Backbone) -> int:
 def _wavelength(channel: object) -> float:
     found = getattr(channel, "wavelength_nm", None)
     return math.nan if found is None else float(found)
-
-
-def _patches(pixels: Tensor, patch: tuple[int, ...]) -> Tensor:
-    """[C, *size] to [P, C * prod(patch)], row-major over the token grid."""
-    for axis, side in enumerate(patch):
-        pixels = pixels.unfold(1 + axis, side, side)
-    axes = len(patch)
-    order = (*range(1, 1 + axes), 0, *range(1 + axes, 1 + 2 * axes))
-    return pixels.permute(order).flatten(axes).flatten(0, axes - 1)
 
 
 def _central_first(tiles: Tiles, units: np.ndarray, shapes: np.ndarray, seed: int) -> np.ndarray:

@@ -19,13 +19,14 @@ from dinodomain.embed import (
     save_features,
     sides_for,
 )
-from dinodomain.embed.tiles import area_mean, network_pixels, pool_features, token_weights
+from dinodomain.embed.tiles import area_mean, pool_features, token_weights
 from dinodomain.errors import UserError
 from dinodomain.loader import LoaderPlan, sweep
 from dinodomain.model import Backbone, ModelPlan
 from dinodomain.store import open_store
 from dinodomain.testing import SyntheticImages, SyntheticVolumes, tiny_store
 from dinodomain.types import Features, Normalisation
+from dinodomain.views import to_network
 
 IMAGES = SyntheticImages(size=(32, 48), nodata=True)
 SCENES = SyntheticImages(size=(80, 80), layout="window", epsg=32631)
@@ -91,8 +92,8 @@ def test_channels_the_backbone_does_not_know_are_refused(images):
 def test_the_order_of_a_stores_channels_is_free(images):
     backbone = make_backbone(("c2", "c0", "c1"))
     batch = next(sweep(images, LoaderPlan(batch=6)))
-    pixels, _ = network_pixels(batch, IMAGES, backbone.normalisation, (16, 16))
-    plain, _ = network_pixels(batch, IMAGES, make_backbone().normalisation, (16, 16))
+    pixels, _ = to_network(batch, to_float=IMAGES.to_float, normalisation=backbone.normalisation, size=(16, 16))
+    plain, _ = to_network(batch, to_float=IMAGES.to_float, normalisation=make_backbone().normalisation, size=(16, 16))
     assert torch.equal(pixels, plain[:, [2, 0, 1]])
     assert embed_store(backbone, images, IMAGES).features.shape == (6, 32)
 
