@@ -23,6 +23,7 @@ from dinodomain.engine.anchor import Anchor
 from dinodomain.engine.distribute import distribute
 from dinodomain.engine.drawn import Drawn
 from dinodomain.engine.facts import Facts
+from dinodomain.engine.folder import threads_before
 from dinodomain.engine.held import hold
 from dinodomain.engine.lengths import asked_lengths, measure_lengths
 from dinodomain.engine.machine import usable_cores
@@ -191,7 +192,7 @@ def facts_of(store: Store, tiles: Tiles, plan: PretrainPlan, domain: Domain) -> 
     return Facts(
         ndim=store.ndim, channels=channels_of(tiles, plan), extents=extents, policy=domain.view_policy(), world=parallel.world(),
         cores=max(1, usable_cores() // parallel.local_world()), lengths=lengths, memory=memory_by_kind(parallel.local_world()),
-        tile_bytes=max((_tile_bytes(bucket) for bucket in tiles.buckets), default=0),
+        tile_bytes=max((_tile_bytes(bucket) for bucket in tiles.buckets), default=0), threads_before=threads_before(Path(plan.out)),
     )  # fmt: skip
 
 

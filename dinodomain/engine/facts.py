@@ -25,6 +25,7 @@ class Facts:
         lengths: ``extent`` and, for volumes, ``depth`` of the tiles; only where the plan asks for crops or positions in mm or m.
         memory: Bytes of each kind of device that a process may have.
         tile_bytes: Of the largest tile as it is read, with one byte of validity per pixel.
+        threads_before: ``engine.threads`` of the run that goes on in the folder, if one does.
     """
 
     ndim: int
@@ -36,6 +37,7 @@ class Facts:
     lengths: Mapping[str, Lengths] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     tile_bytes: int = 0
+    threads_before: int | None = None
 
     def network_channels(self, windows: Sequence[str]) -> int:
         """Channels of the network's input: display windows where there are any, else the stored ones."""

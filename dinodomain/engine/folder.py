@@ -151,6 +151,17 @@ def has_run(out: Path) -> bool:
     return any((out / name).exists() for name in (PLAN, METRICS, "checkpoints"))
 
 
+def threads_before(out: Path) -> int | None:
+    """``engine.threads`` that the run in the folder has had, None where there is none.
+
+    Raises:
+        UserError: Its plan is not one.
+    """
+    plan = _read_plan(out / PLAN) if (out / PLAN).is_file() else {}
+    found: int | None = plan.get("engine", {}).get("threads")
+    return found
+
+
 def check_folder(out: Path, resume: str, plan: Mapping[str, Any]) -> bool:
     """Decides between a fresh start and going on.
 

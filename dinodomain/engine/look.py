@@ -62,6 +62,7 @@ class ViewsFigurePlan:
         draws: Samples that crops are measured on.
         loader: Which tiles; its batch is not used.
         views: Crops, and changes to the policy.
+        given: Dotted keys that somebody stated, see ``PretrainPlan.given``.
     """
 
     store: str
@@ -75,6 +76,7 @@ class ViewsFigurePlan:
     draws: int = 200
     loader: LoaderPlan = field(default_factory=LoaderPlan)
     views: ViewsPlan = field(default_factory=ViewsPlan)
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False, metadata={"recorded": False})
 
     def __post_init__(self) -> None:
         if not 1 <= self.num <= 32:
@@ -195,10 +197,10 @@ def _scene(plan: ViewsFigurePlan, domain: Domain | None) -> _Scene:
     loader = replace(plan.loader, batch=LoaderPlan().batch)
     run = PretrainPlan(
         domain=domain.name, store=plan.store, out=plan.out, seed=plan.seed, loader=loader,
-        views=plan.views, model=ModelPlan(patch=plan.patch), engine=EnginePlan(device="cpu", threads=1),
+        views=plan.views, model=ModelPlan(patch=plan.patch), engine=EnginePlan(device="cpu", threads=1), given=plan.given,
     )  # fmt: skip
     facts = facts_of(store, tiles, run, domain)
-    if run.views.global_size == ViewsPlan().global_size > ENLARGE * facts.smallest_side:
+    if not run.is_given("views.global_size") and run.views.global_size > ENLARGE * facts.smallest_side:
         run = replace(run, recipe="auto")  # as pretraining does by itself, where nobody chose a size
     resolved = resolve(run, facts)
     views = resolved.plan.views

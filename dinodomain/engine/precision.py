@@ -34,10 +34,17 @@ def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
     return ("bf16" if wanted == "bf16" else "fp32"), "asked for"
 
 
-def choose_threads(wanted: int | None) -> tuple[int, str]:
-    """Threads for CPU arithmetic, and the reason: bit-equal resume needs the same number again, so it is frozen into the plan."""
+def choose_threads(wanted: int | None, before: int | None = None) -> tuple[int, str]:
+    """Threads for CPU arithmetic, and the reason: bit-equal resume needs the same number again, so it is frozen into the plan.
+
+    Args:
+        wanted: ``engine.threads``.
+        before: Those of the run that goes on.
+    """
     if wanted is not None:
         return wanted, "asked for"
+    if before is not None:
+        return before, "those that the run began with: another number gives other sums"
     return torch.get_num_threads(), "torch's own choice here (follows OMP_NUM_THREADS and the CPUs this process may use)"
 
 

@@ -121,7 +121,7 @@ def _policy_reasons(plan: PretrainPlan, facts: Facts) -> list[str]:
 def _machine(plan: PretrainPlan, facts: Facts) -> list[Choice]:
     device, why_device = choose_device(plan.engine.device)
     precision, why_precision = choose_precision(plan.engine.precision, device)
-    threads, why_threads = choose_threads(plan.engine.threads)
+    threads, why_threads = choose_threads(plan.engine.threads, facts.threads_before)
     kind = torch.device(device).type
     workers, why_workers = choose_workers(plan.loader, device=kind, cores=facts.cores, arithmetic=threads)
     return [

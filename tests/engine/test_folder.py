@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from dinodomain.engine import PretrainPlan
+from dinodomain.engine.build import build
 from dinodomain.engine.folder import check_folder, differing_keys, lock
 from dinodomain.engine.log import write_plan
 from dinodomain.errors import UserError
@@ -36,6 +40,16 @@ def test_a_new_or_empty_folder_starts_fresh(tmp_path):
 def test_the_same_plan_goes_on(tmp_path):
     write_plan(tmp_path / "plan.yaml", PLAN)
     assert check_folder(tmp_path, "auto", PLAN)
+
+
+def test_a_run_that_goes_on_keeps_its_threads_where_nobody_asks_for_others(make_plan, images, monkeypatch):
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
+    plan = make_plan(engine={"threads": 3})
+    Path(plan.out).mkdir()
+    write_plan(Path(plan.out) / "plan.yaml", to_json(build(plan, images).training.plan))
+    for wanted, threads in ((None, 3), (2, 2)):
+        again = build(replace(plan, engine=replace(plan.engine, threads=wanted)), images)
+        assert again.training.plan.engine.threads == threads
 
 
 def test_another_plan_is_refused_naming_its_keys(tmp_path):

@@ -236,3 +236,9 @@ def test_sizes_that_nobody_chose_fit_the_tiles_and_are_written(make):
     sizes = yaml.safe_load(Path(written.files[2]).read_text())["views"]
     assert 0 < sizes["local_size"] < sizes["global_size"] <= 32
     assert any(line.startswith(f"views.global_size = {sizes['global_size']}: within the tile") for line in written.lines)
+
+
+def test_a_size_that_was_stated_is_refused_even_where_it_is_the_default(make):
+    given = frozenset({"views.global_size"})
+    with pytest.raises(UserError, match=r"views\.global_size: is 224, the smallest tiles have 32 pixels"):
+        make(views=ViewsPlan(), given=given)

@@ -30,8 +30,10 @@ def test_auto_precision_on_a_cpu_is_exact():
     assert choose_precision("bf16", "cpu")[0] == "bf16"
 
 
-def test_threads_are_as_asked_or_torchs_own():
+def test_threads_are_as_asked_else_those_of_the_run_that_goes_on_else_torchs_own():
     assert choose_threads(5)[0] == 5
+    assert choose_threads(5, before=3)[0] == 5
+    assert choose_threads(None, before=3)[0] == 3
     assert choose_threads(None)[0] == torch.get_num_threads()
 
 
