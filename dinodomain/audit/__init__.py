@@ -2,6 +2,7 @@
 
 from dinodomain import callable_room
 from dinodomain.audit.attribution import EncoderObjective
+from dinodomain.audit.evidence import Asked
 from dinodomain.audit.finding import Finding, Report, read_report, write_schema
 from dinodomain.audit.gate import GateResult, decide
 from dinodomain.audit.plan import AuditPlan
@@ -9,13 +10,15 @@ from dinodomain.audit.policy import Policy, read_policy
 from dinodomain.audit.protocol.data import AuditSet, Copies
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.report import Paths, draw_report, write_report
-from dinodomain.audit.run import run_checks
+from dinodomain.audit.run import Audited, run_checks
 from dinodomain.audit.verb import AuditResult, audit
 
 __all__ = [
+    "Asked",
     "AuditPlan",
     "AuditResult",
     "AuditSet",
+    "Audited",
     "Copies",
     "Effort",
     "EncoderObjective",

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jsonschema
 from pydantic import BaseModel, ConfigDict, Field
 
+from dinodomain.audit.figures import Plot, Table
 from dinodomain.audit.protocol.verdict import Verdict
 from dinodomain.errors import UserError
 from dinodomain.lineage import to_json, write_json
@@ -82,12 +83,25 @@ class SelfTest(_Frozen):
         """Whether either control failed."""
         return "fail" in (self.positive, self.negative)
 
+    def joined(self, other: SelfTest) -> SelfTest:
+        """Both together: a control failed where it failed in either, and ran where it ran in either."""
+        worst = {"positive": (self.positive, other.positive), "negative": (self.negative, other.negative)}
+        order: tuple[Outcome, ...] = ("fail", "pass", "not_run")
+        found = {name: min(pair, key=order.index) for name, pair in worst.items()}
+        return SelfTest(**found, detail="; ".join(text for text in (self.detail, other.detail) if text))
+
+
+Localised = Literal["local", "imported", "none", "unknown"]
+Use = Literal["shown", "not_shown", "not_tested"]
+
 
 class Finding(_Frozen):
     """One question asked of the data, and the answer the evidence allows."""
 
     id: str = Field(description="Check, and what it was run on: attribute/sex.")
     check: str
+    code: str = Field(default="", description="Short name of the check in tables: ATTR.")
+    core: bool = Field(default=False, description="Whether an audit without this check is incomplete.")
     question: Question
     title: str = Field(description="The question in words.")
     answer: str = Field(description="One sentence.")
@@ -102,11 +116,21 @@ class Finding(_Frozen):
     n_units: int = 0
     n_minor: int | None = Field(default=None, description="Units in the smallest class.")
     n_images: int = 0
-    self_test: SelfTest
+    encoded: bool | None = Field(default=None, description="Can be read from the features; neither used nor harmful for that.")
+    localised: Localised | None = Field(default=None, description="Where it sits: in the token itself, or brought there by attention.")
+    used: Use | None = Field(default=None, description="Whether a decision made from the features was shown to rest on it.")
+    special_category: bool = Field(default=False, description="About an attribute that the policy lists as a special category of data.")
+    self_test: SelfTest = SelfTest(positive="not_run", negative="not_run")
     counts: dict[str, int | str] = Field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    plots: tuple[Plot, ...] = ()
     evidence: dict[str, Any] = Field(default_factory=dict)
     limits: tuple[str, ...] = ()
     action: str = ""
+    owner: str = Field(default="", description="Who has to act; empty until somebody signs.")
+    repeat: str = Field(default="", description="What a repeat after the action would show.")
+    command: str = Field(default="", description="What computes this finding again.")
+    maps_to: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="Law or guidance to the clauses it bears on.")
 
 
 class Report(_Frozen):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dinodomain.audit.observe import Observer
 from dinodomain.audit.plan import AuditPlan
 from dinodomain.audit.protocol.data import AuditSet, Copies
 from dinodomain.checkpoint import load_backbone, weights_digest
@@ -20,7 +21,7 @@ from dinodomain.errors import UserError, require
 from dinodomain.ingest import join_labels
 from dinodomain.ingest.join import read_table
 from dinodomain.lineage import digest_file
-from dinodomain.probes.frozen import Frozen, column_of, load_frozen
+from dinodomain.probes.frozen import Frozen, column_of, label_units, load_frozen
 from dinodomain.store import open_store
 from dinodomain.types import FeatureTable, Labels, TileInfo
 
@@ -35,10 +36,14 @@ class Subject:
     Attributes:
         data: Arrays and metadata.
         identity: Digests and settings that say which model and data these are.
+        record: Lineage record of the encoder; None where there are features only.
+        observer: Shows images to the encoder again; None where there are features only.
     """
 
     data: AuditSet
     identity: Mapping[str, Any]
+    record: Mapping[str, Any] | None = None
+    observer: Observer | None = None
 
     @staticmethod
     def digests(checkpoint: str | None, store: str | None) -> dict[str, str]:
@@ -62,7 +67,8 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
     columns = _columns(frozen, table, labels)
     data = AuditSet(
         features={KINDS[name]: found.features for name, found in tables.items()},
-        units=_units(plan, columns, table.units),
+        units=(units := _units(plan, columns, table.units)),
+        linked=_linked(table.rows, units),
         content_hash=table.content_hash.astype(str),
         sources=table.rows,
         columns=columns,
@@ -79,7 +85,9 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
         "trained_on_this_store": data.members_known,
         "architecture": frozen.backbone.spec["model"],
     }
-    return Subject(data=data, identity=identity | _csv_identity(plan))
+    return Subject(
+        data=data, identity=identity | _csv_identity(plan), record=frozen.origin, observer=Observer(frozen=frozen, batch=plan.batch)
+    )  # fmt: skip
 
 
 def trained_on(origin: Mapping[str, Any], digest: str) -> bool:
@@ -124,6 +132,15 @@ def _units(plan: AuditPlan, columns: Mapping[str, np.ndarray], own: np.ndarray) 
     if plan.group not in columns:
         raise UserError("group", f"no column {plan.group!r}", allowed=", ".join(sorted(columns)) or "none: give a CSV")
     return columns[plan.group].astype(str)
+
+
+def _linked(rows: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Units of values that whole sources share; a row without a unit stays without one."""
+    known = units != ""
+    out = units.copy()
+    if known.any():
+        out[known] = label_units(rows[known], units[known])
+    return out
 
 
 def _split(plan: AuditPlan, columns: Mapping[str, np.ndarray]) -> str | None:

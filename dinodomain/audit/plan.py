@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dinodomain.audit.evidence import Asked
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.errors import Problems, UserError
+
+DECISIONS = ("internal_use", "release_weights", "publish_embeddings")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,12 @@ class AuditPlan:
         group: Column that names the unit (patient, place); none means the store's own units, or the column ``unit``.
         target: Column of a task with two classes; its scores are compared between the groups of each attribute.
         task: The same as ``target``.
-        attributes: Columns to read from the features (sex, site, scanner); of the store's index or of the CSV.
+        attributes: Sensitive columns to read from the features (sex, age, ethnicity); of the store's index or of the CSV.
+        domains: Columns that say where and by what images were made (site, scanner, sensor, season).
+        strata: Columns that may rightly explain an attribute (age, view, finding): a leak must go beyond them.
+        study: Column that tells the visits of one unit apart; none takes each source for a visit.
+        decision: What the report is to decide: ``internal_use``, ``release_weights``, ``publish_embeddings`` or ``deploy:TASK``.
+        checks: Checks to run; empty runs all.
         split: Column that says train, val or test; none means ``split``, where there is one.
         out: Folder for the report.
         gate: Policy in YAML: thresholds, expectations, and what must be assessed and not flagged; none means the defaults.
@@ -49,6 +57,11 @@ class AuditPlan:
     target: str | None = None
     task: str | None = None
     attributes: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    strata: tuple[str, ...] = ()
+    study: str | None = None
+    decision: str = "internal_use"
+    checks: tuple[str, ...] = ()
     split: str | None = None
     out: str | None = None
     gate: str | None = None
@@ -81,6 +94,14 @@ class AuditPlan:
         return self.task or self.target
 
     @property
+    def asked(self) -> Asked:
+        """Which columns mean what."""
+        return Asked(
+            attributes=self.attributes, task=self.task_column, domains=self.domains, strata=self.strata, study=self.study,
+            decision=self.decision,
+        )  # fmt: skip
+
+    @property
     def effort(self) -> Effort:
         """How hard to look."""
         return Effort(folds=self.folds, permutations=self.permutations, bootstraps=self.bootstraps, seed=self.seed)
@@ -106,6 +127,11 @@ class AuditPlan:
         for one, other in (("labels", "metadata"), ("target", "task")):
             if getattr(self, one) and getattr(self, other) and getattr(self, one) != getattr(self, other):
                 found.append(UserError(other, f"differs from {one}, which means the same", remedy=f"give {one} or {other}"))
-        for name in sorted({name for name in self.attributes if self.attributes.count(name) > 1}):
-            found.append(UserError("attributes", f"names {name!r} twice", allowed="each column once"))
+        for key in ("attributes", "domains", "strata"):
+            names = getattr(self, key)
+            found += [
+                UserError(key, f"names {name!r} twice", allowed="each column once") for name in sorted(set(names)) if names.count(name) > 1
+            ]
+        if self.decision not in DECISIONS and not (self.decision.startswith("deploy:") and len(self.decision) > len("deploy:")):
+            found.append(UserError("decision", f"is {self.decision!r}", allowed=f"{', '.join(DECISIONS)} or deploy:TASK"))
         return found

@@ -1,27 +1,29 @@
-"""Runs the checks on arrays and makes the report. No encoder, no store: ``verb.py`` loads those. N rows."""
+"""Runs the checks and makes the report. Opens no encoder and no store: ``verb.py`` does. N rows."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 import dinodomain
-from dinodomain.audit.checks.attribute import attributes as read_attributes
-from dinodomain.audit.checks.duplicates import duplicates
-from dinodomain.audit.checks.membership import membership
-from dinodomain.audit.checks.overlap import overlap
-from dinodomain.audit.checks.subgroups import subgroups
-from dinodomain.audit.finding import QUESTIONS, Finding, Report
+from dinodomain.audit.checks import CHECKS
+from dinodomain.audit.evidence import Asked, Check, Draft, Evidence, Need, Private, Result
+from dinodomain.audit.finding import QUESTIONS, Finding, Question, Report, SelfTest
+from dinodomain.audit.observe import Observer
 from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MISSING
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort
+from dinodomain.audit.protocol.verdict import holm
 from dinodomain.errors import Problems, UserError
 from dinodomain.lineage import canonical, digest, to_json
 from dinodomain.probes.folds import index_units
@@ -29,69 +31,161 @@ from dinodomain.probes.ridge import unit_blocks
 
 Progress = Callable[[str], None]
 
+_RESOLUTION = 2
+"""Permutations over (tests / level): at 1 not one permutation may reach the estimate, at 2 one may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """What an audit gave.
+
+    Attributes:
+        report: For everybody who may see the report.
+        private: Tables that stay with whoever holds the images.
+    """
+
+    report: Report
+    private: tuple[Private, ...] = ()
+
 
 def run_checks(
     data: AuditSet,
     *,
-    attributes: Sequence[str] = (),
-    task: str | None = None,
+    asked: Asked | None = None,
     effort: Effort | None = None,
     max_rows: int = 20_000,
     policy: Policy | None = None,
     subject: Mapping[str, Any] | None = None,
     notice: str = "",
+    names: Sequence[str] = (),
+    record: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
     progress: Progress | None = None,
-) -> Report:
+) -> Audited:
     """Audits arrays.
 
     Args:
         data: Features and metadata.
-        attributes: Columns to read from the features.
-        task: Column of a task with two classes, whose scores are compared between groups; None for none.
-        effort: Folds, permutations, draws, seed.
+        asked: Which columns mean what.
+        effort: Folds, permutations, draws, seed; permutations are raised where the corrections need more.
         max_rows: Most rows for probes.
         policy: Thresholds and expectations; None means the defaults.
         subject: Digests of what was audited.
         notice: Printed in every section.
+        names: Checks to run; empty runs all.
+        record: Lineage record of the encoder.
+        observer: Shows images to the encoder again; None where there are features only.
         progress: Told the name of each check as it starts.
 
     Returns:
-        The report, which ``report.write_report`` writes.
+        The report, which ``report.write_report`` writes, and tables that stay beside it.
 
     Raises:
-        UserError: A named column does not exist.
+        UserError: A named column or check does not exist.
     """
-    effort, policy, tell = effort or Effort(), policy or Policy(), progress or (lambda _: None)
-    _known_columns(data, attributes, task)
-    lines, probed = policy.thresholds, thin(data, max_rows, effort.seed)
-    steps: list[tuple[str, Callable[[], Sequence[Finding]]]] = [
-        ("overlap between splits", lambda: [overlap(data)]),
-        ("near-duplicates", lambda: [duplicates(data, thresholds=lines, seed=effort.seed)]),
-        ("errors by group", lambda: subgroups(probed, task, attributes, effort=effort, thresholds=lines) if task else ()),
-        ("attributes", lambda: read_attributes(probed, attributes, effort=effort, thresholds=lines, expected=policy.expected)),
-        ("membership", lambda: [membership(probed, effort=effort, thresholds=lines)]),
-    ]
-    findings: list[Finding] = []
-    for name, step in steps:
-        tell(name)
-        findings += step()
+    asked, effort, policy = asked or Asked(), effort or Effort(), policy or Policy()
+    _known_columns(data, asked)
+    checks = chosen(names)
+    plain = Evidence(
+        data=data, probed=thin(data, max_rows, effort.seed), asked=asked, policy=policy, effort=effort, record=record, observer=observer
+    )  # fmt: skip
+    evidence = _with_family(plain, checks)
+    findings, private = _collect(checks, evidence, progress or (lambda _: None))
     settings = {**policy.model_dump(mode="json"), "digest": policy.digest}
-    plan = {"attributes": list(attributes), "task": task, "max_rows": max_rows, **to_json(effort)}
-    body = {"subject": to_json(dict(subject or {})), "data": _describe(data, probed, attributes), "policy": settings, "plan": plan}
-    return Report(
+    plan = {**to_json(asked), "max_rows": max_rows, "checks": list(names), **to_json(evidence.effort)}
+    body = {"subject": to_json(dict(subject or {})), "data": _describe(data, evidence.probed, asked), "policy": settings, "plan": plan}
+    report = Report(
         audit_id=digest([body, [finding.model_dump(mode="json") for finding in findings]]),
         created=_now(),
         tool={"name": "dinodomain", "version": dinodomain.__version__},
         notice=notice,
         findings=tuple(findings),
-        unanswered=_unanswered(findings, attributes),
+        unanswered=_unanswered(findings, checks),
         **body,
     )
+    return Audited(report=report, private=tuple(private))
 
 
-def _known_columns(data: AuditSet, attributes: Sequence[str], task: str | None) -> None:
+def chosen(names: Sequence[str]) -> tuple[Check, ...]:
+    """The named checks, or all.
+
+    Raises:
+        UserError: There is none of a name.
+    """
+    known = {check.about.name: check for check in CHECKS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError("audit.checks", f"no check {', '.join(map(repr, unknown))}", allowed=", ".join(known))
+    return tuple(check for name, check in known.items() if not names or name in names)
+
+
+def _with_family(evidence: Evidence, checks: Sequence[Check]) -> Evidence:
+    """Counts the tests of each question, and draws so many permutations that the smallest p value survives their correction."""
+    family: Counter[Question] = Counter()
+    for check in checks:
+        if _lacking(check, evidence) is None:
+            family[check.about.question] += check.count(evidence)
+    least = math.ceil(_RESOLUTION * max(family.values(), default=1) / evidence.lines.alpha)
+    effort = replace(evidence.effort, permutations=max(evidence.effort.permutations, least))
+    return replace(evidence, family=dict(family), effort=effort)
+
+
+def _collect(checks: Sequence[Check], evidence: Evidence, tell: Progress) -> tuple[list[Finding], list[Private]]:
+    """Runs the checks, corrects the tests of each question together and joins each check's controls to its findings."""
+    pending: list[tuple[Finding | Draft, Check, SelfTest]] = []
+    private: list[Private] = []
+    for check in checks:
+        tell(check.about.name)
+        test = check.self_test()
+        results = [_broken(check, test)] if test.failed else _results(check, evidence)
+        private += [item for item in results if isinstance(item, Private)]
+        pending += [(item, check, test) for item in results if not isinstance(item, Private)]
+    adjusted = _corrected([(check.about.question, item.p) for item, check, _ in pending if isinstance(item, Draft)])
+    findings = []
+    for item, _, test in pending:
+        finding = item if isinstance(item, Finding) else item.judge(*next(adjusted))
+        findings.append(_tested(finding, test))
+    return findings, private
+
+
+def _results(check: Check, evidence: Evidence) -> Sequence[Result]:
+    lacking = _lacking(check, evidence)
+    if lacking is not None:
+        return [check.about.unknown(lacking.code, lacking.reason, lacking.remedy)]
+    return check.run(evidence)
+
+
+def _lacking(check: Check, evidence: Evidence) -> Need | None:
+    return next((need for need in check.needs if not need.there(evidence)), None)
+
+
+def _corrected(tests: Sequence[tuple[Question, tuple[float, ...]]]) -> Iterator[tuple[tuple[float, ...], int]]:
+    """Corrected p values of each draft, and the size of its question's family, in order."""
+    by_question = {question: [p for other, values in tests if other == question for p in values] for question, _ in tests}
+    corrected = {question: iter(holm(values)) for question, values in by_question.items()}
+    for question, values in tests:
+        yield tuple(itertools.islice(corrected[question], len(values))), len(by_question[question])
+
+
+def _broken(check: Check, test: SelfTest) -> Finding:
+    return check.about.finding(
+        verdict="ERROR", answer="The check failed its own controls.", reason_code="self_test", reason=test.detail, self_test=test
+    )  # fmt: skip
+
+
+def _tested(finding: Finding, test: SelfTest) -> Finding:
+    """A finding with the controls of its check beside its own; one that failed them says nothing else any more."""
+    joined = test.joined(finding.self_test)
+    if not joined.failed or finding.verdict == "ERROR":
+        return finding.model_copy(update={"self_test": joined})
+    told = {"verdict": "ERROR", "answer": "The check failed its own controls.", "reason_code": "self_test", "reason": joined.detail}
+    return finding.model_copy(update={**told, "self_test": joined, "action": "", "encoded": None, "used": None, "localised": None})
+
+
+def _known_columns(data: AuditSet, asked: Asked) -> None:
     allowed = ", ".join(sorted(data.columns)) or "none: give a CSV with labels="
-    wanted = [("audit.attributes", name) for name in attributes] + ([("audit.task", task)] if task else [])
+    wanted = [(f"audit.{key}", name) for key in ("attributes", "domains", "strata") for name in getattr(asked, key)]
+    wanted += [(f"audit.{key}", name) for key in ("task", "study") if (name := getattr(asked, key)) is not None]
     problems = [UserError(place, f"no column {name!r}", allowed=allowed) for place, name in wanted if name not in data.columns]
     if problems:
         raise Problems(problems)
@@ -133,11 +227,14 @@ def take(data: AuditSet, rows: np.ndarray) -> AuditSet:
         columns={name: np.asarray(values)[rows] for name, values in data.columns.items()},
         holdout=None if data.holdout is None else data.holdout[rows],
         copies=None,
+        linked=None if data.linked is None else data.linked[rows],
+        numbers=rows if data.numbers is None else data.numbers[rows],
     )
 
 
-def _describe(data: AuditSet, probed: AuditSet, attributes: Sequence[str]) -> dict[str, Any]:
-    used = [*attributes, *([data.split] if data.split else [])]
+def _describe(data: AuditSet, probed: AuditSet, asked: Asked) -> dict[str, Any]:
+    named = [*asked.attributes, *asked.domains, *asked.strata, asked.task, asked.study, data.split]
+    used = list(dict.fromkeys(name for name in named if name is not None))
     return {
         "digest": _fingerprint(data),
         "n_images": len(np.unique(data.sources)),
@@ -167,19 +264,13 @@ def _missing(column: np.ndarray) -> float:
     return float(np.mean([str(value).strip().lower() in MISSING for value in column]))
 
 
-def _unanswered(findings: Sequence[Finding], attributes: Sequence[str]) -> dict[str, str]:
-    """Why a question has no finding: said as loudly as a finding would be."""
-    reasons = {
-        "Q1": "no check of this audit answers it",
-        "Q2": "no task was named (audit.task=COLUMN), so no errors were looked at: nothing here says where models fail",
-        "Q3": "no check of this audit answers it",
-        "Q4": "this audit looked at the features only: nothing here says what they make easier, or whether a use is acceptable",
-    }
-    answered = {finding.question for finding in findings}
-    out: dict[str, str] = {question: reasons[question] for question in QUESTIONS if question not in answered}
-    if not attributes:
-        out["Q3"] = "no attribute was named (audit.attributes=[...]), so none was looked for; only membership was asked"
-    return out
+def _unanswered(findings: Sequence[Finding], checks: Sequence[Check]) -> dict[str, str]:
+    """Why a question has no answer at all: said as loudly as a finding would be."""
+    said = {finding.question for finding in findings if finding.verdict != "NOT_ASSESSABLE"}
+    asked = {check.about.question for check in checks}
+    unasked = "no check of it was run" if len(checks) < len(CHECKS) else "this audit has no check for it"
+    undecided = "none of its checks could be decided with these data"
+    return {question: undecided if question in asked else unasked for question in QUESTIONS if question not in said}
 
 
 def _now() -> str:

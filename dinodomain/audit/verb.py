@@ -86,19 +86,22 @@ def audit(plan: AuditPlan, *, domain: Domain | None = None) -> AuditResult:
         return AuditResult(report=report, paths=None, gate=decide(report, policy, subject=_expected_subject(plan)))
     assert plan.out is not None, "checked by the plan"
     subject = from_store(plan, domain) if plan.features is None else from_features(plan)
-    report = run_checks(
+    audited = run_checks(
         subject.data,
-        attributes=plan.attributes,
-        task=plan.task_column,
+        asked=plan.asked,
         effort=plan.effort,
         max_rows=plan.max_rows,
         policy=policy,
         subject=subject.identity,
         notice=plan.notice,
+        names=plan.checks,
+        record=subject.record,
+        observer=subject.observer,
         progress=lambda name: _log.info("audit: %s", name),
     )
+    report = audited.report
     gate = None if plan.gate is None else decide(report, policy)
-    return AuditResult(report=report, paths=write_report(report, Path(plan.out)), gate=gate)
+    return AuditResult(report=report, paths=write_report(report, Path(plan.out), audited.private), gate=gate)
 
 
 def _expected_subject(plan: AuditPlan) -> dict[str, str]:

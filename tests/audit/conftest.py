@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dinodomain.audit import AuditSet, Effort
+from dinodomain.audit import Asked, AuditSet, Effort, Finding, Policy, run_checks
 
 QUICK = Effort(permutations=199, bootstraps=200)
 
@@ -49,3 +49,13 @@ def make_set() -> Callable[..., AuditSet]:
 @pytest.fixture(scope="session")
 def quick() -> Effort:
     return QUICK
+
+
+@pytest.fixture(scope="session")
+def found() -> Callable[..., tuple[Finding, ...]]:
+    """Findings of the named checks on a set, by keywords of ``Asked``."""
+
+    def run(data: AuditSet, *names: str, policy: Policy | None = None, **asked: object) -> tuple[Finding, ...]:
+        return run_checks(data, asked=Asked(**asked), effort=QUICK, policy=policy, names=names).report.findings
+
+    return run

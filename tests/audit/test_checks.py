@@ -7,59 +7,57 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dinodomain.audit import Copies
-from dinodomain.audit.checks import attribute, duplicates, membership, overlap, subgroups
+from dinodomain.audit import Asked, Copies, Policy, run_checks
+from dinodomain.audit.checks import CHECKS, attribute, duplicates
 from dinodomain.audit.finding import SelfTest
-from dinodomain.audit.protocol.verdict import Thresholds
 
-LINES = Thresholds()
 BROKEN = SelfTest(positive="fail", negative="pass", detail="planted and not found")
 
 
-@pytest.mark.parametrize("check", [attribute, duplicates, overlap, subgroups])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.about.name)
 def test_every_check_ships_controls_that_pass(check):
     found = check.self_test()
     assert (found.positive, found.negative) == ("pass", "pass")
 
 
-def test_a_unit_in_two_splits_is_flagged_and_counted(make_set):
+def test_a_unit_in_two_splits_is_flagged_and_counted(make_set, found):
     data = make_set()
     split = data.columns["split"].copy()
     split[[0, 4]] = "test"
-    finding = overlap.overlap(replace(data, columns=data.columns | {"split": split}))
+    (finding,) = found(replace(data, columns=data.columns | {"split": split}), "overlap")
     assert finding.verdict == "FLAG"
     assert finding.counts["units in two splits"] == 2
     assert finding.evidence["pairs"] == {"test & train": 2}
 
 
-def test_disjoint_splits_are_clear_and_unknown_units_are_not(make_set):
+def test_disjoint_splits_are_clear_and_unknown_units_are_not(make_set, found):
     data = make_set()
-    assert overlap.overlap(data).verdict == "CLEAR_WITHIN_LIMITS"
+    assert found(data, "overlap")[0].verdict == "CLEAR_WITHIN_LIMITS"
     units = data.units.copy()
     units[3] = ""
-    finding = overlap.overlap(replace(data, units=units))
+    (finding,) = found(replace(data, units=units), "overlap")
     assert (finding.verdict, finding.reason_code) == ("NOT_ASSESSABLE", "no_unit_key")
 
 
-def test_identical_pixels_in_two_splits_are_flagged(make_set):
+def test_identical_pixels_in_two_splits_are_flagged(make_set, found):
     data = make_set()
     hashes = data.content_hash.copy()
     hashes[-1] = hashes[0]
-    assert overlap.overlap(replace(data, content_hash=hashes)).verdict == "FLAG"
+    assert found(replace(data, content_hash=hashes), "overlap")[0].verdict == "FLAG"
 
 
-def test_without_a_split_overlap_is_not_assessable_and_with_one_value_not_applicable(make_set):
+def test_without_a_split_overlap_is_not_assessable_and_with_one_value_not_applicable(make_set, found):
     data = make_set()
-    assert overlap.overlap(replace(data, split=None)).reason_code == "no_split"
+    assert found(replace(data, split=None), "overlap")[0].reason_code == "no_split"
     one = replace(data, columns=data.columns | {"split": np.full(len(data.units), "train")})
-    assert overlap.overlap(one).verdict == "NOT_APPLICABLE"
+    assert found(one, "overlap")[0].verdict == "NOT_APPLICABLE"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_planted_attribute_is_flagged_and_a_clean_one_never_is(make_set, quick, seed):
+def test_a_planted_attribute_is_flagged_and_a_clean_one_never_is(make_set, found, seed):
     data = make_set(leak=3.0, seed=seed)
-    site, sex, age = attribute.attributes(data, ("site", "sex", "age"), effort=quick, thresholds=LINES)
-    assert site.verdict == "FLAG"
+    site, sex, age = found(data, "attribute", attributes=("site", "sex", "age"))
+    assert (site.verdict, site.encoded) == ("FLAG", True)
     assert site.baselines[1].name == "untrained"
     assert site.baselines[1].excess_low > 0.2
     for clean in (sex, age):
@@ -67,45 +65,64 @@ def test_a_planted_attribute_is_flagged_and_a_clean_one_never_is(make_set, quick
         assert clean.null.family == 3
 
 
-def test_few_units_give_counts_only(make_set, quick):
-    (finding,) = attribute.attributes(make_set(num_units=50, leak=3.0), ("site",), effort=quick, thresholds=LINES)
+def test_few_units_give_counts_only(make_set, found):
+    (finding,) = found(make_set(num_units=50, leak=3.0), "attribute", attributes=("site",))
     assert (finding.verdict, finding.reason_code) == ("NOT_ASSESSABLE", "n_units")
     assert finding.estimate is None
     assert finding.counts["units with A"] == 25
 
 
-def test_cells_below_ten_units_are_not_printed(make_set, quick):
+def test_cells_below_ten_units_are_not_printed(make_set, found):
     data = make_set(num_units=50)
     rare = np.where(np.arange(100) < 6, "rare", "common")
-    (finding,) = attribute.attributes(replace(data, columns={"group": rare}, split=None), ("group",), effort=quick, thresholds=LINES)
+    (finding,) = found(replace(data, columns={"group": rare}, split=None), "attribute", attributes=("group",))
     assert finding.counts["units with rare"] == "< 10"
 
 
-def test_an_expected_attribute_is_softened_with_its_reason_never_dropped(make_set, quick):
-    data = make_set(leak=3.0)
-    (finding,) = attribute.attributes(data, ("site",), effort=quick, thresholds=LINES, expected={"site": "sites differ in anatomy"})
+def test_an_expected_attribute_is_softened_with_its_reason_never_dropped(make_set, found):
+    data, policy = make_set(leak=3.0), Policy(expected={"site": "sites differ in anatomy"})
+    (finding,) = found(data, "attribute", attributes=("site",), policy=policy)
     assert (finding.verdict, finding.reason_code) == ("WARN", "expected")
     assert "sites differ in anatomy" in finding.reason
 
 
-def test_attributes_without_units_are_not_assessable(make_set, quick):
+def test_attributes_without_units_are_not_assessable(make_set, found):
     data = make_set()
-    (finding,) = attribute.attributes(replace(data, units=np.full(len(data.units), "")), ("site",), effort=quick, thresholds=LINES)
+    (finding,) = found(replace(data, units=np.full(len(data.units), "")), "attribute", attributes=("site",))
     assert (finding.verdict, finding.reason_code) == ("NOT_ASSESSABLE", "no_unit_key")
+
+
+def test_tiles_of_one_source_are_one_unit_for_what_is_told_of_whole_sources(make_set, found):
+    data = make_set()
+    linked = np.array([f"source {index // 4}" for index in range(520)])
+    (finding,) = found(replace(data, linked=linked), "attribute", attributes=("age",))
+    assert (data.num_units, finding.n_units) == (260, 130)
 
 
 def test_a_check_whose_control_fails_gives_error_whatever_the_numbers(make_set, quick, monkeypatch):
     data = make_set(leak=3.0)
-    for module in (attribute, duplicates, overlap, membership, subgroups):
-        monkeypatch.setattr(module, "self_test", lambda: BROKEN)
-    findings = [
-        overlap.overlap(data),
-        duplicates.duplicates(data, thresholds=LINES),
-        *attribute.attributes(data, ("site",), effort=quick, thresholds=LINES),
-        membership.membership(data, effort=quick, thresholds=LINES),
-        *subgroups.subgroups(data, "site", ("sex",), effort=quick, thresholds=LINES),
-    ]
+    monkeypatch.setattr("dinodomain.audit.run.CHECKS", [replace(check, self_test=lambda: BROKEN) for check in CHECKS])
+    findings = run_checks(data, asked=Asked(attributes=("site",), task="site"), effort=quick).report.findings
     assert {finding.verdict for finding in findings} == {"ERROR"}
+
+
+def test_a_control_that_fails_on_the_real_features_takes_the_finding_back(make_set, quick, monkeypatch):
+    finding = attribute.ABOUT.finding("site", verdict="FLAG", answer="Yes.", self_test=BROKEN, encoded=True)
+    check = replace(attribute.CHECK, run=lambda evidence: [finding])
+    monkeypatch.setattr("dinodomain.audit.run.CHECKS", [check])
+    (told,) = run_checks(make_set(), asked=Asked(attributes=("site",)), effort=quick).report.findings
+    assert (told.verdict, told.encoded, told.self_test.positive) == ("ERROR", None, "fail")
+
+
+def test_tests_of_one_question_are_corrected_together_and_permutations_suffice(make_set, quick):
+    names = tuple(f"a{i}" for i in range(8))
+    generator = np.random.default_rng(0)
+    columns = {name: generator.permutation(np.repeat(["x", "y"], 260)) for name in names}
+    data = make_set(columns=columns, split=None)
+    report = run_checks(data, asked=Asked(attributes=names), effort=quick, names=("attribute",)).report
+    assert {finding.null.family for finding in report.findings} == {8}
+    assert report.plan["permutations"] == 320
+    assert all(finding.null.p_adjusted >= finding.null.p for finding in report.findings)
 
 
 @pytest.fixture(scope="module")
@@ -134,30 +151,29 @@ def picture_set(make_set, images, describe, *, split):
     )
 
 
-def test_re_exposed_copies_across_splits_are_found_and_nothing_else(make_set, pictures):
+def test_re_exposed_copies_across_splits_are_found_and_nothing_else(make_set, pictures, quick):
     images, describe, generator = pictures
     copies = 0.7 * images[:12] + 0.05 + 0.02 * images.std() * generator.normal(size=(12, 256))
     split = np.r_[np.full(150, "train"), np.full(12, "test")]
-    finding = duplicates.duplicates(picture_set(make_set, np.concatenate([images, copies]), describe, split=split), thresholds=LINES)
+    audited = run_checks(
+        picture_set(make_set, np.concatenate([images, copies]), describe, split=split), effort=quick, names=("duplicates",)
+    )
+    (finding,), (listed,) = audited.report.findings, audited.private
     assert finding.verdict == "FLAG"
-    assert {tuple(pair["rows"]) for pair in finding.evidence["pairs"]} == {(i, i + 150) for i in range(12)}
+    assert set(zip(listed.columns["row"], listed.columns["copy"])) == {(i, i + 150) for i in range(12)}
     assert finding.counts["groups of copies"] == 12
 
 
-def test_without_copies_the_verdict_rests_on_the_recall_that_was_measured(make_set, pictures):
+def test_without_copies_the_verdict_rests_on_the_recall_that_was_measured(make_set, pictures, found):
     images, describe, generator = pictures
     data = picture_set(make_set, images, describe, split=np.where(np.arange(150) < 100, "train", "test"))
-    assert duplicates.duplicates(data, thresholds=LINES).reason_code == "recall_unknown"
+    assert found(data, "duplicates")[0].reason_code == "recall_unknown"
     altered = 0.9 * images[:40] + 0.02 * images.std() * generator.normal(size=(40, 256))
-    with_copies = replace(data, copies=Copies(rows=np.arange(40), features=describe(altered)))
-    clear = duplicates.duplicates(with_copies, thresholds=LINES)
+    (clear,) = found(replace(data, copies=Copies(rows=np.arange(40), features=describe(altered))), "duplicates")
     assert clear.verdict == "CLEAR_WITHIN_LIMITS"
     assert clear.evidence["recall_on_altered_copies"]["value"] >= 0.9
     ruined = describe(generator.normal(size=(40, 256)))
-    assert (
-        duplicates.duplicates(replace(data, copies=Copies(rows=np.arange(40), features=ruined)), thresholds=LINES).reason_code
-        == "low_recall"
-    )
+    assert found(replace(data, copies=Copies(rows=np.arange(40), features=ruined)), "duplicates")[0].reason_code == "low_recall"
 
 
 def test_tiles_of_one_image_and_images_of_one_unit_are_no_duplicates(make_set, pictures):
@@ -169,51 +185,48 @@ def test_tiles_of_one_image_and_images_of_one_unit_are_no_duplicates(make_set, p
     assert len(duplicates.match(data, seed=0).pairs) == 150
 
 
-def test_collapsed_features_find_no_copies_and_say_that_nothing_would_be_found(make_set, pictures):
+def test_collapsed_features_find_no_copies_and_say_that_nothing_would_be_found(make_set, pictures, found):
     images, describe, _ = pictures
     flat = describe(images) | {"audited": np.ones((150, 4))}
     data = replace(picture_set(make_set, images, describe, split=np.where(np.arange(150) < 100, "train", "test")), features=flat)
-    finding = duplicates.duplicates(
-        replace(data, copies=Copies(rows=np.arange(20), features={k: v[:20] for k, v in flat.items()})), thresholds=LINES
-    )
+    copies = Copies(rows=np.arange(20), features={kind: rows[:20] for kind, rows in flat.items()})
+    (finding,) = found(replace(data, copies=copies), "duplicates")
     assert (finding.verdict, finding.reason_code) == ("NOT_ASSESSABLE", "low_recall")
 
 
-def test_membership_needs_units_reserved_before_training(make_set, quick):
+def test_membership_needs_units_reserved_before_training(make_set, found):
     data = make_set()
-    assert membership.membership(data, effort=quick, thresholds=LINES).reason_code == "no_random_nonmembers"
+    assert found(data, "membership")[0].reason_code == "no_random_nonmembers"
     reserved = np.isin(data.units, [f"u{i}" for i in range(0, 260, 5)])
-    assert membership.membership(replace(data, holdout=reserved), effort=quick, thresholds=LINES).reason_code == "members_unknown"
+    assert found(replace(data, holdout=reserved), "membership")[0].reason_code == "members_unknown"
 
 
-def test_membership_is_found_where_training_left_a_trace_and_only_there(make_set, quick):
+def test_membership_is_found_where_training_left_a_trace_and_only_there(make_set, found):
     data = make_set()
     reserved = np.isin(data.units, [f"u{i}" for i in range(0, 260, 3)])
     known = replace(data, holdout=reserved, members_known=True)
-    clean = membership.membership(known, effort=quick, thresholds=LINES)
-    assert clean.verdict in ("CLEAR_WITHIN_LIMITS", "NOT_ASSESSABLE")
+    assert found(known, "membership")[0].verdict in ("CLEAR_WITHIN_LIMITS", "NOT_ASSESSABLE")
     traced = data.features | {"audited": data.audited + 6.0 * reserved[:, None] * (np.arange(24) < 6)}
-    found = membership.membership(replace(known, features=traced), effort=quick, thresholds=LINES)
-    assert found.verdict == "FLAG"
+    assert found(replace(known, features=traced), "membership")[0].verdict == "FLAG"
     both = traced | {"pixels": traced["audited"]}
-    assert membership.membership(replace(known, features=both), effort=quick, thresholds=LINES).reason_code == "not_exchangeable"
+    assert found(replace(known, features=both), "membership")[0].reason_code == "not_exchangeable"
 
 
-def test_a_group_with_poor_labels_is_flagged_and_an_equal_one_is_not(make_set, quick):
+def test_a_group_with_poor_labels_is_flagged_and_an_equal_one_is_not(make_set, found):
     generator = np.random.default_rng(0)
     data = make_set(num_units=600, leak=3.0)
     poor = (data.columns["sex"] == "F") & (generator.random(1200) < 0.4)
     noisy = np.where(poor, np.where(data.columns["site"] == "A", "B", "A"), data.columns["site"])
     data = replace(data, columns=data.columns | {"noisy": noisy})
-    (flagged,) = subgroups.subgroups(data, "noisy", ("sex",), effort=quick, thresholds=LINES)
+    (flagged,) = found(data, "subgroups", task="noisy", attributes=("sex",))
     assert flagged.verdict == "FLAG"
     assert "AUROC of F" in flagged.answer
-    (equal,) = subgroups.subgroups(data, "site", ("sex",), effort=quick, thresholds=LINES)
+    (equal,) = found(data, "subgroups", task="site", attributes=("sex",))
     assert equal.verdict in ("CLEAR_WITHIN_LIMITS", "NOT_ASSESSABLE")
 
 
-def test_subgroups_say_why_they_cannot_be_compared(make_set, quick):
-    data = make_set(num_units=60)
-    assert subgroups.subgroups(data, "site", ("sex",), effort=quick, thresholds=LINES)[0].reason_code == "n_units"
-    assert subgroups.subgroups(make_set(), "site", (), effort=quick, thresholds=LINES)[0].reason_code == "no_groups"
-    assert subgroups.subgroups(make_set(), "age", ("sex",), effort=quick, thresholds=LINES)[0].reason_code == "task_kind"
+def test_subgroups_say_why_they_cannot_be_compared(make_set, found):
+    assert found(make_set(num_units=60), "subgroups", task="site", attributes=("sex",))[0].reason_code == "n_units"
+    assert found(make_set(), "subgroups", task="site")[0].reason_code == "no_attribute"
+    assert found(make_set(), "subgroups", attributes=("sex",))[0].reason_code == "no_task"
+    assert found(make_set(), "subgroups", task="age", attributes=("sex",))[0].reason_code == "task_kind"

@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from dinodomain.audit import Policy, decide, draw_report, read_policy, read_report, run_checks, write_report, write_schema
+from dinodomain.audit import Asked, Policy, decide, draw_report, read_policy, read_report, run_checks, write_report, write_schema
 from dinodomain.errors import UserError
 from dinodomain.lineage import digest_file
 
@@ -26,7 +26,9 @@ def report(make_set, quick):
     columns = data.columns | {"<script>alert(1)</script>": data.columns["sex"]}
     data = make_set(num_units=200, leak=3.0, columns=columns)
     names = ("site", "<script>alert(1)</script>")
-    return run_checks(data, attributes=names, effort=quick, policy=Policy(), subject={"weights": "ab" * 32}, notice=NOTICE)
+    return run_checks(
+        data, asked=Asked(attributes=names), effort=quick, policy=Policy(), subject={"weights": "ab" * 32}, notice=NOTICE
+    ).report
 
 
 @pytest.fixture(scope="module")
@@ -144,20 +146,20 @@ def test_an_altered_or_foreign_report_is_refused(paths, tmp_path):
 
 def test_equal_inputs_give_the_same_audit_id_and_other_seeds_another(make_set, quick):
     data = make_set(num_units=60)
-    one, two = (run_checks(data, effort=quick) for _ in range(2))
+    one, two = (run_checks(data, effort=quick).report for _ in range(2))
     assert one.audit_id == two.audit_id
-    assert run_checks(make_set(num_units=60, seed=1), effort=quick).audit_id != one.audit_id
+    assert run_checks(make_set(num_units=60, seed=1), effort=quick).report.audit_id != one.audit_id
 
 
 def test_the_rows_for_probes_are_thinned_without_losing_a_unit(make_set, quick):
-    report = run_checks(make_set(num_units=200), effort=quick, max_rows=250)
+    report = run_checks(make_set(num_units=200), effort=quick, max_rows=250).report
     assert report.data["n_rows"] == 400
     assert report.data["n_rows_probed"] == 200
 
 
 def test_a_missing_column_is_named_with_those_that_exist(make_set, quick):
     with pytest.raises(UserError, match="no column 'sexe'; allowed: age, sex, site, split"):
-        run_checks(make_set(), attributes=("sexe",), effort=quick)
+        run_checks(make_set(), asked=Asked(attributes=("sexe",)), effort=quick)
 
 
 def policy(**changes) -> Policy:
@@ -167,12 +169,16 @@ def policy(**changes) -> Policy:
 def test_the_gate_passes_fails_or_cannot_be_decided(make_set, quick):
     data = make_set(num_units=130, leak=3.0)
     fails, clear, unknown = policy(required=("attribute/site",)), policy(required=("overlap",)), policy(required=("membership",))
-    codes = [decide(run_checks(data, attributes=("site",), effort=quick, policy=asked), asked).code for asked in (fails, clear, unknown)]
+    codes = [
+        decide(run_checks(data, asked=Asked(attributes=("site",)), effort=quick, policy=asked).report, asked).code
+        for asked in (fails, clear, unknown)
+    ]
     assert codes == [1, 0, 4]
 
 
 def test_the_gate_refuses_absent_stale_and_foreign_reports(report):
-    assert "subgroups: not in the report" in decide(report, policy(required=("subgroups",))).undecided
+    assert "subgroup: not in the report" in decide(report, policy(required=("subgroup",))).undecided
+    assert any("subgroups: NOT_ASSESSABLE (no_task)" in line for line in decide(report, policy(required=("subgroups",))).undecided)
     other = decide(report, Policy(), subject={"weights": "cd" * 32})
     assert other.code == 4
     assert "another weights" in other.undecided[0]

@@ -1,30 +1,37 @@
 """Attributes: can sex, site or scanner be read from the features, and better than from pixels or an untrained encoder?
 
-Reading is a linear probe; "encoded" is neither "used" nor "harmful". One family per audit: Holm's correction runs over all attributes.
+Reading is a linear probe; "encoded" is neither "used" nor "harmful".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from dinodomain.audit.evidence import ATTRIBUTES, UNITS, About, Check, Draft, Evidence, Result
 from dinodomain.audit.finding import Baseline, Estimate, Finding, Null, SelfTest, estimate_of
+from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, read_attribute
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, excess, read_leaks
 from dinodomain.audit.protocol.planting import Sensitivity, plant
-from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, holm, judge
+from dinodomain.audit.protocol.verdict import MIN_UNITS, judge
 
-CHECK = "attribute"
+ABOUT = About(
+    name="attribute", code="ATTR", question="Q3", core=True, title="Can sensitive attributes be read from the features?",
+    limits=(
+        "One attacker: a ridge probe on pooled features; another attacker may read more.",
+        "Readable does not mean used, and not readable by this probe does not mean absent.",
+        "Holds for these images and labels; labels are taken as given.",
+    ),
+    maps_to={
+        "EU AI Act": ("Art. 10(2)(f)", "Art. 10(2)(g)", "Annex IV 2(g)"), "NIST AI RMF": ("MEASURE 2.11",), "FUTURE-AI": ("Fairness 3",),
+    },
+)  # fmt: skip
 METHOD = "1.96 x max(SE of unit bootstrap, SD of unit-permutation null), above .8 on the logit scale"
-LIMITS = (
-    "One attacker: a ridge probe on pooled features; another attacker may read more.",
-    "Readable does not mean used, and not readable by this probe does not mean absent.",
-    "Holds for these images and labels; labels are taken as given.",
-)
 SMALL_CELL = 10  # counts below this are not printed
 
 
@@ -43,34 +50,23 @@ class Reading:
     sensitivity: Sensitivity | None
 
 
-def attributes(
-    data: AuditSet, names: Sequence[str], *, effort: Effort, thresholds: Thresholds, expected: Mapping[str, str] | None = None
-) -> tuple[Finding, ...]:
-    """One finding per attribute.
+def run(evidence: Evidence) -> list[Result]:
+    """A finding for each attribute."""
+    return [_result(evidence, name) for name in evidence.asked.attributes]
 
-    Args:
-        data: The audited set.
-        names: Columns to read.
-        effort: Folds, permutations, draws.
-        thresholds: Where the lines are.
-        expected: Attribute to reason, for those that a good encoder must show (age in anatomy): flagged milder, never dropped.
-    """
-    if not names:
-        return ()
-    test = self_test()
-    readings = [measure(data, name, effort=effort, alpha=thresholds.alpha / len(names)) for name in names]
-    measured = [reading for reading in readings if reading.leaks]
-    adjusted = dict(zip((reading.attribute.name for reading in measured), holm([reading.leaks["audited"].p for reading in measured])))
-    return tuple(
-        _finding(data, reading, adjusted.get(reading.attribute.name), len(measured), test, thresholds, expected or {})
-        for reading in readings
-    )
+
+def _result(evidence: Evidence, name: str) -> Result:
+    reading = measure(evidence.probed, name, effort=evidence.effort, alpha=evidence.alpha("Q3"))
+    if not reading.leaks:
+        return _unmeasured(reading.attribute)
+    judge = lambda p, family: _finding(reading, p[0], family, evidence.policy)  # noqa: E731
+    return Draft(p=(reading.leaks["audited"].p,), judge=judge)
 
 
 def measure(data: AuditSet, name: str, *, effort: Effort, alpha: float) -> Reading:
     """Reads one column from every kind of features and plants leaks of its shape into the audited ones."""
-    attribute = read_attribute(name, data.columns[name], data.units)
-    if not data.units_known or _too_few(attribute) or attribute.num_units < effort.folds:
+    attribute = read_attribute(name, data.columns[name], data.label_units)
+    if _too_few(attribute) or attribute.num_units < effort.folds:
         return Reading(attribute=attribute, leaks={}, sensitivity=None)
     ordered = {"audited": data.audited, **data.features}
     leaks, reader = read_leaks(ordered, attribute, effort)
@@ -82,59 +78,34 @@ def _too_few(attribute: Attribute) -> bool:
     return (attribute.kind == "classes" and len(attribute.classes) < 2) or attribute.num_minor < MIN_UNITS
 
 
-def _finding(
-    data: AuditSet,
-    reading: Reading,
-    p_adjusted: float | None,
-    family: int,
-    test: SelfTest,
-    thresholds: Thresholds,
-    expected: Mapping[str, str],
-) -> Finding:
-    attribute = reading.attribute
-    common: dict[str, Any] = {
-        "id": f"{CHECK}/{attribute.name}",
-        "check": CHECK,
-        "question": "Q3",
-        "title": f"Can {attribute.name} be read from the features?",
-        "n_units": attribute.num_units,
-        "n_minor": attribute.num_minor,
-        "n_images": len(attribute.rows),
-        "counts": _counts(attribute),
-        "limits": LIMITS,
-    }
-    if p_adjusted is None or reading.sensitivity is None:
-        return _unmeasured(data, attribute, common, test)
-    sensitivity, leak = reading.sensitivity, reading.leaks["audited"]
-    test = _join_tests(test, sensitivity)
-    common |= evidence_of(reading, p_adjusted, family) | {"self_test": test}
-    if test.failed:
-        return Finding(**common, verdict="ERROR", answer="The check failed its own controls.", reason_code="self_test", reason=test.detail)
-    verdict, code, reason = judge(leak.interval, p_adjusted, sensitivity.mdl, attribute.num_minor, thresholds=thresholds)
-    if verdict == "FLAG" and attribute.name in expected:
-        verdict, code, reason = "WARN", "expected", f"expected by the policy: {expected[attribute.name]}"
-    remedy = "audit more units" if verdict == "NOT_ASSESSABLE" else ""
-    answer = _answer(attribute, leak, verdict, reading.leaks)
-    return Finding(
-        **common, verdict=verdict, reason_code=code, reason=reason, remedy=remedy, answer=answer, action=_action(attribute, verdict)
-    )
+def _finding(reading: Reading, p_adjusted: float, family: int, policy: Policy) -> Finding:
+    attribute, leak, sensitivity = reading.attribute, reading.leaks["audited"], reading.sensitivity
+    assert sensitivity is not None, "planted wherever it was read"
+    verdict, code, reason = judge(leak.interval, p_adjusted, sensitivity.mdl, attribute.num_minor, thresholds=policy.thresholds)
+    if verdict == "FLAG" and attribute.name in policy.expected:
+        verdict, code, reason = "WARN", "expected", f"expected by the policy: {policy.expected[attribute.name]}"
+    return ABOUT.finding(
+        attribute.name, **_told(attribute), **evidence_of(reading, p_adjusted, family), verdict=verdict, reason_code=code, reason=reason,
+        remedy="audit more units" if verdict == "NOT_ASSESSABLE" else "", answer=_answer(attribute, leak, verdict, reading.leaks),
+        action=_action(attribute, verdict), encoded={"FLAG": True, "WARN": True, "CLEAR_WITHIN_LIMITS": False}.get(verdict),
+    )  # fmt: skip
 
 
-def _unmeasured(data: AuditSet, attribute: Attribute, common: dict[str, Any], test: SelfTest) -> Finding:
-    common |= {"verdict": "ERROR" if test.failed else "NOT_ASSESSABLE", "self_test": test, "answer": "Nothing but counts can be given."}
-    if test.failed:
-        return Finding(**common, reason_code="self_test", reason=test.detail)
-    if not data.units_known:
-        return Finding(
-            **common, reason_code="no_unit_key", reason=f"{int((data.units == '').sum())} images have no unit id",
-            remedy="give the column that names the patient or place (group=COLUMN)",
-        )  # fmt: skip
+def _told(attribute: Attribute) -> dict[str, Any]:
+    return {
+        "title": f"Can {attribute.name} be read from the features?", "n_units": attribute.num_units, "n_minor": attribute.num_minor,
+        "n_images": len(attribute.rows), "counts": _counts(attribute),
+    }  # fmt: skip
+
+
+def _unmeasured(attribute: Attribute) -> Finding:
+    told = {**_told(attribute), "answer": "Nothing but counts can be given."}
     if attribute.kind == "classes" and len(attribute.classes) < 2:
-        return Finding(
-            **common, reason_code="one_class", reason="the column holds fewer than two classes", remedy="audit a set that holds both"
-        )
+        return ABOUT.unknown(
+            "one_class", "the column holds fewer than two classes", "audit a set that holds both", attribute.name, **told
+        )  # fmt: skip
     reason = f"{attribute.num_minor} units in the smaller class; {MIN_CLASS_UNITS} are the least for an estimate"
-    return Finding(**common, reason_code="n_units", reason=reason, remedy="audit more units of the smaller class")
+    return ABOUT.unknown("n_units", reason, "audit more units of the smaller class", attribute.name, **told)
 
 
 def evidence_of(reading: Reading, p_adjusted: float, family: int) -> dict[str, Any]:
@@ -159,6 +130,7 @@ def evidence_of(reading: Reading, p_adjusted: float, family: int) -> dict[str, A
         "baselines": _baselines(reading.leaks),
         "mdl": sensitivity.mdl,
         "evidence": evidence,
+        "self_test": _on_these(sensitivity),
     }
 
 
@@ -178,10 +150,10 @@ def _baselines(leaks: Mapping[str, Leak]) -> tuple[Baseline, ...]:
     return tuple(out)
 
 
-def _join_tests(test: SelfTest, sensitivity: Sensitivity) -> SelfTest:
-    """Adds the clean control on the real features; a plant that was not found there is low power, not a broken check."""
-    real = f"on these features {sensitivity.alarm_rate:.0%} of unplanted labels came out below .05"
-    return SelfTest(positive=test.positive, negative=test.negative if sensitivity.clean else "fail", detail=f"{test.detail}; {real}")
+def _on_these(sensitivity: Sensitivity) -> SelfTest:
+    """The clean control on the real features; a plant that was not found there is low power, not a broken check."""
+    told = f"on these features {sensitivity.alarm_rate:.0%} of unplanted labels came out below .05"
+    return SelfTest(positive="not_run", negative="pass" if sensitivity.clean else "fail", detail=told)
 
 
 def _counts(attribute: Attribute) -> dict[str, int | str]:
@@ -234,3 +206,8 @@ def self_test() -> SelfTest:
 def _p(rows: np.ndarray, labels: np.ndarray, units: np.ndarray, effort: Effort) -> float:
     attribute = read_attribute("planted", labels, units)
     return read_leaks({"audited": rows}, attribute, effort)[0]["audited"].p
+
+
+CHECK = Check(
+    about=ABOUT, run=run, self_test=self_test, needs=(ATTRIBUTES, UNITS), count=lambda evidence: len(evidence.asked.attributes)
+)  # fmt: skip

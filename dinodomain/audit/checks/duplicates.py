@@ -15,24 +15,26 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from dinodomain.audit.evidence import About, Check, Evidence, Private, Result
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.verdict import Thresholds, Verdict
 from dinodomain.probes.ridge import standardise
 from dinodomain.probes.scores import Interval, wilson
 
-CHECK = "duplicates"
-TITLE = "Is the same picture there more than once, across splits or units?"
+ABOUT = About(
+    name="duplicates", code="DUP", question="Q1", core=True, title="Is the same picture there more than once, across splits or units?",
+    limits=(
+        "Finds copies altered in exposure, noise or encoding; crops, mirror images and the same scene from elsewhere may pass.",
+        "Neighbouring slices or overlapping tiles of one unit are not counted.",
+    ),
+    maps_to={"EU AI Act": ("Art. 10(3)", "Art. 15"), "NIST AI RMF": ("MEASURE 2.1",), "FDA GMLP": ("4",)},
+)  # fmt: skip
 FALSE_RATE = 1e-4  # per image, against all others
 NULL_PAIRS = 200_000
 TAIL = (0.002, 0.02)  # quantiles of null distances between which the tail's exponent is measured, in large sets
 COPIES_PER_IMAGE = 4  # in small sets the quantiles move up, so that this many copies of every image do not reach them
-LISTED = 100
 _BLOCK = 1024
-LIMITS = (
-    "Finds copies altered in exposure, noise or encoding; crops, mirror images and the same scene from elsewhere may pass.",
-    "Neighbouring slices or overlapping tiles of one unit are not counted.",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,19 +67,22 @@ class Matches:
     kinds: tuple[str, ...]
 
 
-def duplicates(data: AuditSet, *, thresholds: Thresholds, seed: int = 0) -> Finding:
+def run(evidence: Evidence) -> list[Result]:
     """Lists copies across splits (or, without splits, across units) and the share of units they touch."""
-    test = self_test()
-    common: dict[str, Any] = {"id": CHECK, "check": CHECK, "question": "Q1", "title": TITLE, "self_test": test, "limits": LIMITS}
-    common |= {"n_units": data.num_units, "n_images": len(data.units)}
-    if test.failed:
-        return Finding(**common, verdict="ERROR", answer="The check failed its own controls.", reason_code="self_test", reason=test.detail)
-    found = match(data, seed=seed)
+    data = evidence.data
+    found = match(data, seed=evidence.effort.seed)
     crossing, place = _crossing(data, found.pairs)
     share = _share(data, found.pairs[crossing])
-    common |= {"estimate": estimate_of(share, "share of units", "wilson"), "counts": _counts(found, crossing, place)}
-    common |= {"evidence": _evidence(found, crossing, place)}
-    return _judge(found, crossing, place, share, common, thresholds)
+    told = {
+        "n_units": data.num_units, "n_images": len(data.units), "estimate": estimate_of(share, "share of units", "wilson"),
+        "counts": _counts(found, crossing, place), "evidence": _evidence(found, place),
+    }  # fmt: skip
+    first, second = found.pairs[crossing].T
+    listed = Private(
+        name="duplicates",
+        columns={"row": first.tolist(), "copy": second.tolist(), "identical": found.identical[crossing].tolist()},
+    )
+    return [_judge(found, crossing, place, share, told, evidence.lines), *([listed] if crossing.any() else [])]
 
 
 def match(data: AuditSet, *, seed: int) -> Matches:
@@ -209,41 +214,33 @@ def _groups(pairs: np.ndarray) -> int:
     return int(connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(nodes), len(nodes))), directed=False)[0])
 
 
-def _evidence(found: Matches, crossing: np.ndarray, place: str) -> dict[str, Any]:
-    listed = [{"rows": pair.tolist(), "identical": bool(same)} for pair, same in zip(found.pairs[crossing], found.identical[crossing])]
+def _evidence(found: Matches, place: str) -> dict[str, Any]:
     recall = None if found.recall is None else {"value": found.recall.value, "low": found.recall.low, "high": found.recall.high}
-    return {
-        "between": place,
-        "features": list(found.kinds),
-        "false_rate": FALSE_RATE,
-        "recall_on_altered_copies": recall,
-        "pairs": listed[:LISTED],
-    }
+    return {"between": place, "features": list(found.kinds), "false_rate": FALSE_RATE, "recall_on_altered_copies": recall}
 
 
-def _judge(found: Matches, crossing: np.ndarray, place: str, share: Interval, common: dict[str, Any], thresholds: Thresholds) -> Finding:
+def _judge(found: Matches, crossing: np.ndarray, place: str, share: Interval, told: dict[str, Any], lines: Thresholds) -> Finding:
     number, identical = int(crossing.sum()), int((crossing & found.identical).sum())
     if number:
         answer = f"Yes: {number} pairs of copies across {place}, {identical} of them identical, touch {share.value:.1%} of the units."
         sure = len(found.kinds) > 1 or identical == number
-        verdict: Verdict = "FLAG" if sure and share.low > thresholds.duplicates_flag else "WARN"
+        verdict: Verdict = "FLAG" if sure and share.low > lines.duplicates_flag else "WARN"
         reason = "" if sure else "altered copies were seen by one encoder only; look at the pairs"
-        action = f"Look at the listed pairs, keep one of each, and score again on {place} without copies."
-        return Finding(**common, verdict=verdict, answer=answer, reason=reason, reason_code="" if sure else "one_encoder", action=action)
+        action = f"Look at the pairs in private/duplicates.csv, keep one of each, and score again on {place} without copies."
+        return ABOUT.finding(
+            **told, verdict=verdict, answer=answer, reason=reason, reason_code="" if sure else "one_encoder", action=action
+        )
+    told["answer"] = "No copies were seen."
     if found.recall is None:
-        return Finding(
-            **common, verdict="NOT_ASSESSABLE", answer="No copies were seen.", reason_code="recall_unknown",
-            reason="no altered copies of these images could be made to measure what would have been found",
-            remedy="audit a checkpoint together with its store, so that copies can be made and embedded",
-        )  # fmt: skip
-    if found.recall.value < thresholds.duplicates_recall:
+        reason = "no altered copies of these images could be made to measure what would have been found"
+        remedy = "audit a checkpoint together with its store, so that copies can be made and embedded"
+        return ABOUT.unknown("recall_unknown", reason, remedy, **told)
+    if found.recall.value < lines.duplicates_recall:
         reason = f"only {found.recall.value:.0%} of deliberately altered copies of these images were found"
-        return Finding(
-            **common, verdict="NOT_ASSESSABLE", answer="No copies were seen.", reason_code="low_recall", reason=reason,
-            remedy="audit with a stronger encoder: this one moves copies as far apart as different images",
-        )  # fmt: skip
-    answer = f"No copies across {place} were found; {found.recall.value:.0%} of deliberately altered copies would have been."
-    return Finding(**common, verdict="CLEAR_WITHIN_LIMITS", answer=answer)
+        remedy = "audit with a stronger encoder: this one moves copies as far apart as different images"
+        return ABOUT.unknown("low_recall", reason, remedy, **told)
+    told["answer"] = f"No copies across {place} were found; {found.recall.value:.0%} of deliberately altered copies would have been."
+    return ABOUT.finding(**told, verdict="CLEAR_WITHIN_LIMITS")
 
 
 def self_test() -> SelfTest:
@@ -266,3 +263,6 @@ def _pairs_of(images: np.ndarray, mixing: np.ndarray) -> np.ndarray:
     names = np.array([f"u{i}" for i in range(len(images))])
     features = {"audited": np.tanh(scaled @ mixing), "pixels": scaled}
     return match(AuditSet(features=features, units=names, content_hash=None, sources=np.arange(len(images))), seed=0).pairs
+
+
+CHECK = Check(about=ABOUT, run=run, self_test=self_test)

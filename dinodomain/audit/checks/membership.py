@@ -13,82 +13,76 @@ from typing import Any
 import numpy as np
 
 from dinodomain.audit.checks.attribute import Reading, evidence_of, measure, self_test
+from dinodomain.audit.evidence import UNITS, About, Check, Draft, Evidence, Need, Result
 from dinodomain.audit.finding import Finding
-from dinodomain.audit.protocol.data import AuditSet
-from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.verdict import Thresholds, judge
 
-CHECK = "membership"
-TITLE = "Can it be told from the features which units the model was trained on?"
-LIMITS = (
-    "One attack: a linear probe on pooled features of whole tiles; stronger attacks use several views, the loss, or several models.",
-    "An average over units: single, unusual units may be more exposed.",
-)
+ABOUT = About(
+    name="membership", code="MIA", question="Q3", core=True,
+    title="Can it be told from the features which units the model was trained on?",
+    limits=(
+        "One attack: a linear probe on pooled features of whole tiles; stronger attacks use several views, the loss, or several models.",
+        "An average over units: single, unusual units may be more exposed.",
+    ),
+    maps_to={"EU AI Act": ("Art. 10(5)",), "NIST AI RMF": ("MEASURE 2.7", "MEASURE 2.10"), "FUTURE-AI": ("General 2",)},
+)  # fmt: skip
 FLAG_AT, CLEAR_AT, BLIND_AT = 0.60, 0.55, 0.52
 _COLUMN = "training membership"
 
 
-def membership(data: AuditSet, *, effort: Effort, thresholds: Thresholds) -> Finding:
+RESERVED = Need(
+    there=lambda evidence: evidence.data.holdout is not None and bool(evidence.data.holdout.any()), code="no_random_nonmembers",
+    reason="no units were reserved at random before training, so there are no comparable non-members",
+    remedy="ingest at least 300 units with an audit holdout, then train again",
+)  # fmt: skip
+MEMBERS = Need(
+    there=lambda evidence: evidence.data.members_known, code="members_unknown",
+    reason="the audited encoder is not known to have been trained on this store",
+    remedy="audit a checkpoint together with the store it was trained on",
+)  # fmt: skip
+
+
+def run(evidence: Evidence) -> list[Result]:
     """Reads reserved against trained from the features, beside the blind baselines."""
-    test = self_test()
-    common: dict[str, Any] = {"id": CHECK, "check": CHECK, "question": "Q3", "title": TITLE, "self_test": test, "limits": LIMITS}
-    common |= {"n_units": data.num_units, "n_images": len(data.units)}
-    if test.failed:
-        return Finding(**common, verdict="ERROR", answer="The check failed its own controls.", reason_code="self_test", reason=test.detail)
-    obstacle = _obstacle(data)
-    if obstacle is not None:
-        code, reason, remedy = obstacle
-        return Finding(
-            **common,
-            verdict="NOT_ASSESSABLE",
-            answer="Nothing can be said about membership.",
-            reason_code=code,
-            reason=reason,
-            remedy=remedy,
-        )
-    assert data.holdout is not None
+    data = evidence.probed
+    assert data.holdout is not None, "needed"
     labels = np.where(data.holdout, "reserved", "trained")
-    reading = measure(replace(data, columns={_COLUMN: labels}, split=None), _COLUMN, effort=effort, alpha=thresholds.alpha)
-    return _judge(reading, common, thresholds)
+    # Reservation is of patients and ground cells, not of whole sources.
+    told = replace(data, columns={_COLUMN: labels}, split=None, linked=None)
+    reading = measure(told, _COLUMN, effort=evidence.effort, alpha=evidence.alpha("Q3"))
+    if not reading.leaks:
+        reason = f"{reading.attribute.num_minor} units in the smaller group; 30 are the least for an estimate"
+        remedy = "reserve more units before training (ingest.audit_holdout)"
+        return [ABOUT.unknown("n_units", reason, remedy, **_told(reading), answer="Nothing but counts can be given.")]
+    judge = lambda p, family: _judge(reading, p[0], family, evidence.lines)  # noqa: E731
+    return [Draft(p=(reading.leaks["audited"].p,), judge=judge)]
 
 
-def _obstacle(data: AuditSet) -> tuple[str, str, str] | None:
-    """Why it cannot be asked: code, reason, remedy."""
-    if data.holdout is None or not data.holdout.any():
-        reason = "no units were reserved at random before training, so there are no comparable non-members"
-        return "no_random_nonmembers", reason, "ingest at least 300 units with an audit holdout, then train again"
-    if not data.members_known:
-        reason = "the audited encoder is not known to have been trained on this store"
-        return "members_unknown", reason, "audit a checkpoint together with the store it was trained on"
-    if not data.units_known:
-        return "no_unit_key", "some images have no unit id", "give the column that names the patient or place (group=COLUMN)"
-    return None
-
-
-def _judge(reading: Reading, common: dict[str, Any], thresholds: Thresholds) -> Finding:
+def _told(reading: Reading) -> dict[str, Any]:
     attribute = reading.attribute
-    common |= {"n_units": attribute.num_units, "n_minor": attribute.num_minor, "n_images": len(attribute.rows)}
-    if not reading.leaks or reading.sensitivity is None:
-        reason = f"{attribute.num_minor} units in the smaller group; 30 are the least for an estimate"
-        return Finding(
-            **common, verdict="NOT_ASSESSABLE", answer="Nothing but counts can be given.", reason_code="n_units", reason=reason,
-            remedy="reserve more units before training (ingest.audit_holdout)",
-        )  # fmt: skip
-    leak = reading.leaks["audited"]
-    common |= evidence_of(reading, leak.p, 1)
+    return {"n_units": attribute.num_units, "n_minor": attribute.num_minor, "n_images": len(attribute.rows)}
+
+
+def _judge(reading: Reading, p_adjusted: float, family: int, thresholds: Thresholds) -> Finding:
+    attribute, leak, sensitivity = reading.attribute, reading.leaks["audited"], reading.sensitivity
+    assert sensitivity is not None, "planted wherever it was read"
+    told = {**_told(reading), **evidence_of(reading, p_adjusted, family)}
     blind = [(name, found.interval) for name, found in reading.leaks.items() if name != "audited" and found.interval.low > BLIND_AT]
     if blind:
         name, at = blind[0]
         reason = (
             f"{name} features, which never saw the training, tell the groups apart ({at.value:.2f}): they differ in more than membership"
         )
-        return Finding(
-            **common, verdict="NOT_ASSESSABLE", answer="The groups are not comparable.", reason_code="not_exchangeable", reason=reason
-        )
+        remedy = "ingest anew, so that units are reserved at random, and train again"
+        return ABOUT.unknown("not_exchangeable", reason, remedy, **told, answer="The groups are not comparable.")
     lines = thresholds.model_copy(update={"tau_flag": FLAG_AT, "tau_clear": CLEAR_AT})
-    verdict, code, reason = judge(leak.interval, leak.p, reading.sensitivity.mdl, attribute.num_minor, thresholds=lines)
+    verdict, code, reason = judge(leak.interval, p_adjusted, sensitivity.mdl, attribute.num_minor, thresholds=lines)
     at = leak.interval
     words = {"FLAG": "Yes", "WARN": "Yes, weakly", "CLEAR_WITHIN_LIMITS": "Not by this attack"}.get(verdict, "Undecided")
     answer = f"{words}: {at.value:.2f} [{at.low:.2f}, {at.high:.2f}], chance {leak.null.mean():.2f}."
     action = "Do not publish weights or features of these units before a stronger attack was tried." if verdict in ("FLAG", "WARN") else ""
-    return Finding(**common, verdict=verdict, reason_code=code, reason=reason, answer=answer, action=action)
+    remedy = "reserve more units before training (ingest.audit_holdout)" if verdict == "NOT_ASSESSABLE" else ""
+    return ABOUT.finding(**told, verdict=verdict, reason_code=code, reason=reason, remedy=remedy, answer=answer, action=action)
+
+
+CHECK = Check(about=ABOUT, run=run, self_test=self_test, needs=(RESERVED, MEMBERS, UNITS), count=lambda _: 1)

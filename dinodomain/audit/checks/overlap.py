@@ -9,64 +9,62 @@ from typing import Any
 
 import numpy as np
 
+from dinodomain.audit.evidence import About, Check, Evidence, Private, Result
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.probes.scores import wilson
 
-CHECK = "overlap"
-TITLE = "Do splits share units or identical images?"
-LIMITS = (
-    "Sees units only as far as their ids tell them apart: one person under two ids passes.",
-    "Identical means equal pixels; altered copies are the duplicate check's business.",
-)
+ABOUT = About(
+    name="overlap", code="DUP", question="Q1", core=True, title="Do splits share units or identical images?",
+    limits=(
+        "Sees units only as far as their ids tell them apart: one person under two ids passes.",
+        "Identical means equal pixels; altered copies are the duplicate check's business.",
+    ),
+    maps_to={"EU AI Act": ("Art. 10(3)", "Art. 15"), "NIST AI RMF": ("MEASURE 2.1",), "FDA GMLP": ("4",)},
+)  # fmt: skip
 
 
-def overlap(data: AuditSet) -> Finding:
+def run(evidence: Evidence) -> list[Result]:
     """Counts units and identical images that lie in more than one split."""
-    test = self_test()
+    data = evidence.data
     splits = data.splits()
-    common: dict[str, Any] = {"id": CHECK, "check": CHECK, "question": "Q1", "title": TITLE, "self_test": test, "limits": LIMITS}
-    common |= {"n_units": data.num_units, "n_images": len(data.units)}
-    if test.failed:
-        return Finding(**common, verdict="ERROR", answer="The check failed its own controls.", reason_code="self_test", reason=test.detail)
+    told: dict[str, Any] = {"n_units": data.num_units, "n_images": len(data.units)}
     if splits is None:
-        return _without_splits(data, common)
+        return [_without_splits(data, told)]
     known = data.units != ""
     shared = shared_keys(data.units, splits)
     rows = np.isin(data.units, shared) & known
     copies = np.array([]) if data.content_hash is None else shared_keys(data.content_hash, splits)
-    evidence = {"splits": _sizes(splits), "pairs": _pairs(data.units[known], splits[known]), "rows": np.flatnonzero(rows)[:200].tolist()}
     counts = {"units in two splits": len(shared), "images of these units": int(rows.sum()), "identical images in two splits": len(copies)}
-    common |= {
-        "evidence": evidence,
-        "counts": counts,
-        "estimate": estimate_of(wilson(len(shared), max(1, data.num_units)), "share of units", "wilson"),
-    }
-    return _judge(data, common, len(shared), len(copies))
+    told |= {
+        "evidence": {"splits": _sizes(splits), "pairs": _pairs(data.units[known], splits[known])},
+        "counts": counts, "estimate": estimate_of(wilson(len(shared), max(1, data.num_units)), "share of units", "wilson"),
+    }  # fmt: skip
+    listed = Private(name="overlap", columns={"row": np.flatnonzero(rows).tolist(), "unit": data.units[rows].tolist()})
+    return [_judge(data, told, len(shared), len(copies)), *([listed] if rows.any() else [])]
 
 
-def _judge(data: AuditSet, common: dict[str, Any], units: int, copies: int) -> Finding:
+def _judge(data: AuditSet, told: dict[str, Any], units: int, copies: int) -> Finding:
     if units or copies:
         answer = f"Yes: {units} of {data.num_units} units and {copies} identical images lie in more than one split."
         action = "Keep each unit in one split and score again; scores on these splits are too high."
-        return Finding(**common, verdict="FLAG", answer=answer, action=action)
+        return ABOUT.finding(**told, verdict="FLAG", answer=answer, action=action)
     if not data.units_known:
         missing = int((data.units == "").sum())
-        return Finding(
-            **common, verdict="NOT_ASSESSABLE", answer="No overlap was seen, but not every image has a unit.", reason_code="no_unit_key",
-            reason=f"{missing} images have no unit id", remedy="give the column that names the patient or place (group=COLUMN)",
-        )  # fmt: skip
-    return Finding(**common, verdict="CLEAR_WITHIN_LIMITS", answer=f"No: none of {data.num_units} units lies in two splits.")
+        remedy = "give the column that names the patient or place (group=COLUMN)"
+        answer = "No overlap was seen, but not every image has a unit."
+        return ABOUT.unknown("no_unit_key", f"{missing} images have no unit id", remedy, **told, answer=answer)
+    return ABOUT.finding(**told, verdict="CLEAR_WITHIN_LIMITS", answer=f"No: none of {data.num_units} units lies in two splits.")
 
 
-def _without_splits(data: AuditSet, common: dict[str, Any]) -> Finding:
+def _without_splits(data: AuditSet, told: dict[str, Any]) -> Finding:
     if data.split is None:
-        return Finding(
-            **common, verdict="NOT_ASSESSABLE", answer="There is no split to check.", reason_code="no_split",
-            reason="no column says which split an image belongs to", remedy="name it with audit.split=COLUMN",
-        )  # fmt: skip
+        reason = "no column says which split an image belongs to"
+        return ABOUT.unknown("no_split", reason, "name it with audit.split=COLUMN", **told, answer="There is no split to check.")
     reason = f"column {data.split!r} holds one value"
-    return Finding(**common, verdict="NOT_APPLICABLE", answer="All images lie in one split.", reason_code="one_split", reason=reason)
+    return ABOUT.finding(
+        **told, verdict="NOT_APPLICABLE", answer="All images lie in one split.", reason_code="one_split", reason=reason
+    )  # fmt: skip
 
 
 def shared_keys(keys: np.ndarray, splits: np.ndarray) -> np.ndarray:
@@ -99,3 +97,6 @@ def self_test() -> SelfTest:
     return SelfTest(
         positive="pass" if found else "fail", negative="pass" if silent else "fail", detail="one shared unit planted among 40; none"
     )
+
+
+CHECK = Check(about=ABOUT, run=run, self_test=self_test)

@@ -6,27 +6,33 @@ Each group is compared with all other rows, never the best with the worst: betwe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 
+from dinodomain.audit.evidence import ATTRIBUTES, TASK, UNITS, About, Check, Draft, Evidence, Result
+from dinodomain.audit.figures import Bar, Forest
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.attribute import MISSING, Attribute, read_attribute
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Reader
-from dinodomain.audit.protocol.verdict import Thresholds, Verdict, holm
+from dinodomain.audit.protocol.verdict import Thresholds, Verdict
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Z95, Interval, auroc, unit_weights
 
-CHECK = "subgroups"
+ABOUT = About(
+    name="subgroups", code="SUBG", question="Q2", core=True, title="Does a probe for the task work worse for some groups?",
+    limits=(
+        "One reference probe; a fine-tuned model may fail elsewhere.",
+        "A gap can come from harder cases or poorer labels in a group as well as from the features.",
+    ),
+    maps_to={"EU AI Act": ("Art. 10(2)(f)", "Annex IV 3"), "NIST AI RMF": ("MEASURE 2.11",), "FUTURE-AI": ("Fairness 3",)},
+)  # fmt: skip
 MIN_CELL = 50  # units with and without the finding that each side of a comparison needs
-LIMITS = (
-    "One reference probe; a fine-tuned model may fail elsewhere.",
-    "A gap can come from harder cases or poorer labels in a group as well as from the features.",
-)
+_SILENT = "Errors were not compared."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,68 +66,32 @@ class Gap:
         return float(2 * norm.sf(abs(self.value) / max(self.error, 1e-12)))
 
 
-def subgroups(data: AuditSet, task: str, attributes: Sequence[str], *, effort: Effort, thresholds: Thresholds) -> tuple[Finding, ...]:
-    """One finding per attribute: the group whose gap is the surest, and all others in the evidence."""
-    test = self_test()
-    target = read_attribute(task, data.columns[task], data.units)
-    common: dict[str, Any] = {
-        "check": CHECK,
-        "question": "Q2",
-        "self_test": test,
-        "limits": LIMITS,
-        "n_units": target.num_units,
-        "n_images": len(target.rows),
-    }
-    title = f"Does a probe for {task} work worse for some groups?"
-    obstacle = _obstacle(data, target, attributes, test)
-    if obstacle is not None:
-        verdict, code, reason, remedy = obstacle
-        return (
-            Finding(
-                **common,
-                id=CHECK,
-                title=title,
-                verdict=verdict,
-                answer="Errors were not compared.",
-                reason_code=code,
-                reason=reason,
-                remedy=remedy,
-            ),
-        )
-    scores = _scores(data, target, effort)
-    found = {name: _gaps(data, target, scores, name, effort) for name in attributes}
-    flat = [gap for gaps in found.values() for gap in gaps if gap.cell >= MIN_CELL]
-    adjusted = dict(zip(map(id, flat), holm([gap.p for gap in flat])))
-    return tuple(_finding(name, task, gaps, adjusted, thresholds, {**common, "id": f"{CHECK}/{name}"}) for name, gaps in found.items())
-
-
-def _obstacle(data: AuditSet, target: Attribute, attributes: Sequence[str], test: SelfTest) -> tuple[Any, str, str, str] | None:
-    if test.failed:
-        return "ERROR", "self_test", test.detail, ""
-    if not data.units_known:
-        return (
-            "NOT_ASSESSABLE",
-            "no_unit_key",
-            "some images have no unit id",
-            "give the column that names the patient or place (group=COLUMN)",
-        )
+def run(evidence: Evidence) -> list[Result]:
+    """One finding per attribute: the group whose gap is the surest, and all others in the table."""
+    data, task = evidence.probed, evidence.asked.task
+    assert task is not None, "needed"
+    target = read_attribute(task, data.columns[task], data.label_units)
+    told: dict[str, Any] = {"n_units": target.num_units, "n_images": len(target.rows)}
     if target.kind != "classes" or len(target.classes) != 2:
-        return (
-            "NOT_ASSESSABLE",
-            "task_kind",
-            f"{target.name} does not hold exactly two classes",
-            "name a task of two classes (audit.task=COLUMN)",
-        )
-    if not attributes:
-        return "NOT_ASSESSABLE", "no_groups", "no attribute was named, so there are no groups", "name columns with audit.attributes=[...]"
+        reason = f"{task} does not hold exactly two classes"
+        return [ABOUT.unknown("task_kind", reason, "name a task of two classes (audit.task=COLUMN)", **told, answer=_SILENT)]
     if target.num_minor < MIN_CELL:
-        return (
-            "NOT_ASSESSABLE",
-            "n_units",
-            f"{target.num_minor} units in the rarer class of {target.name}; {MIN_CELL} are the least",
-            "audit more units",
-        )
-    return None
+        reason = f"{target.num_minor} units in the rarer class of {task}; {MIN_CELL} are the least"
+        return [ABOUT.unknown("n_units", reason, "audit more units", **told, answer=_SILENT)]
+    scores = _scores(data, target, evidence.effort)
+    return [_result(evidence, target, scores, name, told) for name in evidence.asked.attributes]
+
+
+def _result(evidence: Evidence, target: Attribute, scores: np.ndarray, name: str, told: dict[str, Any]) -> Result:
+    gaps = _gaps(evidence.probed, target, scores, name, evidence.effort)
+    usable = [gap for gap in gaps if gap.cell >= MIN_CELL]
+    told = {**told, "title": f"Does a probe for {target.name} work worse for some groups of {name}?"}
+    if not usable:
+        need = f"no group has {MIN_CELL} units with and without {target.name}, inside and outside"
+        reason = need if gaps else f"{name} does not hold 2 to 20 groups"
+        return ABOUT.unknown("n_units", reason, "audit more units", name, **told, answer=_SILENT)
+    judge = lambda adjusted, _: _finding(name, target.name, gaps, usable, adjusted, evidence.lines, told)  # noqa: E731
+    return Draft(p=tuple(gap.p for gap in usable), judge=judge)
 
 
 def _scores(data: AuditSet, target: Attribute, effort: Effort) -> np.ndarray:
@@ -159,59 +129,41 @@ def _cells(target: Attribute, *sides: np.ndarray) -> Iterator[int]:
             yield len(np.unique(target.unit_index[rows & (target.values == value)]))
 
 
-def _finding(name: str, task: str, gaps: list[Gap], adjusted: dict[int, float], thresholds: Thresholds, common: dict[str, Any]) -> Finding:
-    common["title"] = f"Does a probe for {task} work worse for some groups of {name}?"
-    usable = [gap for gap in gaps if id(gap) in adjusted]
-    common["evidence"] = {"groups": [_row(gap) for gap in usable]}
-    if not usable:
-        reason = (
-            f"no group has {MIN_CELL} units with and without {task}, inside and outside" if gaps else f"{name} does not hold 2 to 20 groups"
-        )
-        return Finding(
-            **common,
-            verdict="NOT_ASSESSABLE",
-            answer="Errors were not compared.",
-            reason_code="n_units",
-            reason=reason,
-            remedy="audit more units",
-        )
+def _finding(
+    name: str, task: str, gaps: list[Gap], usable: list[Gap], adjusted: tuple[float, ...], lines: Thresholds, told: dict[str, Any]
+) -> Finding:  # fmt: skip
     worst = min(usable, key=lambda gap: gap.interval.high)
-    common |= {
-        "estimate": estimate_of(worst.interval, f"auroc of {worst.group} minus auroc of the rest", "1.96 x SE of unit bootstrap"),
-        "n_minor": worst.cell,
-    }
-    low, p = worst.interval, adjusted[id(worst)]
+    p, low = adjusted[usable.index(worst)], worst.interval
+    metric = f"auroc of {worst.group} minus auroc of the rest"
+    told = {
+        **told, "estimate": estimate_of(low, metric, "1.96 x SE of unit bootstrap"), "n_minor": worst.cell,
+        "plots": (_forest(name, usable, lines),),
+        "evidence": {"groups": [_row(gap, value) for gap, value in zip(usable, adjusted)]},
+    }  # fmt: skip
     scores = f"{worst.group}: {worst.inside:.2f}, all others: {worst.outside:.2f}, gap {low.value:+.2f} [{low.low:+.2f}, {low.high:+.2f}]"
-    if p <= thresholds.alpha and worst.value < 0:
-        verdict: Verdict = "FLAG" if low.high <= -thresholds.gap_flag else "WARN"
+    if p <= lines.alpha and worst.value < 0:
+        verdict: Verdict = "FLAG" if low.high <= -lines.gap_flag else "WARN"
         action = f"Score {task} for {worst.group} apart before use, and find out whether cases, labels or features differ."
-        return Finding(**common, verdict=verdict, answer=f"Yes, AUROC of {scores}.", action=action)
-    if all(gap.interval.low > -thresholds.gap_flag for gap in usable) and len(usable) == len(gaps):
-        return Finding(
-            **common, verdict="CLEAR_WITHIN_LIMITS", answer=f"No group falls behind by {thresholds.gap_flag:.2f}; the lowest is {scores}."
-        )
-    reason = f"gaps of more than {thresholds.gap_flag:.2f} are not ruled out for every group"
-    return Finding(
-        **common,
-        verdict="NOT_ASSESSABLE",
-        answer=f"Undecided: {scores}.",
-        reason_code="wide_interval",
-        reason=reason,
-        remedy="audit more units",
-    )
+        return ABOUT.finding(name, **told, verdict=verdict, answer=f"Yes, AUROC of {scores}.", action=action)
+    if all(gap.interval.low > -lines.gap_flag for gap in usable) and len(usable) == len(gaps):
+        answer = f"No group falls behind by {lines.gap_flag:.2f}; the lowest is {scores}."
+        return ABOUT.finding(name, **told, verdict="CLEAR_WITHIN_LIMITS", answer=answer)
+    reason = f"gaps of more than {lines.gap_flag:.2f} are not ruled out for every group"
+    return ABOUT.unknown("wide_interval", reason, "audit more units", name, **told, answer=f"Undecided: {scores}.")
 
 
-def _row(gap: Gap) -> dict[str, Any]:
+def _forest(name: str, gaps: list[Gap], lines: Thresholds) -> Forest:
+    rows = [Bar(label=gap.group, value=gap.value, low=gap.interval.low, high=gap.interval.high, n_units=gap.cell) for gap in gaps]
+    marks = {"flag": -lines.gap_flag, "equal": 0.0}
+    return Forest(title=f"AUROC by {name}", axis="AUROC of the group minus AUROC of the rest", rows=tuple(rows), lines=marks)
+
+
+def _row(gap: Gap, p_adjusted: float) -> dict[str, Any]:
     at = gap.interval
     return {
-        "group": gap.group,
-        "auroc": gap.inside,
-        "rest": gap.outside,
-        "gap": at.value,
-        "low": at.low,
-        "high": at.high,
-        "units": gap.cell,
-    }
+        "group": gap.group, "auroc": gap.inside, "rest": gap.outside, "gap": at.value, "low": at.low, "high": at.high,
+        "units": gap.cell, "p_adjusted": p_adjusted,
+    }  # fmt: skip
 
 
 def self_test() -> SelfTest:
@@ -234,3 +186,12 @@ def self_test() -> SelfTest:
 def _worst(data: AuditSet, task: str, effort: Effort) -> Gap:
     target = read_attribute(task, data.columns[task], data.units)
     return min(_gaps(data, target, _scores(data, target, effort), "group", effort), key=lambda gap: gap.value)
+
+
+def _groups_of(evidence: Evidence) -> int:
+    """Groups that may be compared, 20 of an attribute at most."""
+    found = (len({str(value).strip().lower() for value in evidence.probed.columns[name]} - MISSING) for name in evidence.asked.attributes)
+    return sum(count for count in found if count <= 20)
+
+
+CHECK = Check(about=ABOUT, run=run, self_test=self_test, needs=(TASK, ATTRIBUTES, UNITS), count=_groups_of)

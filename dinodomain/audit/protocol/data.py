@@ -37,6 +37,9 @@ class AuditSet:
         holdout: [N] True where a unit was reserved before training; None where nothing is known about reservation.
         members_known: Whether the audited encoder is known to have been trained on these rows (held-out ones excepted).
         copies: Altered copies, or None.
+        linked: [N] units of values that whole sources share: where tiles of one source lie in several units (ground cells), these are
+            one here, or a fold would train on the very label that it scores. None takes ``units``.
+        numbers: [N] row of each in the whole audited set, by which the encoder can be shown it again; None where these are all rows.
     """
 
     features: Mapping[str, np.ndarray]
@@ -48,6 +51,8 @@ class AuditSet:
     holdout: np.ndarray | None = None
     members_known: bool = False
     copies: Copies | None = None
+    linked: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.units)
@@ -70,6 +75,11 @@ class AuditSet:
     def units_known(self) -> bool:
         """Whether every row has a unit."""
         return bool((self.units != "").all())
+
+    @property
+    def label_units(self) -> np.ndarray:
+        """[N] unit of each row for columns, which hold one value per source."""
+        return self.units if self.linked is None else self.linked
 
     @property
     def num_units(self) -> int:

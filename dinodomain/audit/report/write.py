@@ -5,19 +5,23 @@ Measures nothing and reads nothing but the report.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from dinodomain.audit.evidence import Private
 from dinodomain.audit.finding import QUESTIONS, Report, check_report, read_report
 from dinodomain.audit.protocol.verdict import VERDICTS
 from dinodomain.lineage import digest_file, write_bytes, write_json
-from dinodomain.show.audit import leak_forest
+from dinodomain.show.audit import draw_plot, leak_forest
 
 MEANING: Mapping[str, tuple[str, str]] = {
     "FLAG": ("✖", "found, and above the line that was set beforehand"),
@@ -52,13 +56,34 @@ class Paths:
     sums: Path
 
 
-def write_report(report: Report, folder: Path) -> Paths:
-    """Writes the bundle into ``folder``; ``audit.json`` is checked against the published schema before anything is drawn."""
+def write_report(report: Report, folder: Path, private: Sequence[Private] = ()) -> Paths:
+    """Writes the bundle into ``folder``; ``audit.json`` is checked against the published schema before anything is drawn.
+
+    Args:
+        report: The record.
+        folder: Made if absent.
+        private: Tables for ``private/``, which only its owner may read; what an earlier audit left there goes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     body = report.as_json()
     check_report(body, "audit.json")
+    _write_private(folder / "private", private)
     write_json(folder / "audit.json", body)
     return draw_report(folder / "audit.json")
+
+
+def _write_private(folder: Path, tables: Sequence[Private]) -> None:
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    if not tables:
+        return
+    folder.mkdir(mode=0o700)
+    for table in tables:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(table.columns)
+        writer.writerows(zip(*table.columns.values(), strict=True))
+        write_bytes(folder / f"{table.name}.csv", text.getvalue().encode())
 
 
 def draw_report(source: Path) -> Paths:
@@ -85,12 +110,25 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": _number, "cell": _cell, "words": lambda verdict: verdict.replace("_", " ")}
+    made.filters |= {
+        "number": _number,
+        "cell": _cell,
+        "cell_text": _cell_text,
+        "words": lambda verdict: verdict.replace("_", " "),
+        "plot": draw_plot,
+    }
     return made
 
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "not measured" if value is None else f"{value:.{digits}f}"
+
+
+def _cell_text(value: object) -> str:
+    """A cell of a table for people."""
+    if value is None:
+        return "not measured"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _cell(value: object) -> str:
