@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 Trained = TypeVar("Trained")
-SHORT = (4, 24)
+SHORT = (8, 56)
 """Steps of the two runs from whose difference the time of a step is guessed."""
 SPARE = 0.98
 """Share of the time that steps get; the rest is for building, saving and figures."""
-TOLERANCE, TRIES = 0.08, 3
+TOLERANCE, TRIES = 0.12, 2
 """A run that took another time than it had, by more than this share, is done again with as many steps as would have fitted."""
 
 
