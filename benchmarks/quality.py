@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -49,6 +49,7 @@ class Job:
         seed: Of weights, order, views and folds.
         minutes: CPU-minutes of training; None for a few steps.
         changes: For trials: changes to our plan, or to what the peer is asked.
+        pace: Steps a CPU-second of an earlier seed, if there is one: its schedule fits this one, too.
     """
 
     case: str
@@ -56,6 +57,7 @@ class Job:
     seed: int
     minutes: float | None
     changes: Mapping[str, Any]
+    pace: float | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -87,7 +89,7 @@ def _run(job: Job, case: Case, data: Any, out: Path) -> dict[str, Any]:
     from quality import dense, ours, theirs
 
     if job.method in PEERS:
-        asked = theirs.request(case, job.method, data, out / "peer", job.seed, job.minutes, job.changes)
+        asked = theirs.request(case, job.method, data, out / "peer", job.seed, job.minutes, job.changes, job.pace)
         if case.kind == "dense":
             return {"impossible": theirs.refusal(asked, case)}
         told, (y, units) = theirs.train(asked), data.classes()
@@ -96,7 +98,7 @@ def _run(job: Job, case: Case, data: Any, out: Path) -> dict[str, Any]:
     if job.method in BASELINES:
         backbone, told = ours.untrained(case, data, out, job.seed), {}
     else:
-        backbone, told = ours.train(case, data, out, job.seed, job.minutes, changes)
+        backbone, told = ours.train(case, data, out, job.seed, job.minutes, changes, job.pace)
     pixels = job.method == "pixels"
     if case.kind == "pooled":
         y, units = data.classes()
@@ -129,7 +131,7 @@ def go_on(wanted: Sequence[Job], state: Path, work: Path, at_once: int) -> list[
     def one(job: Job) -> None:
         began = time.monotonic()
         try:
-            found: dict[str, Any] | str = in_own_process(job, work)
+            found: dict[str, Any] | str = in_own_process(replace(job, pace=_pace(job, read(state))), work)
         except RuntimeError as problem:
             found = str(problem)
         with writing:
@@ -143,6 +145,12 @@ def go_on(wanted: Sequence[Job], state: Path, work: Path, at_once: int) -> list[
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(one, wanted))
     return failed
+
+
+def _pace(job: Job, done: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> float | None:
+    """That of the latest finished run with another seed and as many minutes."""
+    alike = [row for row in done.values() if (row["case"], row["method"], row["minutes"]) == (job.case, job.method, job.minutes)]
+    return alike[-1]["steps"] / alike[-1]["cpu_seconds"] if alike and "steps" in alike[-1] else None
 
 
 def _said(job: Job, found: Mapping[str, Any] | str, wall: float) -> str:

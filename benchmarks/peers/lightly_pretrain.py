@@ -54,6 +54,7 @@ class Request:
         transform_args: Changes to its transform's arguments.
         init: First weights of the backbone's linears: its ``own``, or ``xavier`` as ours.
         steps: Steps to do whatever they take; None to fill the minutes.
+        pace: See ``quality.budget.timed``.
     """
 
     method: str
@@ -70,6 +71,7 @@ class Request:
     transform_args: Mapping[str, Any] = field(default_factory=dict)
     init: str = "own"
     steps: int | None = None
+    pace: float | None = None
 
 
 def build(method: str, model: Mapping[str, int], size: int, channels: int = 3, init: str = "own") -> nn.Module:
@@ -152,7 +154,7 @@ def run(request: Request) -> dict[str, Any]:
     out = Path(request.out)
     shutil.rmtree(out, ignore_errors=True)
     if request.steps is None:
-        steps, network, spent = timed(lambda steps, place: train(request, steps, out / place), request.minutes)
+        steps, network, spent = timed(lambda steps, place: train(request, steps, out / place), request.minutes, request.pace)
     else:
         steps, (network, spent) = request.steps, train(request, request.steps, out / "run")
     torch.save(network.state_dict(), out / "weights.pt")

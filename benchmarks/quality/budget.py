@@ -14,18 +14,23 @@ TOLERANCE, TRIES = 0.12, 2
 """A run that took another time than it had, by more than this share, is done again with as many steps as would have fitted."""
 
 
-def timed(train: Callable[[int, str], tuple[Trained, float]], minutes: float) -> tuple[int, Trained, float]:
+def timed(
+    train: Callable[[int, str], tuple[Trained, float]], minutes: float, pace: float | None = None
+) -> tuple[int, Trained, float]:  # fmt: skip
     """Trains for about so many CPU-minutes.
 
     Args:
         train: Takes steps and the name of a folder; returns what it made and CPU-seconds.
         minutes: CPU-minutes.
+        pace: Steps a CPU-second of the same training with another seed; None finds it by two short runs.
 
     Returns:
         Steps, what was made, CPU-seconds. The last try counts whatever it took: a busy machine changes the CPU time of a step.
     """
-    few, more = (train(steps, f"speed-{steps}")[1] for steps in SHORT)
-    steps = max(10, int(60 * minutes * SPARE * (SHORT[1] - SHORT[0]) / (more - few)))
+    if pace is None:
+        few, more = (train(steps, f"speed-{steps}")[1] for steps in SHORT)
+        pace = SPARE * (SHORT[1] - SHORT[0]) / (more - few)
+    steps = max(10, int(60 * minutes * pace))
     for turn in range(TRIES):
         made, spent = train(steps, "run")
         if turn == TRIES - 1 or abs(spent / (60 * minutes) - 1) <= TOLERANCE:

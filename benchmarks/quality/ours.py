@@ -25,7 +25,7 @@ from quality.data import Prepared
 
 
 def train(
-    case: Case, data: Prepared, out: Path, seed: int, minutes: float | None, changes: Mapping[str, Any]
+    case: Case, data: Prepared, out: Path, seed: int, minutes: float | None, changes: Mapping[str, Any], pace: float | None = None
 ) -> tuple[Backbone, dict[str, Any]]:
     """Finds how many steps fit, does them; returns the teacher's backbone and what was done.
 
@@ -36,11 +36,12 @@ def train(
         seed: Of the run.
         minutes: CPU-minutes; None does ``QUICK_STEPS``.
         changes: To the plan.
+        pace: See ``budget.timed``.
     """
     if minutes is None:
         steps, (run, seconds) = QUICK_STEPS, _run(case, data, out / "run", seed, QUICK_STEPS, changes)
     else:
-        steps, run, seconds = timed(lambda steps, place: _run(case, data, out / place, seed, steps, changes), minutes)
+        steps, run, seconds = timed(lambda steps, place: _run(case, data, out / place, seed, steps, changes), minutes, pace)
     told = {"steps": steps, "cpu_seconds": seconds, "loss": run.metrics()[-1]["loss"], "findings": run.diagnosis()}
     backbone = run.backbone()
     return backbone, {**told, "parameters": sum(item.numel() for item in backbone.parameters())}

@@ -33,15 +33,18 @@ class NotPossible(Exception):
     """The peer refused the input."""
 
 
-def request(case: Case, method: str, data: Prepared, out: Path, seed: int, minutes: float | None, changes: Mapping[str, Any]) -> Request:
+def request(
+    case: Case, method: str, data: Prepared, out: Path, seed: int, minutes: float | None, changes: Mapping[str, Any],
+    pace: float | None = None,
+) -> Request:  # fmt: skip
     """What it is asked to do, as ours is; ``changes`` are fields of the request; no minutes: ``QUICK_STEPS``."""
     views, model = case.plan["views"], COMMON["model"]
     crops = {name: views[name] for name in ("global_size", "local_size", "num_local")}
     steps = QUICK_STEPS if minutes is None else None
     return Request(
         method=method.removeprefix("lightly_"), images=str(data.images.resolve()), out=str(out.resolve()), minutes=minutes or 0.0,
-        seed=seed, batch=case.batch, model={name: model[name] for name in ("dim", "depth", "heads", "patch")}, views={**SCALES, **crops},
-        head={"prototypes": PROTOTYPES, "hidden": HIDDEN, "bottleneck": BOTTLENECK},
+        pace=pace, seed=seed, batch=case.batch, model={name: model[name] for name in ("dim", "depth", "heads", "patch")},
+        views={**SCALES, **crops}, head={"prototypes": PROTOTYPES, "hidden": HIDDEN, "bottleneck": BOTTLENECK},
         **{"steps": steps, **case.peer.get(method, {}), **changes},
     )  # fmt: skip
 
