@@ -33,7 +33,8 @@ from dinodomain.verbs import VERBS, Outcome, Verb
 PATH_KEYS = frozenset({
     "source", "store", "out", "labels", "metadata", "checkpoint", "features", "gate", "report", "run", "config", "configs_dir",
     "secret", "crosswalk", "withdraw", "ingest.executor", "ingest.metadata", "ingest.secret", "ingest.patient_map", "ingest.select",
-    "ingest.aoi", "loader.ring_dir", "start.weights", "watch.labels", "gram.teacher",
+    "ingest.aoi", "loader.ring_dir", "start.weights", "watch.labels", "gram.teacher", "verify", "against", "audit", "waive_audit",
+    "audit.previous", "audit.finetuned", "audit.generic", "audit.declaration", "audit.sign", "audit.key", "audit.unit",
 })  # fmt: skip
 """Keys whose value is taken letter for letter: paths, and expressions of their own grammar."""
 

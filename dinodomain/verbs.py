@@ -113,8 +113,17 @@ def _describe(name: str) -> Callable[[Any], Outcome]:
 
 
 def _audit(plan: Any) -> Outcome:
+    if plan.unit is not None:
+        return _trace(plan)
     result = _api("audit")(plan)
     return Outcome(text=result.text(), data=result.as_json(), exit_code=result.exit_code)
+
+
+def _trace(plan: Any) -> Outcome:
+    from dinodomain.audit import trace_unit
+
+    result = trace_unit(plan.unit, plan.runs, store=plan.store, secret=plan.secret)
+    return Outcome(text=result.text(), data=result.as_json())
 
 
 def _demo(plan: Any) -> Outcome:
@@ -189,11 +198,12 @@ _TABLE = (
     ),
     Verb(
         name="audit",
-        usage="audit checkpoint=RUN store=STORE [metadata=CSV] [audit.attributes=[...]] out=DIR [gate=POLICY.yaml]",
+        usage="audit checkpoint=RUN store=STORE [metadata=CSV] [audit.attributes=[...]] out=DIR [gate=POLICY.yaml] | verify=REPORT "
+        "| audit.unit=UNIT audit.runs=[DIR]",
         plan="dinodomain.audit:AuditPlan",
         call=_audit,
         summary="Answers the four governance questions with evidence; what could not be assessed is said, never passed.",
-        keys=KeyMap(prefix="audit", top=(*SCORED, "metadata", "features", "gate", "report", "secret")),
+        keys=KeyMap(prefix="audit", top=(*SCORED, "metadata", "features", "gate", "report", "secret", "verify", "against")),
     ),
     Verb(
         name="embed",
@@ -205,11 +215,11 @@ _TABLE = (
     ),
     Verb(
         name="export",
-        usage="export checkpoint=RUN format=timm|safetensors|torch_export out=DIR",
+        usage="export checkpoint=RUN format=timm|safetensors|torch_export out=DIR [audit=REPORT]",
         plan="dinodomain.export:ExportPlan",
         call=_describe("export"),
         summary="Writes the teacher backbone so that other pipelines load it without this package.",
-        keys=KeyMap(prefix="export", top=("checkpoint", "format", "out")),
+        keys=KeyMap(prefix="export", top=("checkpoint", "format", "out", "audit", "waive_audit")),
     ),
     Verb(
         name="doctor",

@@ -134,11 +134,13 @@ def test_attribution_is_told_spacing_and_lost_channels(backbone, two):
 
 
 def test_exports_carry_wavelengths_or_say_why_not(files, tmp_path):
-    done = export(ExportPlan(checkpoint=files["run"], out=str(tmp_path / "program"), format="torch_export"))
+    done = export(
+        ExportPlan(waive_audit="a test; the suite", checkpoint=files["run"], out=str(tmp_path / "program"), format="torch_export")
+    )
     assert done.max_abs_diff < 1e-4
     assert load_backbone(files["run"]).spec["wavelengths_nm"] == list(WAVES[:3])
     with pytest.raises(UserError, match=r"model\.channels=wavelength"):
-        export(ExportPlan(checkpoint=files["run"], out=str(tmp_path / "timm"), format="timm"))
+        export(ExportPlan(waive_audit="a test; the suite", checkpoint=files["run"], out=str(tmp_path / "timm"), format="timm"))
 
 
 def test_a_kernel_for_each_channel_refuses_a_store_without_one(files, backbone, two):

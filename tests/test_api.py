@@ -144,7 +144,8 @@ def test_every_verb_runs_from_keys_alone(folder, tmp_path):
     assert audit.exit_code == 0
     features = dinodomain.embed(checkpoint=backbone, store=store, out=str(tmp_path / "features"))
     assert features is not None
-    assert dinodomain.export(checkpoint=backbone, out=str(tmp_path / "export"), format="safetensors").max_abs_diff == 0
+    exported = dinodomain.export(checkpoint=backbone, out=str(tmp_path / "export"), format="safetensors", waive_audit="a test; the suite")
+    assert exported.max_abs_diff == 0
 
 
 def test_a_store_and_a_backbone_are_opened_by_path(folder):

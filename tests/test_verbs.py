@@ -49,9 +49,9 @@ def test_every_key_reaches_its_place_in_the_plan_from_yaml_and_as_a_path(verb):
 TOP = {
     "probe": SCORED | {"secret"},
     "finetune": SCORED | {"task", "secret"},
-    "audit": SCORED | {"metadata", "features", "gate", "report", "secret"},
+    "audit": SCORED | {"metadata", "features", "gate", "report", "secret", "verify", "against"},
     "embed": {"checkpoint", "store", "out"},
-    "export": {"checkpoint", "format", "out"},
+    "export": {"checkpoint", "format", "out", "audit", "waive_audit"},
     "ingest": {"domain", "source", "store", "withdraw"},
 }
 

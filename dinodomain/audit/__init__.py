@@ -11,6 +11,7 @@ from dinodomain.audit.protocol.data import AuditSet, Copies
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.report import Paths, draw_report, write_report
 from dinodomain.audit.run import Audited, run_checks
+from dinodomain.audit.trail import UnitTrace, trace_unit
 from dinodomain.audit.verb import AuditResult, audit
 
 __all__ = [
@@ -27,12 +28,14 @@ __all__ = [
     "Paths",
     "Policy",
     "Report",
+    "UnitTrace",
     "audit",
     "decide",
     "draw_report",
     "read_policy",
     "read_report",
     "run_checks",
+    "trace_unit",
     "write_report",
     "write_schema",
 ]

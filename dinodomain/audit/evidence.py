@@ -6,6 +6,7 @@ p values comes back as a ``Draft`` that becomes a finding once the corrected val
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,12 @@ from dinodomain.audit.protocol.verdict import Thresholds
 
 if TYPE_CHECKING:
     from dinodomain.audit.observe import Observer
+    from dinodomain.audit.trail import Trail
 
 Maps = Mapping[str, tuple[str, ...]]
+
+_RESOLUTION = 2
+"""Permutations over (tests / level): at 1 not one permutation may reach the estimate, at 2 one may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +38,8 @@ class Asked:
         strata: Legitimate covariates: a leak must go beyond them, impostors are matched by them.
         study: Tells the visits of one unit apart; None takes each source for a visit.
         decision: What the report is to decide: ``internal_use``, ``release_weights``, ``publish_embeddings`` or ``deploy:TASK``.
+        ocr_images: Images in which text is looked for; None takes 3,500 where they are of people and 100 elsewhere.
+        declaration: What people declare about the model (``declared.Declaration`` as plain values), or None.
     """
 
     attributes: tuple[str, ...] = ()
@@ -41,6 +48,8 @@ class Asked:
     strata: tuple[str, ...] = ()
     study: str | None = None
     decision: str = "internal_use"
+    ocr_images: int | None = None
+    declaration: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +65,7 @@ class Evidence:
         family: By question, how many tests of chance are corrected together.
         record: Lineage record of the audited checkpoint.
         observer: Looks at the images through the encoder again.
+        trail: What ingest and training recorded, as tables.
     """
 
     data: AuditSet
@@ -66,11 +76,16 @@ class Evidence:
     family: Mapping[Question, int] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
     observer: Observer | None = None
+    trail: Trail | None = None
 
     @property
     def lines(self) -> Thresholds:
         """Where the lines are drawn."""
         return self.policy.thresholds
+
+    def least_permutations(self, question: Question) -> int:
+        """Permutations that the correction of a question needs: with fewer the smallest p value would not survive it."""
+        return math.ceil(_RESOLUTION * max(1, self.family.get(question, 1)) / self.lines.alpha)
 
     def alpha(self, question: Question) -> float:
         """Level of a single test so that all of its question together keep the stated one; what planted leaks are sought at."""
@@ -97,10 +112,12 @@ class Private:
     Attributes:
         name: Of the file, without ending.
         columns: Name to values, all of one length.
+        files: Further files, by name.
     """
 
     name: str
     columns: Mapping[str, Sequence[Any]]
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 Result = Finding | Draft | Private
@@ -207,7 +224,16 @@ ENCODER = Need(
     there=lambda evidence: evidence.observer is not None, code="needs_encoder",
     reason="only features were audited; this check has to show the encoder altered images", remedy="audit a checkpoint with its store",
 )  # fmt: skip
+TRAIL = Need(
+    there=lambda evidence: evidence.trail is not None, code="no_lineage",
+    reason="only features were audited; what data they came from is not recorded in them", remedy="audit a checkpoint with its store",
+)  # fmt: skip
 RECORD = Need(
     there=lambda evidence: evidence.record is not None, code="no_lineage", reason="nothing is recorded about how the encoder was made",
     remedy="audit a checkpoint of this package together with its store",
+)  # fmt: skip
+DECLARED = Need(
+    there=lambda evidence: evidence.asked.declaration is not None, code="no_declaration",
+    reason="nobody has declared anything about the model",
+    remedy="write an empty form with audit.declaration=new, fill it in, and give it with audit.declaration=FILE",
 )  # fmt: skip

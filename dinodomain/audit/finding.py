@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from dinodomain.audit.figures import Plot, Table
 from dinodomain.audit.protocol.verdict import Verdict
@@ -91,7 +91,7 @@ class SelfTest(_Frozen):
         return SelfTest(**found, detail="; ".join(text for text in (self.detail, other.detail) if text))
 
 
-Localised = Literal["local", "imported", "none", "unknown"]
+Localised = Literal["local", "imported", "global", "none", "unknown"]
 Use = Literal["shown", "not_shown", "not_tested"]
 
 
@@ -117,7 +117,7 @@ class Finding(_Frozen):
     n_minor: int | None = Field(default=None, description="Units in the smallest class.")
     n_images: int = 0
     encoded: bool | None = Field(default=None, description="Can be read from the features; neither used nor harmful for that.")
-    localised: Localised | None = Field(default=None, description="Where it sits: in the token itself, or brought there by attention.")
+    localised: Localised | None = Field(default=None, description="In tokens of a place, brought there by attention, or everywhere.")
     used: Use | None = Field(default=None, description="Whether a decision made from the features was shown to rest on it.")
     special_category: bool = Field(default=False, description="About an attribute that the policy lists as a special category of data.")
     self_test: SelfTest = SelfTest(positive="not_run", negative="not_run")
@@ -131,6 +131,56 @@ class Finding(_Frozen):
     repeat: str = Field(default="", description="What a repeat after the action would show.")
     command: str = Field(default="", description="What computes this finding again.")
     maps_to: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="Law or guidance to the clauses it bears on.")
+
+
+class GateOutcome(_Frozen):
+    """What the gate said when the report was made."""
+
+    asked: bool = Field(description="Whether a policy was given; else the package's defaults for the decision were applied.")
+    code: int = Field(description="0 passed, 1 failed, 4 undecided.")
+    words: str = Field(description="The outcome in one sentence.")
+    failed: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+    waived: tuple[str, ...] = Field(default=(), description="What a waiver in force kept from deciding.")
+    conditions: tuple[str, ...] = Field(default=(), description="What the outcome hangs on.")
+
+
+class History(_Frozen):
+    """Where this audit stands among the audits of the same checkpoint, from the chain of audits."""
+
+    number: int = Field(description="n of: audit n of this checkpoint.")
+    policy_fixed: Literal["before", "after"] = Field(description="Whether the policy is the one of the first audit of this checkpoint.")
+    thresholds_changed: int = Field(description="How often thresholds differ from those of the audit before.")
+    head: str = Field(description="sha256 of this audit's line in the chain, which holds that of the line before.")
+
+    def words(self) -> str:
+        """One line for page 1."""
+        times = "once" if self.thresholds_changed == 1 else f"{self.thresholds_changed} times"
+        return f"audit {self.number} of this checkpoint; policy fixed {self.policy_fixed} first results; thresholds changed {times}"
+
+
+def blank_as_default(cls: type[BaseModel], value: object, info: ValidationInfo) -> object:
+    """A key without a value in a form that people fill in counts as not given."""
+    if value is None and info.field_name is not None:
+        return cls.model_fields[info.field_name].get_default(call_default_factory=True, validated_data={})
+    return value
+
+
+class Risk(_Frozen):
+    """A row of the risk register, filled in by people; blanks stay visible."""
+
+    _blank = field_validator("*", mode="before")(blank_as_default)
+
+    relevant: bool | None = Field(default=None, description="No needs a reason.")
+    reason: str = Field(default="", description="Why it is not relevant, or what makes it so.")
+    evidence: tuple[str, ...] = Field(default=(), description="Ids of findings it rests on.")
+    exposure: str = Field(default="", description="Who can get the weights or features.")
+    likelihood: str = ""
+    severity: str = ""
+    control: str = Field(default="", description="What keeps it from happening.")
+    residual: str = Field(default="", description="What remains with the control.")
+    owner: str = ""
+    review: str = Field(default="", description="Date of the next review.")
 
 
 class Report(_Frozen):
@@ -147,6 +197,16 @@ class Report(_Frozen):
     plan: dict[str, Any]
     findings: tuple[Finding, ...]
     unanswered: dict[str, str] = Field(default_factory=dict, description="Question to why no check answers it in this report.")
+    decision: str = Field(default="internal_use", description="What the report is to decide.")
+    supplied_by: str = Field(default="", description="Who supplied audit set and metadata.")
+    independent: bool | None = Field(default=None, description="Whether the auditor had no part in building the model; null: not stated.")
+    gate: GateOutcome | None = None
+    history: History | None = None
+    training: dict[str, str] = Field(default_factory=dict, description="Device-hours and energy of the training, or: not measured.")
+    register_: dict[str, Risk] = Field(default_factory=dict, alias="risk_register", description="R1 to R4, as declared.")
+    signoff: tuple[str, ...] = Field(
+        default=("Data owner", "Machine learning lead", "Domain expert", "Legal and data protection"), description="Roles that sign."
+    )
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; a NaN is null."""

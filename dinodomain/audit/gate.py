@@ -1,18 +1,34 @@
 """The gate: does a report meet a policy? Exit codes: 0 yes, 1 a required finding fails, 4 it cannot be decided.
 
 Undecided is never a pass: a required check that was not assessed, a failed self-test, a stale report or one of another checkpoint.
+A waiver keeps a finding from deciding until it expires; it never covers a check that failed its own controls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any
 
-from dinodomain.audit.finding import Finding, Report
+from dinodomain.audit.checks import CHECKS
+from dinodomain.audit.finding import Finding, GateOutcome, Question, Report
+from dinodomain.audit.forms import did_you_mean
+from dinodomain.audit.plan import decision_words
 from dinodomain.audit.policy import Policy
+from dinodomain.errors import Problems, UserError
 
 PASSED, FAILED, UNDECIDED = 0, 1, 4
+NEEDED: Mapping[str, tuple[Question, ...]] = {
+    "internal_use": ("Q1", "Q4"),
+    "publish_embeddings": ("Q1", "Q3", "Q4"),
+    "release_weights": ("Q1", "Q2", "Q3", "Q4"),
+    "deploy": ("Q1", "Q2", "Q3", "Q4"),
+}
+"""Decision to the questions whose core checks it needs where a policy names no ``required``: whoever uses a model in house must know what
+shaped it and what it may be used for; published embeddings carry what they leak; released weights and a deployment need all four answers.
+"""
+_HEADS = {PASSED: "gate: passed", FAILED: "gate: failed", UNDECIDED: "gate: could not be decided"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,42 +39,158 @@ class GateResult:
         code: 0 passed, 1 failed, 4 undecided.
         failed: What fails it, a line each.
         undecided: What keeps it from being decided, a line each.
+        waived: What a waiver in force kept from deciding, a line each.
+        conditions: What the outcome hangs on, a line each.
     """
 
     code: int
     failed: tuple[str, ...]
     undecided: tuple[str, ...]
+    waived: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The outcome in words."""
-        head = {PASSED: "gate: passed", FAILED: "gate: failed", UNDECIDED: "gate: could not be decided"}[self.code]
-        return "\n".join([head, *(f"  fails: {line}" for line in self.failed), *(f"  undecided: {line}" for line in self.undecided)])
+        lines = {"fails": self.failed, "undecided": self.undecided, "waived": self.waived, "condition": self.conditions}
+        return "\n".join([_HEADS[self.code], *(f"  {name}: {line}" for name, found in lines.items() for line in found)])
+
+    def outcome(self, decision: str, *, asked: bool) -> GateOutcome:
+        """As the report keeps it."""
+        words = {
+            PASSED: f"The audit meets what is asked for {decision_words(decision)}" + (", on conditions." if self.conditions else "."),
+            FAILED: f"The audit does not meet what is asked for {decision_words(decision)}: {_counted(self.failed, 'finding')} against it.",
+            UNDECIDED: f"Whether the audit meets what is asked for {decision_words(decision)} could not be decided: "
+            f"{_counted(self.undecided, 'point')} open.",
+        }
+        return GateOutcome(
+            asked=asked, code=self.code, words=words[self.code], failed=self.failed, undecided=self.undecided, waived=self.waived,
+            conditions=self.conditions,
+        )  # fmt: skip
 
 
-def decide(report: Report, policy: Policy, *, subject: Mapping[str, str] | None = None, now: datetime | None = None) -> GateResult:
+def _counted(lines: Sequence[str], noun: str) -> str:
+    return f"1 {noun} stands" if len(lines) == 1 else f"{len(lines)} {noun}s stand"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Lines:
+    """What is gathered on the way to an outcome."""
+
+    failed: list[str] = field(default_factory=list)
+    undecided: list[str] = field(default_factory=list)
+    waived: list[str] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
+
+
+def decide(
+    report: Report, policy: Policy, *, subject: Mapping[str, str] | None = None, against: Report | None = None, now: datetime | None = None
+) -> GateResult:  # fmt: skip
     """Compares a report with a policy.
 
     Args:
         report: The audit.
         policy: What is asked.
         subject: Digests by name (weights, store) that the report must be about; None skips this.
-        now: The time against which ``max_age_days`` counts.
+        against: An earlier report; findings flagged now and not then count against ``max_new_flags``.
+        now: The time against which ages, waivers and expiry count.
     """
-    failed, undecided = [], _stale(report, policy, subject or {}, now or datetime.now(UTC))
-    for wanted in policy.required:
+    now = now or datetime.now(UTC)
+    lines = _Lines(undecided=_stale(report, policy, subject or {}, now))
+    for wanted in wanted_of(report, policy):
         found = [finding for finding in report.findings if wanted in (finding.id, finding.check)]
         if not found:
-            undecided.append(f"{wanted}: not in the report")
+            _put(lines, lines.undecided, wanted, f"{wanted}: not in the report", policy, now.date())
         for finding in found:
-            failed += [f"{finding.id}: {finding.verdict}, {finding.answer}"] if finding.verdict in policy.fail_on else []
-            undecided += [f"{finding.id}: {_why(finding)}"] if finding.verdict in ("NOT_ASSESSABLE", "ERROR") else []
-    undecided += [f"{finding.id}: self-test failed" for finding in report.findings if finding.self_test.failed]
-    code = FAILED if failed else (UNDECIDED if undecided else PASSED)
-    return GateResult(code=code, failed=tuple(failed), undecided=tuple(dict.fromkeys(undecided)))
+            _weigh(lines, finding, policy, now.date())
+    lines.undecided += [f"{finding.id}: self-test failed" for finding in report.findings if finding.self_test.failed]
+    _withdrawn(lines, report, policy)
+    _regressions(lines, report, policy, against)
+    if policy.max_age_days is not None:
+        lines.conditions.append(f"counts for {policy.max_age_days} days from {report.created[:10]}")
+    code = FAILED if lines.failed else (UNDECIDED if lines.undecided else PASSED)
+    kept = {name: tuple(dict.fromkeys(getattr(lines, name))) for name in ("failed", "undecided", "waived", "conditions")}
+    return GateResult(code=code, **kept)
+
+
+def wanted_of(report: Report, policy: Policy) -> tuple[str, ...]:
+    """Checks or findings that must be assessed and not flagged: the policy's, or what the report's decision needs."""
+    if policy.required is not None:
+        return policy.required
+    questions = NEEDED[report.decision.partition(":")[0]]
+    return tuple(check.about.name for check in CHECKS if check.about.core and check.about.question in questions)
+
+
+def check_names(policy: Policy, place: str) -> None:
+    """Refuses a policy that names checks which do not exist.
+
+    Raises:
+        Problems: All of them, each with the nearest name.
+    """
+    known = [check.about.name for check in CHECKS]
+    named = [("required", name) for name in policy.required or ()] + [("waivers", waiver.finding) for waiver in policy.waivers]
+    codes = {check.about.code: check.about.name for check in CHECKS}
+    problems = []
+    for key, name in named:
+        check = name.partition("/")[0]
+        if check not in known:
+            remedy = f"did you mean {codes[check]!r}?" if check in codes else did_you_mean(check, known)
+            problems.append(UserError(f"{place}: {key}", f"no check {check!r}", allowed=", ".join(known), remedy=remedy))
+    if problems:
+        raise Problems(problems)
+
+
+def _weigh(lines: _Lines, finding: Finding, policy: Policy, today: date) -> None:
+    if finding.verdict in policy.fail_on:
+        _put(lines, lines.failed, finding.id, f"{finding.id}: {finding.verdict}, {finding.answer}", policy, today)
+    elif finding.verdict == "ERROR":
+        lines.undecided.append(f"{finding.id}: {_why(finding)}")
+    elif finding.verdict == "NOT_ASSESSABLE":
+        _put(lines, lines.undecided, finding.id, f"{finding.id}: {_why(finding)}", policy, today)
+    elif finding.verdict == "WARN":
+        lines.conditions.append(f"{finding.id}: WARN, {finding.answer}")
+
+
+def _put(lines: _Lines, kind: list[str], name: str, line: str, policy: Policy, today: date) -> None:
+    """Counts a line, unless a waiver in force covers it; an expired one changes nothing but is mentioned."""
+    covering = [waiver for waiver in policy.waivers if waiver.finding in (name, name.partition("/")[0])]
+    current = next((waiver for waiver in covering if waiver.in_force(today)), None)
+    if current is not None:
+        lines.waived.append(f"{line} (waived by {current.owner} until {current.expires}: {current.reason})")
+        lines.conditions.append(f"the waiver of {name} by {current.owner} ends on {current.expires}")
+    else:
+        kind.append(line + (f" (a waiver expired on {covering[0].expires})" if covering else ""))
 
 
 def _why(finding: Finding) -> str:
     return f"{finding.verdict} ({finding.reason_code}): {finding.reason}"
+
+
+def _withdrawn(lines: _Lines, report: Report, policy: Policy) -> None:
+    """Units withdrawn since training, from the finding that counted them."""
+    if policy.max_withdrawn is None:
+        return
+    counts: list[Any] = [finding.evidence.get("units_withdrawn") for finding in report.findings]
+    known = [int(count) for count in counts if isinstance(count, int)]
+    if not known:
+        lines.undecided.append("how many units were withdrawn since training is not in the report")
+    elif max(known) > policy.max_withdrawn:
+        lines.failed.append(f"{max(known)} units were withdrawn since training, {policy.max_withdrawn} are allowed")
+
+
+def _regressions(lines: _Lines, report: Report, policy: Policy, against: Report | None) -> None:
+    if against is None:
+        if policy.max_new_flags is not None:
+            lines.undecided.append("max_new_flags needs an earlier report (against=prev.json)")
+        return
+    differ = [name for name in ("store", "metadata") if report.subject.get(name) != against.subject.get(name)]
+    if differ:
+        lines.undecided.append(f"the earlier report is not comparable: it looked at another {' and '.join(differ)}")
+        return
+    before = {finding.id for finding in against.findings if finding.verdict == "FLAG"}
+    new = [finding.id for finding in report.findings if finding.verdict == "FLAG" and finding.id not in before]
+    allowed = policy.max_new_flags or 0
+    if len(new) > allowed:
+        lines.failed.append(f"{len(new)} findings flagged that were not before, {allowed} allowed: {', '.join(new)}")
 
 
 def _stale(report: Report, policy: Policy, subject: Mapping[str, str], now: datetime) -> list[str]:
@@ -70,6 +202,17 @@ def _stale(report: Report, policy: Policy, subject: Mapping[str, str], now: date
     age = (now - datetime.fromisoformat(report.created)).total_seconds() / 86400
     if policy.max_age_days is not None and age > policy.max_age_days:
         lines.append(f"the report is {age:.0f} days old, {policy.max_age_days} are allowed")
+    expires = _expiry(report)
+    if expires is not None and now.date() > expires:
+        lines.append(f"the declaration's expiry, {expires}, has passed")
     if report.policy.get("digest") != policy.digest:
         lines.append("the report was made under another policy; its verdicts used other thresholds or expectations")
     return lines
+
+
+def _expiry(report: Report) -> date | None:
+    declared = (report.plan.get("declaration") or {}).get("living", {}).get("expires")
+    try:
+        return None if not declared else date.fromisoformat(str(declared))
+    except ValueError:
+        return None

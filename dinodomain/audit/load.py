@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from dinodomain.audit.encoders import further_encoders
 from dinodomain.audit.observe import Observer
+from dinodomain.audit.observe.altered import AlteredDomain
+from dinodomain.audit.observe.scale import kept_backbones
 from dinodomain.audit.plan import AuditPlan
 from dinodomain.audit.protocol.data import AuditSet, Copies
+from dinodomain.audit.trail import Trail, read_trail, training_record
 from dinodomain.checkpoint import load_backbone, weights_digest
 from dinodomain.domain import Domain
 from dinodomain.errors import UserError, require
@@ -23,7 +25,7 @@ from dinodomain.ingest.join import read_table
 from dinodomain.lineage import digest_file
 from dinodomain.probes.frozen import Frozen, column_of, label_units, load_frozen
 from dinodomain.store import open_store
-from dinodomain.types import FeatureTable, Labels, TileInfo
+from dinodomain.types import FeatureTable, Labels
 
 KINDS: Final = {"pretrained": "audited", "random_init": "untrained", "pixels": "pixels"}
 _RESERVED = ("content_hash", "tile_id", "row", "unit", "features")
@@ -38,12 +40,14 @@ class Subject:
         identity: Digests and settings that say which model and data these are.
         record: Lineage record of the encoder; None where there are features only.
         observer: Shows images to the encoder again; None where there are features only.
+        trail: What ingest and training recorded; None where there are features only.
     """
 
     data: AuditSet
     identity: Mapping[str, Any]
     record: Mapping[str, Any] | None = None
     observer: Observer | None = None
+    trail: Trail | None = None
 
     @staticmethod
     def digests(checkpoint: str | None, store: str | None) -> dict[str, str]:
@@ -65,8 +69,9 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
     labels = None if plan.csv is None else join_labels(frozen.store, plan.csv, plan.join, None, secret=plan.secret)
     table = tables["pretrained"]
     columns = _columns(frozen, table, labels)
+    further = further_encoders(plan, frozen, table.tile_ids)
     data = AuditSet(
-        features={KINDS[name]: found.features for name, found in tables.items()},
+        features={KINDS[name]: found.features for name, found in tables.items()} | further.features,
         units=(units := _units(plan, columns, table.units)),
         linked=_linked(table.rows, units),
         content_hash=table.content_hash.astype(str),
@@ -74,7 +79,7 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
         columns=columns,
         split=_split(plan, columns),
         holdout=table.columns["holdout"].astype(bool),
-        members_known=trained_on(frozen.origin, frozen.store.digest),
+        members_known=trained_on(training_record(frozen.origin) or frozen.origin, frozen.store.digest),
         copies=_copies(plan, frozen, table),
     )
     identity = {
@@ -86,7 +91,9 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
         "architecture": frozen.backbone.spec["model"],
     }
     return Subject(
-        data=data, identity=identity | _csv_identity(plan), record=frozen.origin, observer=Observer(frozen=frozen, batch=plan.batch)
+        data=data, identity=identity | further.identity | _csv_identity(plan), record=frozen.origin,
+        observer=Observer(frozen=frozen, batch=plan.batch, most=plan.images, kept=kept_backbones(plan.checkpoint)),
+        trail=read_trail(frozen.origin, frozen.store, labels=labels, csv=plan.csv, join=plan.join, secret=plan.secret),
     )  # fmt: skip
 
 
@@ -110,6 +117,7 @@ def _columns(frozen: Frozen, table: FeatureTable, labels: Labels | None) -> dict
     """Index columns that hold one value per source, acquisition fields, and those of the CSV, which win."""
     columns = {name: values for name, values in table.columns.items() if name not in ("source_id", "holdout")}
     columns |= _fields(frozen, table.rows)
+    columns["licence"] = np.array([_text(frozen.store.column("licence")[row]) for row in table.rows], dtype=object)
     if labels is not None:
         columns |= {name: column_of(labels, table.rows, values) for name, values in labels.columns.items()}
     return columns
@@ -155,25 +163,6 @@ def _split(plan: AuditPlan, columns: Mapping[str, np.ndarray]) -> str | None:
 
 def _csv_identity(plan: AuditPlan) -> dict[str, str]:
     return {} if plan.csv is None else {"metadata": digest_file(plan.csv)}
-
-
-class AlteredDomain:
-    """A domain whose pixels come out with another exposure, contrast and a little noise: what a re-encoded copy looks like."""
-
-    def __init__(self, domain: Domain, seed: int) -> None:
-        self._domain, self._seed = domain, seed
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the domain's own."""
-        return getattr(self._domain, name)
-
-    def to_float(self, pixels: Tensor, info: TileInfo) -> Tensor:
-        """The domain's values in the unit range, altered."""
-        unit = self._domain.to_float(pixels, info)
-        generator = torch.Generator().manual_seed(self._seed)
-        noise = 0.01 * torch.randn(unit.shape, generator=generator).to(unit)
-        altered: Tensor = (0.85 * unit.clamp(0, 1) ** 0.9 + 0.05 + noise).clamp(0, 1)
-        return altered
 
 
 def _copies(plan: AuditPlan, frozen: Frozen, table: FeatureTable) -> Copies | None:

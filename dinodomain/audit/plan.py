@@ -8,7 +8,17 @@ from dinodomain.audit.evidence import Asked
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.errors import Problems, UserError
 
+WORDS = {
+    "internal_use": "use within the house", "release_weights": "release of the weights", "publish_embeddings": "publication of embeddings",
+}  # fmt: skip
+FORMATS = ("datasheet", "croissant", "mlbom", "junit", "cells")
 DECISIONS = ("internal_use", "release_weights", "publish_embeddings")
+
+
+def decision_words(decision: str) -> str:
+    """A decision as people read it."""
+    kind, _, task = decision.partition(":")
+    return f"deployment for {task}" if task else WORDS.get(kind, kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +39,27 @@ class AuditPlan:
         domains: Columns that say where and by what images were made (site, scanner, sensor, season).
         strata: Columns that may rightly explain an attribute (age, view, finding): a leak must go beyond them.
         study: Column that tells the visits of one unit apart; none takes each source for a visit.
-        decision: What the report is to decide: ``internal_use``, ``release_weights``, ``publish_embeddings`` or ``deploy:TASK``.
+        decision: What the report is to decide: ``internal_use``, ``release_weights``, ``publish_embeddings`` or ``deploy:TASK``. Where a
+            policy names no ``required``, these need the core checks of Q1 and Q4, of all four questions, of Q1, Q3 and Q4, of all four.
         checks: Checks to run; empty runs all.
         split: Column that says train, val or test; none means ``split``, where there is one.
         out: Folder for the report.
         gate: Policy in YAML: thresholds, expectations, and what must be assessed and not flagged; none means the defaults.
         report: With ``gate``: an ``audit.json`` to judge without auditing anew.
+        verify: Folder of a report to check instead of auditing: sums, schema, chain, signature; with ``checks`` these are computed anew.
+        against: With ``gate``: an earlier ``audit.json``; findings flagged now and not then count against ``max_new_flags``.
+        previous: Checkpoint of the release before, which the audited one is compared with on the same rows.
+        finetuned: Checkpoint or export of a model fine-tuned from the audited one; its leaks and gaps are compared with the encoder's.
+        generic: Checkpoint that stands for what anybody can get; none takes the weights that the run began with, where it kept them.
+        declaration: What people declare about uses and risks, a YAML file; ``new`` writes an empty form into ``out``.
+        supplied_by: Who supplied audit set and metadata, printed on the first page.
+        independent: Whether the auditor had no part in building the model, printed on the first page.
+        formats: More files of the bundle: ``datasheet``, ``croissant``, ``mlbom``, ``junit``, ``cells``.
+        sign: Private Ed25519 key (PEM) that signs the sums of the bundle.
+        key: With ``verify``: public key (PEM) that the signature must be of; none takes the one beside it.
+        unit: Stored id or clear name of a unit: lists, instead of auditing, everything below ``runs`` that drew it. ``store`` and
+            ``secret`` tell how clear names are stored, and whether the unit was withdrawn.
+        runs: Folders with runs, features and exports, for ``unit``.
         notice: Printed in every section of the report, for example that the data are made up.
         secret: File with the store's secret, where ids in the CSV are clear names; none means the one beside the store.
         permutations: Permutations of whole units for each null.
@@ -42,6 +67,8 @@ class AuditPlan:
         folds: Folds by unit.
         max_rows: Most rows the probes use; every unit stays, rows are thinned within units.
         copies: Images of which altered copies are embedded, to measure what the duplicate check would find; 0 for none.
+        images: Most images that the encoder is shown again, altered or in parts.
+        ocr_images: Images in which text is looked for; none takes 3,500 in domains of people and 100 elsewhere.
         batch: Images embedded at a time.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Decides folds, permutations and draws.
@@ -66,6 +93,19 @@ class AuditPlan:
     out: str | None = None
     gate: str | None = None
     report: str | None = None
+    verify: str | None = None
+    against: str | None = None
+    previous: str | None = None
+    finetuned: str | None = None
+    generic: str | None = None
+    declaration: str | None = None
+    supplied_by: str = ""
+    independent: bool | None = None
+    formats: tuple[str, ...] = ()
+    sign: str | None = None
+    key: str | None = None
+    unit: str | None = None
+    runs: tuple[str, ...] = ()
     notice: str = ""
     secret: str | None = None
     permutations: int = 1000
@@ -73,13 +113,15 @@ class AuditPlan:
     folds: int = 5
     max_rows: int = 20_000
     copies: int = 100
+    images: int = 2000
+    ocr_images: int | None = None
     batch: int = 64
     device: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Raises one error for all that cannot work."""
-        found = [*self._ranges(), *(self._judging() if self.report else self._auditing())]
+        found = [*self._ranges(), *self._asked_for()]
         if found:
             raise Problems(found)
 
@@ -98,7 +140,7 @@ class AuditPlan:
         """Which columns mean what."""
         return Asked(
             attributes=self.attributes, task=self.task_column, domains=self.domains, strata=self.strata, study=self.study,
-            decision=self.decision,
+            decision=self.decision, ocr_images=self.ocr_images,
         )  # fmt: skip
 
     @property
@@ -106,8 +148,17 @@ class AuditPlan:
         """How hard to look."""
         return Effort(folds=self.folds, permutations=self.permutations, bootstraps=self.bootstraps, seed=self.seed)
 
+    def _asked_for(self) -> list[UserError]:
+        if self.verify:
+            return []
+        if self.unit:
+            return [] if self.runs else [UserError("runs", "missing", remedy="name the folders to search: audit.runs=[DIR,...]")]
+        return self._judging() if self.report else self._auditing()
+
     def _ranges(self) -> list[UserError]:
-        least = {"permutations": 99, "bootstraps": 100, "folds": 2, "max_rows": 100, "copies": 0, "batch": 1}
+        least = {"permutations": 99, "bootstraps": 100, "folds": 2, "max_rows": 100, "copies": 0, "images": 1, "batch": 1}
+        if self.ocr_images is not None:
+            least["ocr_images"] = 1
         return [
             UserError(name, str(getattr(self, name)), allowed=f"{low} or more") for name, low in least.items() if getattr(self, name) < low
         ]
@@ -132,6 +183,11 @@ class AuditPlan:
             found += [
                 UserError(key, f"names {name!r} twice", allowed="each column once") for name in sorted(set(names)) if names.count(name) > 1
             ]
+        unknown = [name for name in self.formats if name not in FORMATS]
+        found += [UserError("formats", f"no format {name!r}", allowed=", ".join(FORMATS)) for name in unknown]
+        if self.features:
+            others = [key for key in ("previous", "finetuned", "generic") if getattr(self, key)]
+            found += [UserError(key, "needs a checkpoint and its store to be embedded alike", remedy="leave it out") for key in others]
         if self.decision not in DECISIONS and not (self.decision.startswith("deploy:") and len(self.decision) > len("deploy:")):
             found.append(UserError("decision", f"is {self.decision!r}", allowed=f"{', '.join(DECISIONS)} or deploy:TASK"))
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,18 +20,16 @@ from dinodomain.audit.finding import QUESTIONS, Finding, Question, Report, SelfT
 from dinodomain.audit.observe import Observer
 from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MISSING
-from dinodomain.audit.protocol.data import AuditSet
+from dinodomain.audit.protocol.data import AuditSet, take
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.verdict import holm
+from dinodomain.audit.trail import Trail
 from dinodomain.errors import Problems, UserError
 from dinodomain.lineage import canonical, digest, to_json
 from dinodomain.probes.folds import index_units
 from dinodomain.probes.ridge import unit_blocks
 
 Progress = Callable[[str], None]
-
-_RESOLUTION = 2
-"""Permutations over (tests / level): at 1 not one permutation may reach the estimate, at 2 one may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +57,7 @@ def run_checks(
     names: Sequence[str] = (),
     record: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
+    trail: Trail | None = None,
     progress: Progress | None = None,
 ) -> Audited:
     """Audits arrays.
@@ -75,6 +73,7 @@ def run_checks(
         names: Checks to run; empty runs all.
         record: Lineage record of the encoder.
         observer: Shows images to the encoder again; None where there are features only.
+        trail: What ingest and training recorded; None where there are features only.
         progress: Told the name of each check as it starts.
 
     Returns:
@@ -87,7 +86,8 @@ def run_checks(
     _known_columns(data, asked)
     checks = chosen(names)
     plain = Evidence(
-        data=data, probed=thin(data, max_rows, effort.seed), asked=asked, policy=policy, effort=effort, record=record, observer=observer
+        data=data, probed=thin(data, max_rows, effort.seed), asked=asked, policy=policy, effort=effort, record=record, observer=observer,
+        trail=trail,
     )  # fmt: skip
     evidence = _with_family(plain, checks)
     findings, private = _collect(checks, evidence, progress or (lambda _: None))
@@ -125,9 +125,9 @@ def _with_family(evidence: Evidence, checks: Sequence[Check]) -> Evidence:
     for check in checks:
         if _lacking(check, evidence) is None:
             family[check.about.question] += check.count(evidence)
-    least = math.ceil(_RESOLUTION * max(family.values(), default=1) / evidence.lines.alpha)
-    effort = replace(evidence.effort, permutations=max(evidence.effort.permutations, least))
-    return replace(evidence, family=dict(family), effort=effort)
+    counted = replace(evidence, family=dict(family))
+    least = max(counted.least_permutations(question) for question in QUESTIONS)
+    return replace(counted, effort=replace(evidence.effort, permutations=max(evidence.effort.permutations, least)))
 
 
 def _collect(checks: Sequence[Check], evidence: Evidence, tell: Progress) -> tuple[list[Finding], list[Private]]:
@@ -216,22 +216,6 @@ def _cap(sizes: np.ndarray, numbers: np.ndarray, max_rows: int) -> int:
     return low
 
 
-def take(data: AuditSet, rows: np.ndarray) -> AuditSet:
-    """The given rows; altered copies, which refer to rows, are left behind."""
-    return replace(
-        data,
-        features={name: values[rows] for name, values in data.features.items()},
-        units=data.units[rows],
-        content_hash=None if data.content_hash is None else data.content_hash[rows],
-        sources=data.sources[rows],
-        columns={name: np.asarray(values)[rows] for name, values in data.columns.items()},
-        holdout=None if data.holdout is None else data.holdout[rows],
-        copies=None,
-        linked=None if data.linked is None else data.linked[rows],
-        numbers=rows if data.numbers is None else data.numbers[rows],
-    )
-
-
 def _describe(data: AuditSet, probed: AuditSet, asked: Asked) -> dict[str, Any]:
     named = [*asked.attributes, *asked.domains, *asked.strata, asked.task, asked.study, data.split]
     used = list(dict.fromkeys(name for name in named if name is not None))
@@ -266,7 +250,7 @@ def _missing(column: np.ndarray) -> float:
 
 def _unanswered(findings: Sequence[Finding], checks: Sequence[Check]) -> dict[str, str]:
     """Why a question has no answer at all: said as loudly as a finding would be."""
-    said = {finding.question for finding in findings if finding.verdict != "NOT_ASSESSABLE"}
+    said = {finding.question for finding in findings if finding.verdict not in ("NOT_ASSESSABLE", "NOT_APPLICABLE", "ERROR")}
     asked = {check.about.question for check in checks}
     unasked = "no check of it was run" if len(checks) < len(CHECKS) else "this audit has no check for it"
     undecided = "none of its checks could be decided with these data"

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dinodomain.audit.finding import Report, read_report
-from dinodomain.audit.gate import GateResult, decide
+from dinodomain.audit.chain import Line, chain_of, history_of, next_line, read_chain, write_chain
+from dinodomain.audit.complete import complete
+from dinodomain.audit.declared import Declaration, read_declaration, write_blank
+from dinodomain.audit.finding import Finding, Report, read_report
+from dinodomain.audit.gate import GateResult, check_names, decide
 from dinodomain.audit.load import Subject, from_features, from_store
 from dinodomain.audit.plan import AuditPlan
 from dinodomain.audit.policy import Policy, read_policy
+from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.verdict import VERDICTS
 from dinodomain.audit.report import Paths, write_report
-from dinodomain.audit.run import run_checks
+from dinodomain.audit.run import Audited, run_checks
+from dinodomain.audit.sign import sign
+from dinodomain.audit.verify import Verified, verify
 from dinodomain.domain import Domain
 from dinodomain.lineage import Json
 
@@ -30,19 +37,25 @@ class AuditResult:
         report: The record.
         paths: Where it was written; None where a report was only judged.
         gate: The gate's outcome; None without a policy.
+        verified: What ``audit verify=`` found; None otherwise.
     """
 
     report: Report
     paths: Paths | None
     gate: GateResult | None
+    verified: Verified | None = None
 
     @property
     def exit_code(self) -> int:
-        """0, or what the gate says: 1 failed, 4 undecided."""
+        """0, or what the gate says: 1 failed, 4 undecided; 1 where a report does not hold."""
+        if self.verified is not None:
+            return 1 if self.verified.failed else 0
         return 0 if self.gate is None else self.gate.code
 
     def text(self) -> str:
         """A line per finding, the unanswered questions, the gate, and where the report lies."""
+        if self.verified is not None:
+            return self.verified.text()
         width = max(len(verdict) for verdict in VERDICTS)
         lines = [
             f"{item.verdict.ljust(width)}  {item.id}: {item.answer}{f' ({item.reason})' if item.reason else ''}"
@@ -65,8 +78,10 @@ class AuditResult:
             "unanswered": self.report.unanswered,
             "gate": None if self.gate is None else {"code": self.gate.code, "failed": self.gate.failed, "undecided": self.gate.undecided},
         }
+        if self.verified is not None:
+            found["verified"] = {"passed": self.verified.passed, "failed": self.verified.failed, "open": self.verified.open}
         if self.paths is not None:
-            found |= {"json": str(self.paths.json), "html": str(self.paths.html), "markdown": str(self.paths.markdown)}
+            found |= {"json": str(self.paths.json), "html": str(self.paths.html), "card": str(self.paths.card)}
         return found
 
 
@@ -80,15 +95,56 @@ def audit(plan: AuditPlan, *, domain: Domain | None = None) -> AuditResult:
     Raises:
         UserError: An input cannot be used.
     """
-    policy = Policy() if plan.gate is None else read_policy(plan.gate)
+    if plan.verify is not None:
+        checked = verify(plan.verify, checks=plan.checks, key=plan.key, rerun=lambda report, name: _again(report, name, domain))
+        folder = Path(plan.verify)
+        return AuditResult(
+            report=read_report(folder / "audit.json" if folder.is_dir() else folder), paths=None, gate=None, verified=checked
+        )  # fmt: skip
+    policy = _policy(plan)
+    against = None if plan.against is None else read_report(Path(plan.against))
     if plan.report is not None:
         report = read_report(Path(plan.report))
-        return AuditResult(report=report, paths=None, gate=decide(report, policy, subject=_expected_subject(plan)))
+        return AuditResult(report=report, paths=None, gate=decide(report, policy, subject=_expected_subject(plan), against=against))
     assert plan.out is not None, "checked by the plan"
+    declared = _declared(plan)
+    audited, data = _audited(plan, policy, declared, domain)
+    report = complete(audited.report, plan, policy, declared)
+    gate = decide(report, policy, against=against)
+    report = report.model_copy(update={"gate": gate.outcome(plan.decision, asked=plan.gate is not None)})
+    report, lines = _in_chain(report, plan)
+    paths = write_report(report, Path(plan.out), audited.private, chain=lines, formats=plan.formats, data=data)
+    if plan.sign is not None:
+        sign(paths.sums, plan.sign)
+    write_chain(chain_of(plan.checkpoint, plan.out), lines)
+    return AuditResult(report=report, paths=paths, gate=gate if plan.gate else None)
+
+
+def _policy(plan: AuditPlan) -> Policy:
+    if plan.gate is None:
+        return Policy()
+    policy = read_policy(plan.gate)
+    check_names(policy, f"gate {plan.gate}")
+    return policy
+
+
+def _declared(plan: AuditPlan) -> Declaration | None:
+    """The declaration; ``new`` leaves an empty form in the report's folder and counts as none."""
+    if plan.declaration is None:
+        return None
+    if plan.declaration == "new":
+        assert plan.out is not None, "checked by the plan"
+        _log.info("audit: fill in %s and give it with audit.declaration=", write_blank(Path(plan.out)))
+        return None
+    return read_declaration(plan.declaration)
+
+
+def _audited(plan: AuditPlan, policy: Policy, declared: Declaration | None, domain: Domain | None) -> tuple[Audited, AuditSet]:
+    """What the checks found, and the rows they looked at."""
     subject = from_store(plan, domain) if plan.features is None else from_features(plan)
     audited = run_checks(
         subject.data,
-        asked=plan.asked,
+        asked=replace(plan.asked, declaration=None if declared is None else declared.model_dump(mode="json")),
         effort=plan.effort,
         max_rows=plan.max_rows,
         policy=policy,
@@ -97,11 +153,28 @@ def audit(plan: AuditPlan, *, domain: Domain | None = None) -> AuditResult:
         names=plan.checks,
         record=subject.record,
         observer=subject.observer,
+        trail=subject.trail,
         progress=lambda name: _log.info("audit: %s", name),
     )
-    report = audited.report
-    gate = None if plan.gate is None else decide(report, policy)
-    return AuditResult(report=report, paths=write_report(report, Path(plan.out), audited.private), gate=gate)
+    return audited, subject.data
+
+
+def _in_chain(report: Report, plan: AuditPlan) -> tuple[Report, list[Line]]:
+    """The report with its place among the audits of the same subject, and the chain with its line."""
+    assert plan.out is not None, "checked by the plan"
+    chain = chain_of(plan.checkpoint, plan.out)
+    before = read_chain(chain)
+    lines = [*before, next_line(before, report, Path(plan.out), chain)]
+    return report.model_copy(update={"history": history_of(lines)}), lines
+
+
+def _again(report: Report, name: str, domain: Domain | None) -> Sequence[Finding]:
+    """Findings of one check, computed from the inputs that a report names, under its policy and with as many permutations."""
+    inputs = {key: tuple(value) if isinstance(value, list) else value for key, value in report.plan["inputs"].items()}
+    plan = AuditPlan(**inputs | {"checks": (name,), "permutations": report.plan["permutations"], "out": "unused"})
+    policy = Policy.model_validate({key: value for key, value in report.policy.items() if key != "digest"})
+    declared = report.plan.get("declaration")
+    return _audited(plan, policy, None if declared is None else Declaration.model_validate(declared), domain)[0].report.findings
 
 
 def _expected_subject(plan: AuditPlan) -> dict[str, str]:

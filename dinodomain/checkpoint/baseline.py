@@ -20,12 +20,21 @@ def baseline_of(checkpoint: str | Path) -> Path | None:
     """
     if not os.path.exists(checkpoint):  # the name of something on a hub belongs to no folder here
         return None
-    path = Path(os.path.abspath(checkpoint))
-    # As it was called first: a run's checkpoints may lie on another disk, behind a link.
-    run = _run_of(path) or _run_of(path.resolve())
+    path, run = Path(os.path.abspath(checkpoint)), run_of(checkpoint)
     if run is None or not (run / START).is_file() or (run / START).samefile(path):
         return None
     return run / START
+
+
+def run_of(checkpoint: str | Path) -> Path | None:
+    """The folder of the run that a checkpoint belongs to; None where there is none.
+
+    Args:
+        checkpoint: As for ``baseline_of``.
+    """
+    path = Path(os.path.abspath(checkpoint))
+    # As it was called first: a run's checkpoints may lie on another disk, behind a link.
+    return _run_of(path) or _run_of(path.resolve())
 
 
 def _run_of(path: Path) -> Path | None:

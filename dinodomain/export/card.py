@@ -12,8 +12,8 @@ from dinodomain.views.normalise import input_channels
 
 _LIMITS = """## What this card does not say
 
-It says nothing about who is served worse, what the features leak or where the backbone fails: that is for an audit of this very
-checkpoint (`dinodomain audit checkpoint=... store=...`). No absence of bias or leakage is claimed.
+It says nothing itself about who is served worse, what the features leak or where the backbone fails: that is for the report of an audit of
+this very checkpoint. No absence of bias or leakage is claimed.
 """
 
 
@@ -65,7 +65,28 @@ Normalisation mode `{numbers.mode}`: unit = clip((value - low) / (high - low), 0
 
 The whole record lies in `lineage.json`.
 
-{_LIMITS}"""
+{_audit_note(provenance.get("plan", {}))}{_LIMITS}"""
+
+
+def _audit_note(plan: Mapping[str, Json]) -> str:
+    """The audit or waiver that an export carries; empty where a card is made of something else."""
+    if "waived" in plan:
+        waived = plan["waived"]
+        return f"## Audit\n\n**Not audited.** Waived by {waived['owner']}: {waived['reason']}.\n\n"
+    if "audit" not in plan:
+        return ""
+    found = plan["audit"]
+    counts = "\n".join(f"- {verdict.replace('_', ' ')}: {count}" for verdict, count in found["verdicts"].items())
+    open_ = f"\nNot or only partly answered: {', '.join(found['not_answered'])}." if found["not_answered"] else ""
+    return f"""## Audit
+
+This very checkpoint was audited on {found["created"][:10]} (audit `{found["audit_id"][:12]}`, audit.json sha256 `{found["sha256"]}`).
+Gate: {found["gate"]}
+
+{counts}
+{open_}
+
+"""
 
 
 def _position_note(plan: ModelPlan) -> str:

@@ -11,9 +11,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dinodomain.checkpoint import load_backbone, origin, save_backbone
+from dinodomain.checkpoint import load_backbone, origin, save_backbone, weights_digest
 from dinodomain.checkpoint.backbone import EXPORTED
 from dinodomain.errors import UserError
+from dinodomain.export.audited import clearance, in_words
 from dinodomain.export.card import model_card
 from dinodomain.export.inputs import window_lines
 from dinodomain.export.plan import Exported, ExportPlan
@@ -44,7 +45,8 @@ def export(plan: ExportPlan) -> Exported:
     out = Path(os.path.abspath(plan.out))
     _check_free(out, overwrite=plan.overwrite)
     backbone = load_backbone(plan.checkpoint)
-    provenance = _provenance(plan)
+    carried = clearance(plan, weights_digest(backbone.state_dict()))
+    provenance = _provenance(plan, carried)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -58,7 +60,8 @@ def export(plan: ExportPlan) -> Exported:
     files = tuple(sorted(file.name for file in out.iterdir()))
     windows = tuple(window_lines(backbone.normalisation))
     return Exported(
-        out=str(out), format=plan.format, files=files, max_abs_diff=difference, load=_load_line(plan, out), windows=windows
+        out=str(out), format=plan.format, files=files, max_abs_diff=difference, load=_load_line(plan, out), windows=windows,
+        audited=in_words(carried),
     )  # fmt: skip
 
 
@@ -71,12 +74,12 @@ def _check_free(out: Path, *, overwrite: bool) -> None:
         raise UserError("out", f"{out} already holds an export", remedy="choose another folder or set export.overwrite=true")
 
 
-def _provenance(plan: ExportPlan) -> dict[str, Json]:
+def _provenance(plan: ExportPlan, carried: Mapping[str, Json]) -> dict[str, Json]:
     parent = origin(plan.checkpoint)
     record = Lineage(
         kind="export",
         parents={"checkpoint": str(parent.get("digest", ""))},
-        plan={"format": plan.format},
+        plan={"format": plan.format, **carried},
         counts=parent.get("counts", {}),
         versions=parent.get("versions", {}),
         history=(parent,),

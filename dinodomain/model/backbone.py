@@ -230,6 +230,10 @@ class Backbone(nn.Module):
         """See ``VisionTransformer.encode``; gradients flow to ``x``, so attribution methods work on it."""
         return self.vit.encode(x, keep, layer, about)
 
+    def encode_alone(self, x: Tensor, about: Acquisition | None = None) -> Tensor:
+        """See ``VisionTransformer.encode_alone``."""
+        return self.vit.encode_alone(x, about)
+
     def pool(self, features: Features) -> Tensor:
         """One vector per image, [N, num_features]."""
         if self.pooling == "cls":

@@ -154,6 +154,28 @@ class VisionTransformer(nn.Module):
         packed = self.norm(packed) if layer is None else packed
         return self._features(packed.view(count, length, -1), self.patch_embed.grid(x))
 
+    def encode_alone(self, x: Tensor, about: Acquisition | None = None) -> Tensor:
+        """Every patch token as it comes out when no other patch is there: what it holds by itself, without what attention brings.
+
+        Args:
+            x: [N, C, *size] in the network's range.
+            about: What is known of the images beside their pixels.
+
+        Returns:
+            [N, P, E] after the final norm; row (n, p) is ``encode(x[n : n + 1], keep=only p).patches``. Works on N P sequences at once.
+        """
+        tokens, turn, prefix = self._embed(x, None, about), self.turn(x, about), self.num_prefix
+        count, patches = tokens.shape[0], tokens.shape[1] - prefix
+        leading = tokens[:, None, :prefix].expand(-1, patches, -1, -1)
+        alone = torch.cat([leading, tokens[:, prefix:, None]], dim=2).flatten(0, 1)
+        if turn is not None:
+            own = torch.arange(prefix, prefix + patches, device=x.device).repeat(count)[:, None]
+            places = torch.cat([torch.arange(prefix, device=x.device).expand(len(own), -1), own], dim=1)
+            turn = turn.of_samples(torch.arange(count, device=x.device).repeat_interleave(patches)).of_tokens(places)
+        packed = self.norm(self._run(alone.flatten(0, 1), ((count * patches, prefix + 1),), [turn], self.plan.depth))
+        found: Tensor = packed.view(count, patches, prefix + 1, -1)[:, :, prefix]
+        return found
+
     def timm_state(self) -> dict[str, Tensor]:
         """The state dict that timm's ``VisionTransformer`` loads strictly: all weights but the mask token, which only iBOT uses."""
         return without_mask_token(self.state_dict())

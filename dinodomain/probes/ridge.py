@@ -7,6 +7,7 @@ n rows, m training rows, d features, r rank, M targets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ class _Fold:
         u32: The same in float32.
         s: [r].
         test_v: [n - m, r] standardised held-out rows times v.
+        basis: [d, r] v, and what standardises rows before it: their mean and scale, [d].
         blocks: Positions within the training rows of the units of each size, [G, size] each.
     """
 
@@ -39,7 +41,14 @@ class _Fold:
     u32: np.ndarray
     s: np.ndarray
     test_v: np.ndarray
+    basis: tuple[np.ndarray, np.ndarray, np.ndarray]
     blocks: tuple[np.ndarray, ...]
+
+    def project(self, rows: np.ndarray) -> np.ndarray:
+        """[k, d] rows, standardised as the training rows were, in the basis v: [k, r]."""
+        v, mean, scale = self.basis
+        result: np.ndarray = ((np.asarray(rows, np.float64) - mean) / scale) @ v
+        return result
 
 
 class FoldedRidge:
@@ -67,27 +76,52 @@ class FoldedRidge:
         Returns:
             [n, M] float64.
         """
-        out = np.full(targets.shape, np.nan)
+        return self.altered(targets, (), centre=centre)[0]
+
+    def altered(self, targets: np.ndarray, versions: Sequence[np.ndarray], *, centre: bool = False) -> list[np.ndarray]:
+        """Predicts each row, and altered versions of it, by the same probe: that of the units outside its fold.
+
+        Args:
+            targets: [n, M].
+            versions: Altered features, [n, d] each.
+            centre: See ``scores``; altered rows are shifted as the plain ones of their fold are, so that only the alteration differs.
+
+        Returns:
+            [n, M] of the plain rows, then of each version.
+        """
+        out = [np.full(targets.shape, np.nan) for _ in range(1 + len(versions))]
         for fold in self._folds:
+            rows = [fold.test_v, *(fold.project(version[fold.test]) for version in versions)]
             for start in range(0, targets.shape[1], _COLUMNS):
                 columns = slice(start, start + _COLUMNS)
-                found = _predict(fold, np.asarray(targets[fold.train, columns], np.float64))
-                out[fold.test, columns] = found - found.mean(axis=0) if centre else found
+                slopes, mean = _fit(fold, np.asarray(targets[fold.train, columns], np.float64))
+                shift = (rows[0] @ slopes).mean(axis=0) if centre else -mean
+                for found, projected in zip(out, rows):
+                    found[fold.test, columns] = projected @ slopes - shift
         return out
 
 
 def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     """Subtracts the training mean and divides by the training deviation; constant columns become 0."""
-    mean, deviation = train.mean(axis=0), train.std(axis=0)
-    scale = np.where(deviation > 1e-9 * np.maximum(1.0, np.abs(mean)), deviation, np.inf)
+    mean, scale = _standards(train)
     return [(rows - mean) / scale for rows in (train, *others)]
+
+
+def _standards(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[d] mean and deviation; the deviation of a constant column is infinite, so that it becomes 0."""
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    return mean, np.where(deviation > 1e-9 * np.maximum(1.0, np.abs(mean)), deviation, np.inf)
 
 
 def _decompose(x: np.ndarray, unit_index: np.ndarray, held_out: np.ndarray) -> _Fold:
     train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     x_train, x_test = standardise(x[train], x[test])
     u, s, v = _thin(x_train)
-    return _Fold(train=train, test=test, u=u, u32=u.astype(np.float32), s=s, test_v=x_test @ v, blocks=unit_blocks(unit_index[train]))
+    mean, scale = _standards(x[train])
+    return _Fold(
+        train=train, test=test, u=u, u32=u.astype(np.float32), s=s, test_v=x_test @ v, basis=(v, mean, scale),
+        blocks=unit_blocks(unit_index[train]),
+    )  # fmt: skip
 
 
 def _thin(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -106,7 +140,8 @@ def unit_blocks(unit_index: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(order[starts[counts == size][:, None] + np.arange(size)] for size in np.unique(counts))
 
 
-def _predict(fold: _Fold, targets: np.ndarray) -> np.ndarray:
+def _fit(fold: _Fold, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes [r, M] in the basis of the fold and means [M] of its training targets."""
     mean = targets.mean(axis=0)
     centred = targets - mean
     projected = fold.u.T @ centred
@@ -116,9 +151,8 @@ def _predict(fold: _Fold, targets: np.ndarray) -> np.ndarray:
     single = (centred.astype(np.float32), projected.astype(np.float32))  # errors are only compared: half the time of float64
     errors = [_left_out_error(fold, *single, row.astype(np.float32)) for row in shrink]
     chosen = penalties[np.argmin(errors, axis=0)]
-    slopes = projected * (fold.s[:, None] / (squares[:, None] + chosen))
-    result: np.ndarray = fold.test_v @ slopes + mean
-    return result
+    slopes: np.ndarray = projected * (fold.s[:, None] / (squares[:, None] + chosen))
+    return slopes, mean
 
 
 def _left_out_error(fold: _Fold, centred: np.ndarray, projected: np.ndarray, shrink: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import re
@@ -212,5 +213,14 @@ def _svg(figure: Any, label: str) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     body = buffer.getvalue()
     body = re.sub(r"<metadata>.*?</metadata>", "", body[body.index("<svg") :], flags=re.DOTALL)
+    body = _own_ids(body)
     words = label.replace("&", "and").replace("<", "").replace('"', "'")
     return body.replace("<svg ", f'<svg role="img" aria-label="{words}" style="max-width:100%;height:auto" ', 1)
+
+
+def _own_ids(body: str) -> str:
+    """Ids that nothing refers to go; the others get a prefix made of the figure itself, so that no two figures of a page share one."""
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
+    prefix = hashlib.sha256(body.encode()).hexdigest()[:8]
+    body = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", body)
+    return re.sub(r'(url\(#|href="#)', lambda found: f"{found[1]}{prefix}-", body)

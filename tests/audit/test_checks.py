@@ -10,6 +10,7 @@ import pytest
 from dinodomain.audit import Asked, Copies, Policy, run_checks
 from dinodomain.audit.checks import CHECKS, attribute, duplicates
 from dinodomain.audit.finding import SelfTest
+from dinodomain.audit.observe.views import look_at_crops, training_views
 
 BROKEN = SelfTest(positive="fail", negative="pass", detail="planted and not found")
 
@@ -210,6 +211,18 @@ def test_membership_is_found_where_training_left_a_trace_and_only_there(make_set
     assert found(replace(known, features=traced), "membership")[0].verdict == "FLAG"
     both = traced | {"pixels": traced["audited"]}
     assert found(replace(known, features=both), "membership")[0].reason_code == "not_exchangeable"
+
+
+def test_crops_of_tiles_are_asked_too_where_the_encoder_is_there(planted, tmp_path, quick):
+    observed = planted.observer(tmp_path, planted.glyph, num=120)
+    data = planted.audit_set(observed)
+    known = replace(data, holdout=np.arange(120) % 3 == 0, members_known=True)
+    (finding,) = run_checks(known, effort=quick, names=("membership",), observer=observed).report.findings
+    assert [row[0] for row in finding.tables[0].rows] == ["features", "crops"]
+    assert finding.verdict in ("CLEAR_WITHIN_LIMITS", "NOT_ASSESSABLE")
+    statistics = look_at_crops(observed, np.arange(120), training_views(observed, None), 0)
+    assert statistics["audited"].shape == (120, 3)
+    assert (np.abs(statistics["audited"][:, :2]) <= 1).all()
 
 
 def test_a_group_with_poor_labels_is_flagged_and_an_equal_one_is_not(make_set, found):

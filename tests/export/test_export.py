@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ pytestmark = pytest.mark.filterwarnings(
     # timm builds its own layers with a deprecated torch.jit annotation; nothing of ours.
     "ignore:`torch.jit.*:DeprecationWarning"
 )
+
+
+waived = partial(ExportPlan, waive_audit="a test; the suite")
 
 
 def make_backbone(ndim: int, mode: str = "domain", **changes) -> Backbone:
@@ -42,7 +46,7 @@ def run(tmp_path: Path):
 @pytest.mark.parametrize("changes", [{}, {"registers": 0}, {"layer_scale": 0.0}, {"class_position": True}, {"position": "sincos"}])
 def test_timm_loads_the_folder_and_computes_the_same_tokens(tmp_path, run, changes):
     backbone = make_backbone(2, **changes)
-    done = export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="timm"))
+    done = export(waived(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="timm"))
     network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     x = torch.randn(2, 2, 16, 16)
     with torch.no_grad():
@@ -56,7 +60,7 @@ def test_timm_loads_the_folder_and_computes_the_same_tokens(tmp_path, run, chang
 def test_the_lineage_of_the_checkpoint_travels_with_every_format(tmp_path, run):
     source = run(make_backbone(2))
     for form in ("timm", "safetensors", "torch_export"):
-        export(ExportPlan(checkpoint=str(source), out=str(tmp_path / form), format=form))
+        export(waived(checkpoint=str(source), out=str(tmp_path / form), format=form))
         record = json.loads((tmp_path / form / "lineage.json").read_text())
         assert record["parents"] == {"checkpoint": "abc"}
         assert record["counts"] == {"units": 7}
@@ -69,7 +73,7 @@ def test_the_lineage_of_the_checkpoint_travels_with_every_format(tmp_path, run):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_the_traced_program_takes_channel_units_and_runs_without_this_package(tmp_path, run, ndim):
     backbone = make_backbone(ndim)
-    export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="torch_export"))
+    export(waived(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="torch_export"))
     x = torch.rand(5, 2, *[16] * ndim) * 4 - 1
     torch.save({"x": x}, tmp_path / "x.pt")
     script = (
@@ -110,7 +114,7 @@ def windowed(ndim: int) -> Backbone:
 
 @pytest.mark.parametrize("form", ["timm", "safetensors", "torch_export"])
 def test_whoever_exports_and_whoever_reads_the_card_is_told_of_windows(tmp_path, run, form):
-    done = export(ExportPlan(checkpoint=str(run(windowed(2))), out=str(tmp_path / "out"), format=form))
+    done = export(waived(checkpoint=str(run(windowed(2))), out=str(tmp_path / "out"), format=form))
     lines = ("b/soft: window of b, centre 40 HU, width 400 HU", "b/bone: window of b, centre 400 HU, width 1800 HU")
     assert done.windows == lines
     card = (tmp_path / "out" / "README.md").read_text()
@@ -121,14 +125,14 @@ def test_whoever_exports_and_whoever_reads_the_card_is_told_of_windows(tmp_path,
 
 
 def test_a_card_without_windows_does_not_speak_of_them_and_names_units_where_known(tmp_path, run):
-    done = export(ExportPlan(checkpoint=str(run(make_backbone(2))), out=str(tmp_path / "out"), format="safetensors"))
+    done = export(waived(checkpoint=str(run(make_backbone(2))), out=str(tmp_path / "out"), format="safetensors"))
     card = (tmp_path / "out" / "README.md").read_text()
     assert (done.windows, "display window" in card, "display window" in done.text()) == ((), False, False)
     assert "| a | a | not recorded | -10 | 10 | 0.5 | 0.2 |" in card
 
 
 def test_the_timm_config_says_what_each_channel_is(tmp_path, run):
-    export(ExportPlan(checkpoint=str(run(windowed(2))), out=str(tmp_path / "out"), format="timm"))
+    export(waived(checkpoint=str(run(windowed(2))), out=str(tmp_path / "out"), format="timm"))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_args"]["in_chans"] == 3
     assert config["dinodomain"]["input"][0] == {
@@ -141,7 +145,7 @@ def test_the_timm_config_says_what_each_channel_is(tmp_path, run):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_the_traced_program_cuts_windows_out_of_the_stored_channels(tmp_path, run, ndim):
     backbone = windowed(ndim)
-    done = export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="torch_export"))
+    done = export(waived(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="torch_export"))
     assert done.max_abs_diff < 1e-5
     x = torch.stack([torch.linspace(-1200, 2000, 16**ndim), torch.linspace(-1, 3, 16**ndim)]).reshape(1, 2, *[16] * ndim)
     by_hand = torch.stack([
@@ -160,7 +164,7 @@ def test_the_traced_program_cuts_windows_out_of_the_stored_channels(tmp_path, ru
 
 def test_our_own_file_comes_back_bit_equal(tmp_path, run):
     backbone = make_backbone(3)
-    export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="safetensors"))
+    export(waived(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="safetensors"))
     again = load_backbone(tmp_path / "out")
     assert again.spec == backbone.spec
     for name, value in backbone.state_dict().items():
@@ -169,7 +173,7 @@ def test_our_own_file_comes_back_bit_equal(tmp_path, run):
 
 def test_volumes_are_refused_for_timm_with_the_formats_that_fit(tmp_path, run):
     with pytest.raises(UserError, match=r"timm has no transformer for volumes.*torch_export"):
-        export(ExportPlan(checkpoint=str(run(make_backbone(3))), out=str(tmp_path / "out"), format="timm"))
+        export(waived(checkpoint=str(run(make_backbone(3))), out=str(tmp_path / "out"), format="timm"))
     assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -177,10 +181,10 @@ def test_volumes_are_refused_for_timm_with_the_formats_that_fit(tmp_path, run):
 def test_a_folder_with_files_is_left_alone_unless_told(tmp_path, run):
     source = str(run(make_backbone(2)))
     out = tmp_path / "out"
-    export(ExportPlan(checkpoint=source, out=str(out), format="safetensors"))
+    export(waived(checkpoint=source, out=str(out), format="safetensors"))
     with pytest.raises(UserError, match=r"already holds an export.*overwrite"):
-        export(ExportPlan(checkpoint=source, out=str(out)))
-    export(ExportPlan(checkpoint=source, out=str(out), overwrite=True))
+        export(waived(checkpoint=source, out=str(out)))
+    export(waived(checkpoint=source, out=str(out), overwrite=True))
     assert "cls_token" in safetensors.torch.load_file(out / "model.safetensors")
     assert not (out / "backbone.safetensors").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"source", "out"}
@@ -192,7 +196,7 @@ def test_files_that_no_export_wrote_are_never_replaced(tmp_path, run, overwrite)
     out.mkdir()
     (out / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match=r"holds what no export wrote: mine\.txt"):
-        export(ExportPlan(checkpoint=source, out=str(out), overwrite=overwrite))
+        export(waived(checkpoint=source, out=str(out), overwrite=overwrite))
     assert (out / "mine.txt").read_text() == "keep"
 
 
@@ -200,7 +204,7 @@ def test_the_folder_at_hand_can_be_exported_into(tmp_path, run, monkeypatch):
     source = str(run(make_backbone(2)))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    export(ExportPlan(checkpoint=source, out=".", format="safetensors"))
+    export(waived(checkpoint=source, out=".", format="safetensors"))
     assert (tmp_path / "here" / "backbone.safetensors").is_file()
 
 
@@ -220,7 +224,7 @@ ROPE = {"position": "rope", "rope_rescale": 2.0, "rope_jitter": 1.2}
 )
 def test_timm_computes_the_same_of_gated_mlps_rotary_positions_and_long_patches(tmp_path, run, changes):
     backbone = make_backbone(2, **changes)
-    done = export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="timm"))
+    done = export(waived(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="timm"))
     assert done.max_abs_diff < 2e-5
     network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     x = torch.randn(2, 2, 32, 16)
@@ -242,21 +246,21 @@ def test_timm_computes_the_same_of_gated_mlps_rotary_positions_and_long_patches(
 )
 def test_what_timm_cannot_compute_is_refused_by_the_key_that_asks_for_it(tmp_path, run, changes, key):
     with pytest.raises(UserError, match=rf"{key}.*allowed: torch_export or safetensors"):
-        export(ExportPlan(checkpoint=str(run(make_backbone(2, **changes))), out=str(tmp_path / "out"), format="timm"))
+        export(waived(checkpoint=str(run(make_backbone(2, **changes))), out=str(tmp_path / "out"), format="timm"))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("ndim", "patch", "unit"), [(2, 8, "crop"), (3, (4, 8, 8), "patch")])
 def test_a_traced_program_of_rotary_positions_computes_the_same(tmp_path, run, ndim, patch, unit):
     backbone = make_backbone(ndim, patch=patch, position="rope", rope_unit=unit, mlp="swiglu")
-    done = export(ExportPlan(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="torch_export"))
+    done = export(waived(checkpoint=str(run(backbone)), out=str(tmp_path / "out"), format="torch_export"))
     assert done.max_abs_diff < 2e-5
 
 
 def test_a_traced_program_in_physical_units_takes_the_spacing_too(tmp_path, run):
     backbone = make_backbone(2, position="rope", rope_unit="physical", rope_length=9.0)
     source = str(run(backbone))
-    done = export(ExportPlan(checkpoint=source, out=str(tmp_path / "out"), format="torch_export"))
+    done = export(waived(checkpoint=source, out=str(tmp_path / "out"), format="torch_export"))
     assert done.max_abs_diff < 2e-5
     program = torch.export.load(tmp_path / "out" / "backbone.pt2").module()
     x, spacing = torch.rand(2, 2, 16, 16), torch.tensor([[1.0, 2.0], [0.5, 0.5]])
@@ -267,4 +271,4 @@ def test_a_traced_program_in_physical_units_takes_the_spacing_too(tmp_path, run)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "rotary positions in mm or m (base 100)" in card
     assert "the pixel size of every image" in card
-    assert export(ExportPlan(checkpoint=source, out=str(tmp_path / "own"), format="safetensors")).max_abs_diff == 0
+    assert export(waived(checkpoint=source, out=str(tmp_path / "own"), format="safetensors")).max_abs_diff == 0

@@ -122,6 +122,19 @@ def test_masked_patches_do_not_reach_the_tokens():
     assert (vit(x).cls - vit(other).cls).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"position": "rope", "class_position": False}, {"position": "rope", "rope_unit": "physical", "rope_length": 9.0}]
+)
+def test_tokens_computed_alone_are_those_of_one_kept_patch_each(changes):
+    vit, x = build(dataclasses.replace(SMALL, **changes)), torch.randn(2, 3, 16, 24)
+    about = Acquisition(spacing=torch.tensor([[1.0, 1.0], [2.0, 0.5]]))
+    with torch.no_grad():
+        alone = vit.encode_alone(x, about)
+        for patch in range(6):
+            keep = (torch.arange(6) == patch).expand(2, -1)
+            torch.testing.assert_close(alone[:, patch], vit.encode(x, keep=keep, about=about).patches[:, 0])
+
+
 def test_keeping_all_patches_changes_nothing_and_dropped_patches_have_no_influence():
     vit = build()
     x = torch.randn(2, 3, 32, 32)

@@ -2,8 +2,48 @@
 
 from collections.abc import Sequence
 
-from dinodomain.audit.checks import attribute, duplicates, membership, overlap, subgroups
+from dinodomain.audit.checks import (
+    attribute,
+    capability,
+    composition,
+    conditional,
+    corruption,
+    curation,
+    declaration,
+    dense,
+    difference,
+    duplicates,
+    geolocation,
+    geotime,
+    inherit,
+    layers,
+    licences,
+    living,
+    lodo,
+    maps,
+    membership,
+    origin,
+    outlier,
+    overlap,
+    provenance,
+    reidentification,
+    shape,
+    shortcut,
+    site,
+    slices,
+    subgroups,
+    text,
+    use,
+)
 from dinodomain.audit.evidence import Check
 
-CHECKS: Sequence[Check] = tuple(room.CHECK for room in (overlap, duplicates, subgroups, attribute, membership))
+CHECKS: Sequence[Check] = tuple(
+    room.CHECK for room in (
+        provenance, composition, curation, shape, overlap, duplicates, text, origin,
+        site, lodo, subgroups, slices, outlier, corruption, geotime,
+        attribute, conditional, use, layers, dense, shortcut, maps, reidentification, geolocation, membership,
+        declaration, capability,
+        licences, difference, inherit, living,
+    )
+)  # fmt: skip
 """In the order in which a report shows them, question by question."""

@@ -1,29 +1,32 @@
 """Attributes: can sex, site or scanner be read from the features, and better than from pixels or an untrained encoder?
 
-Reading is a linear probe; "encoded" is neither "used" nor "harmful".
+The headline is a linear probe with its permutation null; stronger attackers climb the same folds and can only make the verdict worse.
+"Encoded" is neither "used" nor "harmful". Histograms alone carry race (Burns et al. 2023), hence the pixel baseline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dinodomain.audit.evidence import ATTRIBUTES, UNITS, About, Check, Draft, Evidence, Result
+from dinodomain.audit.figures import Bar, Forest, Table
 from dinodomain.audit.finding import Baseline, Estimate, Finding, Null, SelfTest, estimate_of
 from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, read_attribute
-from dinodomain.audit.protocol.data import AuditSet
+from dinodomain.audit.protocol.ladder import ATTACKER
 from dinodomain.audit.protocol.leak import Effort, Leak, excess, read_leaks
-from dinodomain.audit.protocol.planting import Sensitivity, plant
-from dinodomain.audit.protocol.verdict import MIN_UNITS, judge
+from dinodomain.audit.protocol.measures import precision_lift
+from dinodomain.audit.protocol.planting import Sensitivity
+from dinodomain.audit.protocol.reading import Reading, climbed, measure
+from dinodomain.audit.protocol.verdict import Verdict, judge, raised, severe
 
 ABOUT = About(
     name="attribute", code="ATTR", question="Q3", core=True, title="Can sensitive attributes be read from the features?",
     limits=(
-        "One attacker: a ridge probe on pooled features; another attacker may read more.",
+        "A few attackers on pooled features (linear probes, neighbours, a small network); another may read more.",
         "Readable does not mean used, and not readable by this probe does not mean absent.",
         "Holds for these images and labels; labels are taken as given.",
     ),
@@ -33,21 +36,7 @@ ABOUT = About(
 )  # fmt: skip
 METHOD = "1.96 x max(SE of unit bootstrap, SD of unit-permutation null), above .8 on the logit scale"
 SMALL_CELL = 10  # counts below this are not printed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """An attribute measured, before correction and verdict.
-
-    Attributes:
-        attribute: What was read.
-        leaks: Leak per kind of features; empty where there were too few units.
-        sensitivity: What planted leaks would have been found, or None.
-    """
-
-    attribute: Attribute
-    leaks: Mapping[str, Leak]
-    sensitivity: Sensitivity | None
+_KINDS = {"audited": "audited encoder", "pixels": "pixels", "untrained": "untrained encoder"}
 
 
 def run(evidence: Evidence) -> list[Result]:
@@ -59,35 +48,96 @@ def _result(evidence: Evidence, name: str) -> Result:
     reading = measure(evidence.probed, name, effort=evidence.effort, alpha=evidence.alpha("Q3"))
     if not reading.leaks:
         return _unmeasured(reading.attribute)
+    reading = climbed(reading, evidence.probed, evidence.effort)
     judge = lambda p, family: _finding(reading, p[0], family, evidence.policy)  # noqa: E731
     return Draft(p=(reading.leaks["audited"].p,), judge=judge)
 
 
-def measure(data: AuditSet, name: str, *, effort: Effort, alpha: float) -> Reading:
-    """Reads one column from every kind of features and plants leaks of its shape into the audited ones."""
-    attribute = read_attribute(name, data.columns[name], data.label_units)
-    if _too_few(attribute) or attribute.num_units < effort.folds:
-        return Reading(attribute=attribute, leaks={}, sensitivity=None)
-    ordered = {"audited": data.audited, **data.features}
-    leaks, reader = read_leaks(ordered, attribute, effort)
-    sensitivity = plant(reader, data.audited[attribute.rows], attribute, leaks["audited"].null, alpha=alpha, seed=effort.seed)
-    return Reading(attribute=attribute, leaks=leaks, sensitivity=sensitivity)
-
-
-def _too_few(attribute: Attribute) -> bool:
-    return (attribute.kind == "classes" and len(attribute.classes) < 2) or attribute.num_minor < MIN_UNITS
-
-
 def _finding(reading: Reading, p_adjusted: float, family: int, policy: Policy) -> Finding:
-    attribute, leak, sensitivity = reading.attribute, reading.leaks["audited"], reading.sensitivity
-    assert sensitivity is not None, "planted wherever it was read"
-    verdict, code, reason = judge(leak.interval, p_adjusted, sensitivity.mdl, attribute.num_minor, thresholds=policy.thresholds)
-    if verdict == "FLAG" and attribute.name in policy.expected:
-        verdict, code, reason = "WARN", "expected", f"expected by the policy: {policy.expected[attribute.name]}"
+    attribute = reading.attribute
+    verdict, code, reason = _verdict(reading, p_adjusted, policy)
+    told = {**_told(attribute), **evidence_of(reading, p_adjusted, family)}
+    told["evidence"] |= _more(reading)
     return ABOUT.finding(
-        attribute.name, **_told(attribute), **evidence_of(reading, p_adjusted, family), verdict=verdict, reason_code=code, reason=reason,
-        remedy="audit more units" if verdict == "NOT_ASSESSABLE" else "", answer=_answer(attribute, leak, verdict, reading.leaks),
-        action=_action(attribute, verdict), encoded={"FLAG": True, "WARN": True, "CLEAR_WITHIN_LIMITS": False}.get(verdict),
+        attribute.name, **told, verdict=verdict, reason_code=code, reason=reason, answer=_answer(attribute, reading, verdict),
+        tables=(_table(reading),), plots=(_forest(reading, policy),), remedy="audit more units" if verdict == "NOT_ASSESSABLE" else "",
+        action=_action(attribute, verdict), repeat=_repeat(attribute, verdict), special_category=attribute.name in policy.special_category,
+        encoded={"FLAG": True, "WARN": True, "CLEAR_WITHIN_LIMITS": False}.get(verdict),
+    )  # fmt: skip
+
+
+def _verdict(reading: Reading, p_adjusted: float, policy: Policy) -> tuple[Verdict, str, str]:
+    """The headline's verdict, then what a stronger attacker, the kind of data and the policy's expectation make of it, in this order."""
+    attribute, lines, sensitivity = reading.attribute, policy.thresholds, reading.sensitivity
+    assert sensitivity is not None, "planted wherever it was read"
+    verdict, code, reason = judge(reading.leaks["audited"].interval, p_adjusted, sensitivity.mdl, attribute.num_minor, thresholds=lines)
+    if (ladder := reading.ladders.get("audited")) is not None:
+        after = raised(verdict, ladder.attacker.interval, ladder.gain, thresholds=lines)
+        verdict, code, reason = after if after[0] != verdict else (verdict, code, reason)
+    verdict, why = severe(verdict, attribute.name in policy.special_category)
+    code, reason = ("special_category", why) if why else (code, reason)
+    if verdict == "FLAG" and attribute.name in policy.expected:
+        asked = f"subgroups, conditional and use must then be assessed for {attribute.name}, and the baselines compared"
+        return "WARN", "expected", f"expected by the policy: {policy.expected[attribute.name]}; {asked}"
+    return verdict, code, reason
+
+
+def _more(reading: Reading) -> dict[str, Any]:
+    """What is worth keeping beside the headline."""
+    leak, attribute = reading.leaks["audited"], reading.attribute
+    found: dict[str, Any] = {"selectivity": reading.selectivity, "score_through_other_folds": reading.again}
+    if (ladder := reading.ladders.get("audited")) is None:
+        return found
+    at, gain = ladder.attacker.interval, ladder.gain
+    found["attacker"] = {
+        "value": at.value, "low": at.low, "high": at.high, "over_headline": [gain.value, gain.low, gain.high],
+        "chosen": dict(ladder.chosen), "rows": ladder.num_rows,
+    }  # fmt: skip
+    if ladder.bits is not None:
+        found["usable_bits"] = [ladder.bits.value, ladder.bits.low, ladder.bits.high]
+        found["balanced_accuracy_beyond_chance"] = ladder.balanced
+        lifts = {name: precision_lift(leak.predictions[:, code], attribute.values == code) for code, name in enumerate(attribute.classes)}
+        found["average_precision_lift"] = {name: lift for name, lift in lifts.items() if lift is not None}
+    return found
+
+
+def _table(reading: Reading) -> Table:
+    """Rungs against kinds of features."""
+    kinds = [name for name in _KINDS if name in reading.leaks]
+    rows = [_cells("chance (prior)", ["0.50" for _ in kinds])]
+    rows.append(_cells("ridge, all rows (headline)", [str(reading.leaks[name].interval) for name in kinds]))
+    words = {"ridge": "ridge", "logistic": "logistic regression", "neighbours": "nearest neighbours", "network": "small network"}
+    words[ATTACKER] = "attacker: best of these inside each training part"
+    for rung, label in words.items():
+        found = [ladder.rungs.get(rung) if (ladder := reading.ladders.get(name)) else None for name in kinds]
+        if any(found):
+            rows.append(_cells(label, [str(one.interval) if one else None for one in found]))
+    note = (
+        f"Attackers see at most {most:,} rows."
+        if (most := max((ladder.num_rows for ladder in reading.ladders.values()), default=0))
+        else ""
+    )
+    return Table(title="Who reads how much", columns=("probe", *(_KINDS[name] for name in kinds)), rows=tuple(rows), note=note)
+
+
+def _cells(label: str, values: Sequence[str | None]) -> tuple[str | None, ...]:
+    return (label, *values)
+
+
+def _forest(reading: Reading, policy: Policy) -> Forest:
+    """Headline per kind of features, and the attacker, in the band of chance, with the minimum detectable leak."""
+    leak, attribute, lines = reading.leaks["audited"], reading.attribute, policy.thresholds
+    at = {_KINDS[name]: found.interval for name, found in reading.leaks.items()}
+    if "audited" in reading.ladders:
+        at["attacker on the audited encoder"] = reading.ladders["audited"].attacker.interval
+    low, high = np.percentile(leak.null, [2.5, 97.5])
+    marks = {"clear below": lines.tau_clear, "flag above": lines.tau_flag}
+    if reading.sensitivity is not None and reading.sensitivity.mdl is not None:
+        marks["least leak that would be found"] = reading.sensitivity.mdl
+    bars = [Bar(label=name, value=one.value, low=one.low, high=one.high, n_units=attribute.num_units) for name, one in at.items()]
+    return Forest(
+        title=f"How well {attribute.name} is read", axis=f"score ({_metric(attribute)})", rows=tuple(bars), lines=marks,
+        band=(float(low), float(high)),
     )  # fmt: skip
 
 
@@ -135,8 +185,11 @@ def evidence_of(reading: Reading, p_adjusted: float, family: int) -> dict[str, A
 
 
 def _estimate(attribute: Attribute, leak: Leak) -> Estimate:
-    metric = "(1 + spearman) / 2" if attribute.kind == "number" else ("auroc" if len(attribute.classes) == 2 else "macro auroc")
-    return estimate_of(leak.interval, metric, METHOD)
+    return estimate_of(leak.interval, _metric(attribute), METHOD)
+
+
+def _metric(attribute: Attribute) -> str:
+    return "(1 + spearman) / 2" if attribute.kind == "number" else ("auroc" if len(attribute.classes) == 2 else "macro auroc")
 
 
 def _baselines(leaks: Mapping[str, Leak]) -> tuple[Baseline, ...]:
@@ -165,11 +218,12 @@ def _counts(attribute: Attribute) -> dict[str, int | str]:
     return counts
 
 
-def _answer(attribute: Attribute, leak: Leak, verdict: str, leaks: Mapping[str, Leak]) -> str:
+def _answer(attribute: Attribute, reading: Reading, verdict: str) -> str:
+    leak = reading.leaks["audited"]
     interval = leak.interval
     score = f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}], chance {leak.null.mean():.2f}"
     if verdict in ("FLAG", "WARN"):
-        return f"Yes: a linear probe reads {attribute.name} with a score of {score}{_beside(leaks)}."
+        return f"Yes: a linear probe reads {attribute.name} with a score of {score}{_beside(reading.leaks)}{_stronger(reading)}."
     if verdict == "CLEAR_WITHIN_LIMITS":
         return f"Not by this probe: {score}."
     return f"Undecided: {score}."
@@ -179,6 +233,19 @@ def _beside(leaks: Mapping[str, Leak]) -> str:
     words = {"pixels": "pixel statistics", "untrained": "an untrained encoder"}
     parts = [f"{words[name]} {leaks[name].value:.2f}" for name in ("pixels", "untrained") if name in leaks]
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def _stronger(reading: Reading) -> str:
+    ladder = reading.ladders.get("audited")
+    return f"; a stronger attacker with {ladder.attacker.value:.2f}" if ladder is not None and ladder.gain.low > 0 else ""
+
+
+def _repeat(attribute: Attribute, verdict: str) -> str:
+    if verdict in ("FLAG", "WARN"):
+        return (
+            f"After erasure or another release layer, a score for {attribute.name} whose interval holds .5 and ends below the clear line."
+        )
+    return ""
 
 
 def _action(attribute: Attribute, verdict: str) -> str:

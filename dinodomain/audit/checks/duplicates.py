@@ -1,7 +1,8 @@
 """Near-duplicates: is the same picture there twice, altered or not, in two splits or under two units?
 
 Identical pixels by content hash; altered copies (other exposure, re-encoding) by nearness in two kinds of features at once, so that a
-blind spot of one encoder is not a finding. "Near" is set from pairs of different units, so that an image without any copy is matched
+blind spot of one encoder is not a finding, or by nearness of pixels together with perceptual hashes of the image as shown
+(``observe/hashes.py``). "Near" is set from pairs of different units, so that an image without any copy is matched
 by mistake in one of ten thousand cases. N rows, M null pairs.
 """
 
@@ -15,10 +16,16 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from dinodomain.audit.checks.hidden import hidden
+from dinodomain.audit.checks.rescored import score_change, test_split
 from dinodomain.audit.evidence import About, Check, Evidence, Private, Result
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
+from dinodomain.audit.observe.altered import AlteredDomain
+from dinodomain.audit.observe.hashes import Hashes, agree, alike, coarse, hash_images, near_hashes
 from dinodomain.audit.protocol.data import AuditSet
+from dinodomain.audit.protocol.near import FALSE_RATE, Space, make_space, near_pairs, prepare, unit_length
 from dinodomain.audit.protocol.verdict import Thresholds, Verdict
+from dinodomain.errors import MissingExtra
 from dinodomain.probes.ridge import standardise
 from dinodomain.probes.scores import Interval, wilson
 
@@ -30,24 +37,20 @@ ABOUT = About(
     ),
     maps_to={"EU AI Act": ("Art. 10(3)", "Art. 15"), "NIST AI RMF": ("MEASURE 2.1",), "FDA GMLP": ("4",)},
 )  # fmt: skip
-FALSE_RATE = 1e-4  # per image, against all others
-NULL_PAIRS = 200_000
-TAIL = (0.002, 0.02)  # quantiles of null distances between which the tail's exponent is measured, in large sets
-COPIES_PER_IMAGE = 4  # in small sets the quantiles move up, so that this many copies of every image do not reach them
-_BLOCK = 1024
+PAIRS = 16_384  # compared at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
-    """One kind of features, ready for distances.
+class Looked:
+    """Perceptual hashes.
 
     Attributes:
-        rows: [N, E] of unit length.
-        near: Chord distance below which two rows count as copies.
+        images: Of all rows.
+        altered: Of the altered copies, in their order; None where none were made.
     """
 
-    rows: np.ndarray
-    near: float
+    images: Hashes
+    altered: Hashes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,111 +60,109 @@ class Matches:
     Attributes:
         pairs: [P, 2] row numbers.
         identical: [P] whether the pixels are equal.
+        hashed: [P] whether perceptual hashes of the shown images agree, too.
         recall: Share of planted copies found, with interval, or None where none were planted.
         kinds: Kinds of features used.
     """
 
     pairs: np.ndarray
     identical: np.ndarray
+    hashed: np.ndarray
     recall: Interval | None
     kinds: tuple[str, ...]
 
 
 def run(evidence: Evidence) -> list[Result]:
     """Lists copies across splits (or, without splits, across units) and the share of units they touch."""
-    data = evidence.data
-    found = match(data, seed=evidence.effort.seed)
+    data, observer, trail = evidence.data, evidence.observer, evidence.trail
+    looked, lacking = _looked(evidence)
+    found = match(data, seed=evidence.effort.seed, looked=looked)
     crossing, place = _crossing(data, found.pairs)
+    splits = data.splits()
+    of = "units" if splits is None or test_split(splits) is None else f"units of split {test_split(splits)}"
     share = _share(data, found.pairs[crossing])
     told = {
-        "n_units": data.num_units, "n_images": len(data.units), "estimate": estimate_of(share, "share of units", "wilson"),
-        "counts": _counts(found, crossing, place), "evidence": _evidence(found, place),
+        "n_units": data.num_units, "n_images": len(data.units), "estimate": estimate_of(share, f"share of {of}", "wilson"),
+        "counts": _counts(found, crossing, place), "evidence": {**_evidence(found, place), "hashes": lacking or (observer is not None)},
     }  # fmt: skip
     first, second = found.pairs[crossing].T
     listed = Private(
         name="duplicates",
-        columns={"row": first.tolist(), "copy": second.tolist(), "identical": found.identical[crossing].tolist()},
-    )
-    return [_judge(found, crossing, place, share, told, evidence.lines), *([listed] if crossing.any() else [])]
+        columns={
+            "row": first.tolist(), "copy": second.tolist(), "identical": found.identical[crossing].tolist(),
+            "hashes_agree": found.hashed[crossing].tolist(),
+        },
+    )  # fmt: skip
+    results: list[Result] = [_judge(found, crossing, place, share, told, evidence.lines), *([listed] if crossing.any() else [])]
+    if place == "splits" and crossing.any() and evidence.asked.task is not None:
+        results.append(score_change(ABOUT, evidence, found.pairs[crossing]))
+    if trail is not None and trail.kept is not None:
+        results += hidden(ABOUT, trail.kept, data, evidence.lines)
+    return results
 
 
-def match(data: AuditSet, *, seed: int) -> Matches:
-    """All copies between different images that are not of one unit within one split."""
+def _looked(evidence: Evidence) -> tuple[Looked | None, str]:
+    """Hashes of all images and of the altered copies, and why there are none to be had."""
+    observer, copies = evidence.observer, evidence.data.copies
+    if observer is None:
+        return None, ""
+    try:
+        images = hash_images(observer, np.arange(len(evidence.data.units)))
+    except MissingExtra as error:
+        return None, str(error)
+    altered = None if copies is None else hash_images(observer, copies.rows, AlteredDomain(observer.frozen.domain, evidence.effort.seed))
+    return Looked(images=images, altered=altered), ""
+
+
+def match(data: AuditSet, *, seed: int, looked: Looked | None = None) -> Matches:
+    """All copies between different images that are not of one unit within one split.
+
+    Args:
+        data: The audited set.
+        seed: Decides the pairs from which "near" is set.
+        looked: Perceptual hashes; pairs that agree count where thumbnails are nearer than those of different units, too.
+    """
     kinds = ("audited", *[kind for kind in ("pixels", "untrained") if kind in data.features][:1])
     keys = _keys(data)
     spaces = {kind: make_space(prepare(kind, data.features[kind]), keys, data.sources, seed) for kind in kinds}
-    near = _near_pairs(list(spaces.values()), data.sources)
+    near = near_pairs(list(spaces.values()), data.sources)
     same = np.empty((0, 2), np.int64) if data.content_hash is None else _identical(data.content_hash, data.sources)
-    pairs = np.unique(np.concatenate([near, same]), axis=0)
+    pictures = None if looked is None else make_space(prepare("pixels", coarse(looked.images.thumbnails)), keys, data.sources, seed)
+    hashed = np.empty((0, 2), np.int64) if looked is None or pictures is None else _confirmed(looked.images, pictures, data.sources)
+    pairs = np.unique(np.concatenate([near, same, hashed]), axis=0)
     splits = data.splits()
     apart = keys[pairs[:, 0]] != keys[pairs[:, 1]]
     if splits is not None:
         apart |= splits[pairs[:, 0]] != splits[pairs[:, 1]]
     pairs = pairs[apart]
     equal = np.zeros(len(pairs), bool) if data.content_hash is None else data.content_hash[pairs[:, 0]] == data.content_hash[pairs[:, 1]]
-    return Matches(pairs=pairs, identical=equal, recall=_recall(data, spaces), kinds=kinds)
+    agree = np.isin(_numbers(pairs, len(keys)), _numbers(hashed, len(keys)))
+    return Matches(pairs=pairs, identical=equal, hashed=agree, recall=_recall(data, spaces, looked, pictures), kinds=kinds)
+
+
+def _numbers(pairs: np.ndarray, count: int) -> np.ndarray:
+    """[P] one number per pair."""
+    result: np.ndarray = pairs[:, 0] * count + pairs[:, 1]
+    return result
+
+
+def _confirmed(images: Hashes, pictures: Space, sources: np.ndarray) -> np.ndarray:
+    """[P, 2] pairs of different images that agree by hash and thumbnail, and lie nearer than unrelated images do."""
+    pairs = near_hashes(images.bits)
+    pairs = pairs[sources[pairs[:, 0]] != sources[pairs[:, 1]]]
+    kept = [np.empty((0, 2), np.int64)]
+    for start in range(0, len(pairs), PAIRS):
+        part = pairs[start : start + PAIRS]
+        distance = np.linalg.norm(pictures.rows[part[:, 0]] - pictures.rows[part[:, 1]], axis=1)
+        kept.append(part[distance < pictures.near])
+    near = np.concatenate(kept)
+    result: np.ndarray = near[alike(images, images, near)]
+    return result
 
 
 def _keys(data: AuditSet) -> np.ndarray:
     """Unit per row; a row without one stands for itself."""
     return np.where(data.units != "", data.units, np.char.add("\0source ", data.sources.astype(str)))
-
-
-def prepare(kind: str, features: np.ndarray) -> np.ndarray:
-    """Pixels are taken relative to their own mean and deviation, so that another exposure does not hide a copy."""
-    rows = np.asarray(features, np.float64)
-    if kind != "pixels":
-        return rows
-    result: np.ndarray = (rows - rows.mean(axis=1, keepdims=True)) / np.maximum(rows.std(axis=1, keepdims=True), 1e-9)
-    return result
-
-
-def make_space(features: np.ndarray, keys: np.ndarray, sources: np.ndarray, seed: int) -> Space:
-    """Standardises, scales to unit length and sets the distance that counts as near.
-
-    Distances r of unrelated points with D degrees of freedom fall below r with a chance of c r^D, so two low quantiles give D, and D
-    gives the distance whose chance is 1e-4 / N (Levina and Bickel 2004). The quantiles lie above what copies make up.
-    """
-    rows = _unit_length(standardise(np.asarray(features, np.float64))[0])
-    distance = _null_distances(rows, keys, sources, seed)
-    if not len(distance):
-        return Space(rows=rows, near=0.0)
-    tail = np.minimum(max(1.0, COPIES_PER_IMAGE / len(rows) / TAIL[0]) * np.array(TAIL), (0.05, 0.5))
-    lower, upper = np.quantile(distance, tail)
-    if lower <= 1e-6 or upper <= lower:
-        return Space(rows=rows, near=0.0)  # collapsed features: unrelated images coincide, nothing can be told
-    degrees = np.log(tail[1] / tail[0]) / np.log(upper / lower)
-    return Space(rows=rows, near=float(lower * (FALSE_RATE / len(rows) / tail[0]) ** (1 / degrees)))
-
-
-def _null_distances(rows: np.ndarray, keys: np.ndarray, sources: np.ndarray, seed: int) -> np.ndarray:
-    generator = np.random.default_rng([seed, 0xD0B])
-    a, b = generator.integers(0, len(rows), (2, min(NULL_PAIRS, len(rows) ** 2)))
-    apart = (keys[a] != keys[b]) & (sources[a] != sources[b])
-    a, b = a[apart], b[apart]
-    pieces = [np.linalg.norm(rows[a[s : s + _BLOCK * 16]] - rows[b[s : s + _BLOCK * 16]], axis=1) for s in range(0, len(a), _BLOCK * 16)]
-    return np.concatenate(pieces) if pieces else np.empty(0)
-
-
-def _unit_length(rows: np.ndarray) -> np.ndarray:
-    result: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return result
-
-
-def _near_pairs(spaces: list[Space], sources: np.ndarray) -> np.ndarray:
-    """Pairs of different images that are near in every space: [P, 2], first < second."""
-    found = [np.empty((0, 2), np.int64)]
-    if min(space.near for space in spaces) <= 0:
-        return found[0]
-    count = len(sources)
-    for start in range(0, count, _BLOCK):
-        near = np.ones((min(_BLOCK, count - start), count - start), bool)
-        for space in spaces:
-            near &= space.rows[start : start + _BLOCK] @ space.rows[start:].T > 1 - space.near**2 / 2
-        first, second = np.nonzero(near)
-        keep = (second > first) & (sources[first + start] != sources[second + start])
-        found.append(np.stack([first[keep], second[keep]], axis=1) + start)
-    return np.concatenate(found)
 
 
 def _identical(hashes: np.ndarray, sources: np.ndarray) -> np.ndarray:
@@ -173,14 +174,26 @@ def _identical(hashes: np.ndarray, sources: np.ndarray) -> np.ndarray:
     return np.stack([leader[keep], second[keep]], axis=1)
 
 
-def _recall(data: AuditSet, spaces: Mapping[str, Space]) -> Interval | None:
+def _recall(data: AuditSet, spaces: Mapping[str, Space], looked: Looked | None, pictures: Space | None) -> Interval | None:
+    """Share of altered copies that either way finds."""
     if data.copies is None:
         return None
     found = np.ones(len(data.copies.rows), bool)
     for kind, space in spaces.items():
-        copies = _unit_length(standardise(prepare(kind, data.features[kind]), prepare(kind, data.copies.features[kind]))[1])
+        copies = unit_length(standardise(prepare(kind, data.features[kind]), prepare(kind, data.copies.features[kind]))[1])
         found &= np.linalg.norm(copies - space.rows[data.copies.rows], axis=1) < space.near
+    if looked is not None and looked.altered is not None and pictures is not None:
+        found |= _seen(looked.images, looked.altered, data.copies.rows, pictures)
     return wilson(int(found.sum()), len(found))
+
+
+def _seen(images: Hashes, altered: Hashes, rows: np.ndarray, pictures: Space) -> np.ndarray:
+    """[c] whether each altered copy would be told by hash and thumbnail."""
+    alike = agree(altered, Hashes(bits=images.bits[:, rows], thumbnails=images.thumbnails[rows]))
+    everything, copies = (prepare("pixels", coarse(one.thumbnails)) for one in (images, altered))
+    placed = unit_length(standardise(everything, copies)[1])
+    result: np.ndarray = alike & (np.linalg.norm(placed - pictures.rows[rows], axis=1) < pictures.near)
+    return result
 
 
 def _crossing(data: AuditSet, pairs: np.ndarray) -> tuple[np.ndarray, str]:
@@ -192,13 +205,17 @@ def _crossing(data: AuditSet, pairs: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _share(data: AuditSet, pairs: np.ndarray) -> Interval:
-    keys = _keys(data)
-    return wilson(len(np.unique(keys[pairs.reshape(-1)])), len(np.unique(keys)))
+    """Share of units in some pair: of the test split where there is one, for that is what scores are told of; else of all."""
+    keys, rows, splits = _keys(data), np.unique(pairs), data.splits()
+    tested = None if splits is None else test_split(splits)
+    counted = np.ones(len(keys), bool) if splits is None or tested is None else splits == tested
+    return wilson(len(np.unique(keys[rows[counted[rows]]])), len(np.unique(keys[counted])))
 
 
 def _counts(found: Matches, crossing: np.ndarray, place: str) -> dict[str, int | str]:
     counts: dict[str, int | str] = {
         f"pairs across {place}": int(crossing.sum()), "of these identical": int((crossing & found.identical).sum()),
+        "of these with agreeing hashes": int((crossing & found.hashed).sum()),
         "images in these pairs": len(np.unique(found.pairs[crossing])), "groups of copies": _groups(found.pairs[crossing]),
     }  # fmt: skip
     if place == "splits":
@@ -222,11 +239,14 @@ def _evidence(found: Matches, place: str) -> dict[str, Any]:
 def _judge(found: Matches, crossing: np.ndarray, place: str, share: Interval, told: dict[str, Any], lines: Thresholds) -> Finding:
     number, identical = int(crossing.sum()), int((crossing & found.identical).sum())
     if number:
-        answer = f"Yes: {number} pairs of copies across {place}, {identical} of them identical, touch {share.value:.1%} of the units."
-        sure = len(found.kinds) > 1 or identical == number
+        touched = f"{share.value:.1%} of the {told['estimate'].metric.removeprefix('share of ')}"
+        answer = f"Yes: {number} pairs of copies across {place}, {identical} of them identical, touch {touched}."
+        sure = len(found.kinds) > 1 or bool((found.identical | found.hashed)[crossing].all())
         verdict: Verdict = "FLAG" if sure and share.low > lines.duplicates_flag else "WARN"
         reason = "" if sure else "altered copies were seen by one encoder only; look at the pairs"
-        action = f"Look at the pairs in private/duplicates.csv, keep one of each, and score again on {place} without copies."
+        action = (
+            f"Look at the pairs in duplicates.csv (kept beside the report), keep one of each, and score again on {place} without copies."
+        )
         return ABOUT.finding(
             **told, verdict=verdict, answer=answer, reason=reason, reason_code="" if sure else "one_encoder", action=action
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.embed import encode_frozen, network_input, pool_features, sides_for, token_weights
 from dinodomain.loader import LoaderPlan, Tiles, find_tiles, sweep_tiles
 from dinodomain.model import Backbone
@@ -36,6 +38,27 @@ class Shown:
     about: Acquisition
     batch: Batch
 
+    def joined(self, others: Sequence[Shown]) -> Shown:
+        """With further tiles of the same shape behind; ``batch`` stays that of the first."""
+        parts = [self, *others]
+        told = {name: [getattr(part.about, name) for part in parts] for name in ("spacing", "kept")}
+        about = {name: None if values[0] is None else torch.cat(values) for name, values in told.items()}
+        return replace(
+            self, rows=np.concatenate([part.rows for part in parts]), pixels=torch.cat([part.pixels for part in parts]),
+            valid=torch.cat([part.valid for part in parts]), about=Acquisition(channels=self.about.channels, **about),
+        )  # fmt: skip
+
+    def take(self, rows: slice) -> Shown:
+        """A stretch of the tiles; ``batch`` stays whole."""
+        return self.pick(torch.arange(len(self.rows))[rows])
+
+    def pick(self, rows: Tensor) -> Shown:
+        """Some of the tiles by position; ``batch`` stays whole."""
+        spacing, kept = (None if value is None else value[rows.to(value.device)] for value in (self.about.spacing, self.about.kept))
+        about = Acquisition(spacing=spacing, kept=kept, channels=self.about.channels)
+        where = rows.to(self.pixels.device)
+        return replace(self, rows=self.rows[rows.numpy()], pixels=self.pixels[where], valid=self.valid[where], about=about)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Observer:
@@ -45,11 +68,15 @@ class Observer:
         frozen: Encoder, untrained twin, store and domain.
         batch: Tiles at a time.
         size: Longest side that the encoder is shown, pixels; None takes its pretraining size.
+        most: Images that are shown again, altered or in parts, at most.
+        kept: Step to file of the backbones that the encoder's run kept on its way.
     """
 
     frozen: Frozen
     batch: int = 64
     size: int | None = None
+    most: int = 2000
+    kept: Mapping[int, Path] = field(default_factory=dict)
 
     @property
     def backbone(self) -> Backbone:
@@ -61,6 +88,12 @@ class Observer:
         """The audited rows, in their order."""
         found = find_tiles(self.frozen.store, LoaderPlan(), holdout="include")
         return found.only(np.lexsort((*found.starts.T[::-1], found.rows)))
+
+    def some(self, data: AuditSet, seed: int) -> np.ndarray:
+        """[n] rows of the whole audited set, sorted: those of ``data``, or ``most`` of them drawn at random."""
+        rows = np.arange(len(data.units)) if data.numbers is None else data.numbers
+        drawn: np.ndarray = np.sort(np.random.default_rng([seed, 0x5047]).permutation(rows)[: self.most])
+        return drawn
 
     def show(self, numbers: np.ndarray) -> Iterator[Shown]:
         """The tiles of some rows, each once, in batches of one shape: use ``Shown.rows`` to put results in their place.

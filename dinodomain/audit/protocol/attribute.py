@@ -74,7 +74,7 @@ def read_attribute(name: str, column: Sequence[object] | np.ndarray, units: np.n
     text = np.array([str(value).strip() for value in column])
     known = np.array([item.lower() not in MISSING for item in text], bool)
     rows = np.flatnonzero(known)
-    numbers = _numbers(text[rows])
+    numbers = numbers_of(text[rows])
     if numbers is not None and len(np.unique(numbers)) > MAX_CLASSES:
         return _make(name, "number", rows, numbers, (), units, {}, known, ())
     counts = {str(label): len(np.unique(units[rows][text[rows] == label])) for label in np.unique(text[rows])}
@@ -97,7 +97,8 @@ def _make(
     )  # fmt: skip
 
 
-def _numbers(text: np.ndarray) -> np.ndarray | None:
+def numbers_of(text: np.ndarray) -> np.ndarray | None:
+    """The values as numbers; None where one is none, or there are no values."""
     try:
         numbers = text.astype(np.float64)
     except ValueError:

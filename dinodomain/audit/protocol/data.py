@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -92,6 +92,22 @@ class AuditSet:
             return None
         values = np.array([str(value) for value in self.columns[self.split]])
         return values if len(np.unique(values[values != ""])) > 1 else None
+
+
+def take(data: AuditSet, rows: np.ndarray) -> AuditSet:
+    """The given rows; altered copies, which refer to rows, are left behind."""
+    return replace(
+        data,
+        features={name: values[rows] for name, values in data.features.items()},
+        units=data.units[rows],
+        content_hash=None if data.content_hash is None else data.content_hash[rows],
+        sources=data.sources[rows],
+        columns={name: np.asarray(values)[rows] for name, values in data.columns.items()},
+        holdout=None if data.holdout is None else data.holdout[rows],
+        copies=None,
+        linked=None if data.linked is None else data.linked[rows],
+        numbers=rows if data.numbers is None else data.numbers[rows],
+    )
 
 
 def _expect(place: str, values: np.ndarray, count: int) -> None:

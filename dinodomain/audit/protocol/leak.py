@@ -6,7 +6,7 @@ Does not decide a verdict. n rows, K permutations, B bootstrap draws, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,14 @@ from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 
 from dinodomain.audit.protocol.attribute import Attribute, permuted
+from dinodomain.errors import UserError
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.ridge import FoldedRidge
 from dinodomain.probes.scores import Z95, Interval, macro_auroc, spearman, unit_weights
 
 LOGIT_ABOVE = 0.8  # intervals of higher scores are made on the logit scale
 MAX_WIDTH, COMPONENTS = 2048, 1024
+BASELINE_PERMUTATIONS = 250  # a baseline's null only gives a width, no p value
 _PIECE = 128  # permutations scored together
 
 
@@ -33,12 +35,14 @@ class Effort:
         permutations: K.
         bootstraps: B.
         seed: Decides folds, permutations and draws.
+        attackers: Whether to try stronger attackers than the linear probe; they take most of the time.
     """
 
     folds: int = 5
     permutations: int = 1000
     bootstraps: int = 2000
     seed: int = 0
+    attackers: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,19 +99,39 @@ class Reader:
     """
 
     def __init__(self, features: np.ndarray, attribute: Attribute, folds: np.ndarray) -> None:
-        self._attribute = attribute
-        self._ridge = FoldedRidge(_narrow(features), attribute.unit_index, folds)
+        self._attribute, self._width = attribute, features.shape[1]
+        self._ridge = FoldedRidge(narrow(features), attribute.unit_index, folds)
 
     def predict(self, values: np.ndarray) -> np.ndarray:
         """Out-of-fold predictions of K versions of the values: [K, n] to [K, n, C] (classes) or [K, n] (numbers)."""
-        if self._attribute.kind == "number":
-            return self._ridge.scores(rankdata(values, axis=1).T / values.shape[1], centre=True).T
+        return self.altered(values, ())[0]
+
+    def altered(self, values: np.ndarray, versions: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Predictions of the plain rows, then of altered versions of them [n, E] by the very same probes; shapes as in ``predict``."""
+        if versions and self._width > MAX_WIDTH:
+            raise UserError("features", f"are {self._width} wide", allowed=f"{MAX_WIDTH} at most, where images are altered",
+                            remedy="audit with a smaller pooling of the backbone (cls)")  # fmt: skip
+        found = self._ridge.altered(self._targets(values), versions, centre=True)
+        return [self._shaped(rows, len(values)) for rows in found]
+
+    def _targets(self, values: np.ndarray) -> np.ndarray:
+        """[n, K or K C] what ridge is fitted to."""
         num_classes, (count, rows) = len(self._attribute.classes), values.shape
+        if self._attribute.kind == "number":
+            ranks: np.ndarray = rankdata(values, axis=1).T / rows
+            return ranks
         if num_classes == 2:
-            positive = self._ridge.scores(values.T.astype(np.float64), centre=True).T
-            return np.stack([-positive, positive], axis=2)
-        wanted = (values[:, :, None] == np.arange(num_classes)).transpose(1, 0, 2).reshape(rows, count * num_classes)
-        return self._ridge.scores(wanted, centre=True).reshape(rows, count, num_classes).transpose(1, 0, 2)
+            return values.T.astype(np.float64)
+        hot: np.ndarray = (values[:, :, None] == np.arange(num_classes)).transpose(1, 0, 2).reshape(rows, count * num_classes)
+        return hot
+
+    def _shaped(self, found: np.ndarray, count: int) -> np.ndarray:
+        num_classes = len(self._attribute.classes)
+        if self._attribute.kind == "number":
+            return found.T
+        if num_classes == 2:
+            return np.stack([-found.T, found.T], axis=2)
+        return found.reshape(len(found), count, num_classes).transpose(1, 0, 2)
 
     def score(self, values: np.ndarray) -> np.ndarray:
         """Scores of K versions of the values: [K, n] to [K]."""
@@ -118,7 +142,7 @@ class Reader:
         return np.concatenate(pieces)
 
 
-def _narrow(features: np.ndarray) -> np.ndarray:
+def narrow(features: np.ndarray) -> np.ndarray:
     """The leading principal components of very wide features: found without labels, so folds and nulls stay as they are."""
     if features.shape[1] <= MAX_WIDTH:
         return features
@@ -165,6 +189,8 @@ def weighted_score(kind: str, predictions: np.ndarray, values: np.ndarray, weigh
 def read_leaks(features: Mapping[str, np.ndarray], attribute: Attribute, effort: Effort) -> tuple[dict[str, Leak], Reader]:
     """Reads one attribute from several kinds of features, through the same folds, permutations and resampled units.
 
+    Kinds after the first are baselines and see the first 250 permutations.
+
     Args:
         features: Kind to [N, width] of the whole audited set; the first kind is the audited one.
         attribute: What to read.
@@ -176,19 +202,23 @@ def read_leaks(features: Mapping[str, np.ndarray], attribute: Attribute, effort:
     folds = grouped_folds(attribute.unit_index, attribute.values, effort.folds, effort.seed)
     shuffled = permuted(attribute, effort.permutations, effort.seed)
     weights = list(unit_weights(attribute.unit_index, effort.bootstraps, effort.seed))
-    leaks, readers = {}, []
+    leaks: dict[str, Leak] = {}
+    readers = []
     for name, rows in features.items():
         reader = Reader(rows[attribute.rows], attribute, folds)
         readers.append(reader)
         found = reader.predict(attribute.values[None])[0]
         draws = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
         value = float(score_many(attribute.kind, found[None], attribute.values[None])[0])
-        leaks[name] = Leak(value=value, draws=draws, null=reader.score(shuffled), predictions=found, num_minor=attribute.num_minor)
+        null = reader.score(shuffled[: BASELINE_PERMUTATIONS if leaks else None])
+        leaks[name] = Leak(value=value, draws=draws, null=null, predictions=found, num_minor=attribute.num_minor)
     return leaks, readers[0]
 
 
 def excess(ours: Leak, baseline: Leak) -> Interval:
     """Audited minus baseline, paired: the same resampled units and the same permutations on both sides."""
     value = ours.value - baseline.value
-    error = max(float(np.nanstd(ours.draws - baseline.draws)), float(np.std(ours.null - baseline.null)))
+    shared = min(len(ours.null), len(baseline.null))
+    null = float(np.std(ours.null[:shared] - baseline.null[:shared]))
+    error = max(float(np.nanstd(ours.draws - baseline.draws)), null)
     return Interval(value=value, low=value - Z95 * error, high=value + Z95 * error)

@@ -1,4 +1,4 @@
-"""Writes the report bundle: ``audit.json`` (validated), then HTML and Markdown drawn from that file alone, then the sums of all.
+"""Writes the report bundle: ``audit.json`` (validated), then page, card and further formats from that file alone, then the sums of all.
 
 Measures nothing and reads nothing but the report.
 """
@@ -9,34 +9,36 @@ import csv
 import io
 import json
 import shutil
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from dinodomain.audit.chain import NAME, write_chain
 from dinodomain.audit.evidence import Private
-from dinodomain.audit.finding import QUESTIONS, Report, check_report, read_report
-from dinodomain.audit.protocol.verdict import VERDICTS
+from dinodomain.audit.finding import Report, check_report, read_report
+from dinodomain.audit.protocol.data import AuditSet
+from dinodomain.audit.report import text
+from dinodomain.audit.report.bom import bill_of_materials
+from dinodomain.audit.report.card import model_index
+from dinodomain.audit.report.cells import ground_cells
+from dinodomain.audit.report.croissant import croissant
+from dinodomain.audit.report.junit import junit
+from dinodomain.audit.report.page import context
+from dinodomain.audit.sign import PUBLIC, SIGNATURE
 from dinodomain.lineage import digest_file, write_bytes, write_json
-from dinodomain.show.audit import draw_plot, leak_forest
+from dinodomain.show.audit import draw_plot
 
-MEANING: Mapping[str, tuple[str, str]] = {
-    "FLAG": ("✖", "found, and above the line that was set beforehand"),
-    "ERROR": ("‼", "the check failed its own controls; its numbers mean nothing"),
-    "NOT_ASSESSABLE": ("?", "could not be answered with these data; not a pass"),
-    "WARN": ("▲", "found, but not clearly above the line, or expected by the policy"),
-    "CLEAR_WITHIN_LIMITS": ("✓", "not found, by a check shown to find what was planted; within the limits on the card"),
-    "NOT_APPLICABLE": ("○", "does not apply here, with the reason"),
-}
-CANNOT = (
-    "It does not show that nothing leaks or that nobody is treated worse: it answers single questions, for these data and attackers.",
-    "Readable from the features is neither used by a task nor the cause of harm; not readable by these probes is not absent.",
-    "A clear result does not carry over to other data, other layers, other attackers or a fine-tuned model.",
-    "Labels of people are taken as recorded; the audit does not ask whether they are right.",
-)
+FILES: Mapping[str, str] = {
+    "datasheet": "datasheet.md", "croissant": "croissant.json", "mlbom": "mlbom.cdx.json", "junit": "junit.xml", "cells": "cells.gpkg",
+}  # fmt: skip
+"""Further formats and their files."""
+
+_ALWAYS = ("audit.json", "audit.html", "card.md")
+_BUNDLE = (*_ALWAYS, NAME, *FILES.values())
+_STALE = (*_BUNDLE, "SHA256SUMS", SIGNATURE, PUBLIC, "audit.md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,29 +48,48 @@ class Paths:
     Attributes:
         json: The record.
         html: One page, self-contained.
-        markdown: The same in short.
+        card: The same in short, as a model card.
         sums: sha256 of the others.
     """
 
     json: Path
     html: Path
-    markdown: Path
+    card: Path
     sums: Path
 
 
-def write_report(report: Report, folder: Path, private: Sequence[Private] = ()) -> Paths:
+def write_report(
+    report: Report, folder: Path, private: Sequence[Private] = (), *, chain: Sequence[Mapping[str, Any]] = (), formats: Sequence[str] = (),
+    data: AuditSet | None = None,
+) -> Paths:  # fmt: skip
     """Writes the bundle into ``folder``; ``audit.json`` is checked against the published schema before anything is drawn.
 
     Args:
         report: The record.
-        folder: Made if absent.
-        private: Tables for ``private/``, which only its owner may read; what an earlier audit left there goes.
+        folder: Made if absent; what an earlier audit left there goes.
+        private: Tables for ``private/``, which only its owner may read.
+        chain: The chain of audits up to this one, of which the bundle keeps a copy.
+        formats: Further files, by the keys of ``FILES``.
+        data: The audited rows, for ``cells``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     body = report.as_json()
     check_report(body, "audit.json")
+    for name in _STALE:
+        (folder / name).unlink(missing_ok=True)
     _write_private(folder / "private", private)
+    if chain:
+        write_chain(folder / NAME, chain)
     write_json(folder / "audit.json", body)
+    makers: dict[str, Callable[[], bytes]] = {
+        "datasheet": lambda: rendered("datasheet.md.j2", body, folder / "audit.json"), "croissant": lambda: croissant(body),
+        "mlbom": lambda: bill_of_materials(body), "junit": lambda: junit(body),
+    }  # fmt: skip
+    for name in formats:
+        if name == "cells":
+            ground_cells(body, data, private, folder / FILES[name])
+        else:
+            write_bytes(folder / FILES[name], makers[name]())
     return draw_report(folder / "audit.json")
 
 
@@ -79,27 +100,31 @@ def _write_private(folder: Path, tables: Sequence[Private]) -> None:
         return
     folder.mkdir(mode=0o700)
     for table in tables:
-        text = io.StringIO()
-        writer = csv.writer(text)
+        written = io.StringIO()
+        writer = csv.writer(written)
         writer.writerow(table.columns)
         writer.writerows(zip(*table.columns.values(), strict=True))
-        write_bytes(folder / f"{table.name}.csv", text.getvalue().encode())
+        write_bytes(folder / f"{table.name}.csv", written.getvalue().encode())
 
 
 def draw_report(source: Path) -> Paths:
-    """Draws HTML, Markdown and sums beside an ``audit.json``."""
+    """Draws page and card beside an ``audit.json`` and sums up all files of the bundle."""
     read_report(source)
     body = json.loads(source.read_text("utf-8"))
     paths = Paths(
-        json=source, html=source.with_name("audit.html"), markdown=source.with_name("audit.md"), sums=source.with_name("SHA256SUMS")
-    )
-    context = _context(body, digest_file(source))
-    environment = _environment()
-    write_bytes(paths.html, environment.get_template("audit.html.j2").render(context).encode())
-    write_bytes(paths.markdown, environment.get_template("audit.md.j2").render(context).encode())
-    lines = [f"{digest_file(path)}  {path.name}" for path in (paths.html, paths.json, paths.markdown)]
-    write_bytes(paths.sums, ("\n".join(lines) + "\n").encode())
+        json=source, html=source.with_name("audit.html"), card=source.with_name("card.md"), sums=source.with_name("SHA256SUMS")
+    )  # fmt: skip
+    write_bytes(paths.html, rendered("audit.html.j2", body, source))
+    write_bytes(paths.card, rendered("card.md.j2", body, source))
+    held = sorted(name for name in _BUNDLE if source.with_name(name).is_file())
+    write_bytes(paths.sums, "".join(f"{digest_file(source.with_name(name))}  {name}\n" for name in held).encode())
     return paths
+
+
+def rendered(template: str, body: Mapping[str, Any], source: Path) -> bytes:
+    """A template filled from the record."""
+    told = context(body, digest_file(source)) | {"index": model_index(body)}
+    return _environment().get_template(template).render(told).encode()
 
 
 def _environment() -> jinja2.Environment:
@@ -111,56 +136,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "number": _number,
-        "cell": _cell,
-        "cell_text": _cell_text,
-        "words": lambda verdict: verdict.replace("_", " "),
-        "plot": draw_plot,
-    }
-    return made
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "not measured" if value is None else f"{value:.{digits}f}"
-
-
-def _cell_text(value: object) -> str:
-    """A cell of a table for people."""
-    if value is None:
-        return "not measured"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _cell(value: object) -> str:
-    """Text for a Markdown table: no new column, line or tag comes out of a name."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-def _context(body: dict[str, Any], json_digest: str) -> dict[str, Any]:
-    by_question = {question: [item for item in body["findings"] if item["question"] == question] for question in QUESTIONS}
-    counts = {question: Counter(item["verdict"] for item in found) for question, found in by_question.items()}
-    return {
-        "report": body, "questions": QUESTIONS, "by_question": by_question, "counts": counts, "verdicts": VERDICTS, "meaning": MEANING,
-        "cannot": CANNOT, "json_digest": json_digest, "headline": _headline(body), "forest": _forest(body),
+        "number": text.number, "cell": text.cell, "cell_text": text.cell_text, "words": text.words, "plot": draw_plot,
+        "sentence": text.sentence, "anchor": text.anchor,
     }  # fmt: skip
-
-
-def _headline(body: dict[str, Any]) -> str:
-    """The report in one sentence; what was not assessed stands beside what was found."""
-    counts = Counter(item["verdict"] for item in body["findings"])
-    words = [f"{counts[verdict]} {verdict.replace('_', ' ')}" for verdict in VERDICTS if counts[verdict]]
-    silent = list(body["unanswered"])
-    tail = f" {', '.join(silent)} {'is' if len(silent) == 1 else 'are'} not or only partly answered." if silent else ""
-    return f"{len(body['findings'])} findings: {', '.join(words)}.{tail}"
-
-
-def _forest(body: dict[str, Any]) -> str:
-    """The figure of all findings on the leak scale; empty where there is none."""
-    drawn = [item for item in body["findings"] if item["estimate"] and item["null"] and item["estimate"]["value"] is not None]
-    if not drawn:
-        return ""
-    label = "; ".join(
-        f"{item['id']}: {item['estimate']['value']:.2f} from {item['estimate']['low']:.2f} to {item['estimate']['high']:.2f}"
-        for item in drawn
-    )
-    return leak_forest(drawn, body["policy"]["thresholds"], f"Scores with intervals. {label}")
+    return made

@@ -1,0 +1,286 @@
+"""Patch tokens: where in the image can an attribute be read, and does the place hold it itself or did attention bring it there?
+
+One probe for each place, permuted by unit and corrected over all places. The same map is read from tokens that were computed without any
+other patch: what only the full tokens show was imported by attention. Registers and the class token are left out; tokens of unusual
+length, which hold global information in networks without registers (Darcet et al. 2024), are counted apart.
+n images, P places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dinodomain.audit.evidence import ATTRIBUTES, ENCODER, UNITS, About, Check, Draft, Evidence, Result
+from dinodomain.audit.figures import Heat
+from dinodomain.audit.finding import Finding, Localised, SelfTest, estimate_of
+from dinodomain.audit.observe.tokens import TokenSet, look_at_tokens
+from dinodomain.audit.policy import Policy
+from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, permuted, read_attribute
+from dinodomain.audit.protocol.leak import Effort, Leak, Reader, score_many, weighted_score
+from dinodomain.audit.protocol.leakmap import LeakMap, narrow, read_map
+from dinodomain.audit.protocol.verdict import MIN_UNITS, MIN_UNITS_FOR_CLEAR, Thresholds, Verdict
+from dinodomain.probes.folds import grouped_folds
+from dinodomain.probes.scores import Interval, unit_weights
+
+ABOUT = About(
+    name="dense", code="DENSE", question="Q3", core=True, title="Where in the image do patch tokens carry sensitive attributes?",
+    limits=(
+        "One linear probe for each place of images that share a size; objects that move show weakly in such a map.",
+        "A place that carries an attribute is not yet a place that a decision uses: see the shortcut check.",
+        "Tokens of unusual length hold global information; a peak there is not a place.",
+    ),
+    maps_to={
+        "EU AI Act": ("Art. 13", "Annex IV 2(e)"), "NIST AI RMF": ("MEASURE 2.9", "MEASURE 2.10"), "FUTURE-AI": ("Explainability 1",),
+    },
+)  # fmt: skip
+
+BACKGROUND = ("border", "background", "invalid", "cloud", "text", "user")
+"""Regions from which nothing about a person or place should be readable, as far as a set has them."""
+
+DRAWS = 200
+LEAST_KNOWN = 0.5
+"""Share of a patch that must have data, and of the images in which a place must."""
+SPREAD = 0.5
+"""Share of all places that must stand out for a leak to be everywhere, not somewhere."""
+LONG = 6.0
+"""Median absolute deviations above the median from which a token's length is unusual."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One attribute, read from tokens.
+
+    Attributes:
+        attribute: What, on the images that have tokens.
+        maps: ``embedded``, ``alone`` and ``full``.
+        regions: Leak of the mean token of each background region.
+        usable: [P] places with enough data.
+        long: Share of tokens of unusual length.
+    """
+
+    attribute: Attribute
+    maps: Mapping[str, LeakMap]
+    regions: Mapping[str, Leak]
+    usable: np.ndarray
+    long: float
+
+
+def run(evidence: Evidence) -> list[Result]:
+    """A finding for each attribute."""
+    assert evidence.observer is not None, "needed"
+    numbers = evidence.observer.some(evidence.probed, evidence.effort.seed)
+    tokens = look_at_tokens(evidence.observer, numbers, evidence.effort.seed)
+    return [_result(evidence, tokens, name) for name in evidence.asked.attributes]
+
+
+def _result(evidence: Evidence, tokens: TokenSet, name: str) -> Result:
+    column, units = evidence.data.columns[name][tokens.numbers], evidence.data.label_units[tokens.numbers]
+    attribute = read_attribute(name, column, units)
+    told = {"title": f"Where do patch tokens carry {name}?", "n_units": attribute.num_units, "n_minor": attribute.num_minor,
+            "n_images": len(attribute.rows)}  # fmt: skip
+    if len(attribute.classes) < 2 and attribute.kind == "classes":
+        return ABOUT.unknown("one_class", "the images with tokens hold fewer than two classes", "audit a set that holds both", name, **told)
+    if attribute.num_minor < MIN_UNITS or attribute.num_units < evidence.effort.folds:
+        reason = f"{attribute.num_minor} units in the smaller class; {MIN_CLASS_UNITS} are the least for an estimate"
+        return ABOUT.unknown("n_units", reason, "audit more units of the smaller class", name, **told)
+    if not ((tokens.known[attribute.rows] >= LEAST_KNOWN).mean(axis=0) >= LEAST_KNOWN).any():
+        return ABOUT.unknown("no_data", "no place has data in half of the images", "audit tiles with more data", name, **told)
+    reading = read(tokens, attribute, evidence.effort, evidence.least_permutations("Q3"))
+    p = (reading.maps["full"].p, *[leak.p for leak in reading.regions.values()])
+    return Draft(p=p, judge=lambda adjusted, family: _finding(reading, tokens.grid, adjusted, evidence.policy, told))
+
+
+def read(tokens: TokenSet, attribute: Attribute, effort: Effort, permutations: int) -> Reading:
+    """Maps and background regions of one attribute.
+
+    Args:
+        tokens: Of the images whose rows the attribute has.
+        attribute: What is read.
+        effort: Folds and seed.
+        permutations: K; a map needs fewer than a single probe, because its null is that of the largest place.
+    """
+    rows, count = attribute.rows, max(DRAWS, permutations)
+    folds = grouped_folds(attribute.unit_index, attribute.values, effort.folds, effort.seed)
+    shuffled = permuted(attribute, count, effort.seed)
+    weights = list(unit_weights(attribute.unit_index, min(DRAWS, effort.bootstraps), effort.seed))
+    known = tokens.known[rows] >= LEAST_KNOWN
+    usable = known.mean(axis=0) >= LEAST_KNOWN
+    maps = {
+        kind: read_map(narrow(values[rows], known), usable, attribute, folds, shuffled, weights) for kind, values in tokens.tokens.items()
+    }  # fmt: skip
+    full = tokens.tokens["full"][rows]
+    regions = {
+        name: _leak(_mean_token(full, share[rows]), attribute, folds, shuffled, weights)
+        for name, share in tokens.regions.items()
+        if name in BACKGROUND and (share[rows].sum(axis=1) >= 1).mean() >= LEAST_KNOWN
+    }
+    return Reading(attribute=attribute, maps=maps, regions=regions, usable=usable, long=_unusual(tokens.norms[rows][known]))
+
+
+def _mean_token(tokens: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """[n, E] mean token of a region; images without it get the mean of those that have it."""
+    total = share.sum(axis=1)
+    mean = np.einsum("npe,np->ne", tokens, share) / np.maximum(total, 1e-9)[:, None]
+    there = total >= 1
+    result: np.ndarray = np.where(there[:, None], mean, mean[there].mean(axis=0))
+    return result
+
+
+def _leak(rows: np.ndarray, attribute: Attribute, folds: np.ndarray, shuffled: np.ndarray, weights: list[np.ndarray]) -> Leak:
+    reader = Reader(rows, attribute, folds)
+    found = reader.predict(attribute.values[None])[0]
+    draws = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
+    value = float(score_many(attribute.kind, found[None], attribute.values[None])[0])
+    return Leak(value=value, draws=draws, null=reader.score(shuffled), predictions=found, num_minor=attribute.num_minor)
+
+
+def _unusual(norms: np.ndarray) -> float:
+    """Share of tokens longer than the median by six median absolute deviations."""
+    middle = np.median(norms)
+    return float((norms > middle + LONG * np.median(np.abs(norms - middle))).mean())
+
+
+def _finding(reading: Reading, grid: tuple[int, ...], p: tuple[float, ...], policy: Policy, told: dict[str, Any]) -> Finding:
+    lines, name, full = policy.thresholds, reading.attribute.name, reading.maps["full"]
+    place, peak = _place(full.peak, grid), full.peak
+    at = Interval(value=float(full.value[peak]), low=float(full.low[peak]), high=float(full.value[peak] + full.reach * full.error[peak]))
+    localised = where(reading, p[0], lines)
+    told = {
+        **told, "estimate": estimate_of(at, f"auroc at {place}", "simultaneous over all places: max-T of unit permutations"),
+        "plots": (_heat(reading, grid),), "localised": localised, "evidence": _evidence(reading, p, place),
+    }  # fmt: skip
+    verdict, reason = _verdict(reading, p, at, lines)
+    if verdict == "FLAG" and name in policy.expected:
+        verdict, reason = "WARN", f"expected by the policy: {policy.expected[name]}"
+    scores = f"{at.value:.2f} [{at.low:.2f}, {at.high:.2f}] at {place}"
+    if verdict == "NOT_ASSESSABLE":
+        return ABOUT.unknown("low_power", reason, "audit more units", name, **told, answer=f"Undecided: {scores}.")
+    if verdict == "CLEAR_WITHIN_LIMITS":
+        return ABOUT.finding(name, **told, verdict=verdict, answer=f"Nowhere: {scores}.", encoded=False)
+    return ABOUT.finding(
+        name, **told, verdict=verdict, reason=reason, answer=f"Yes, {_WORDS[localised]}: {scores}{_behind(reading, p, lines)}.",
+        action=f"Look at the map of {name}, and replace the region (check shortcut) to learn whether a task uses it.",
+        repeat="The same map on images without the region shows whether anything else carries it.", encoded=True,
+    )  # fmt: skip
+
+
+_WORDS: Mapping[Localised, str] = {
+    "local": "at places that hold it themselves", "imported": "at places to which attention brought it",
+    "global": "everywhere, as a property of the whole image", "none": "but at no single place", "unknown": "at an unclear place",
+}  # fmt: skip
+
+
+def where(reading: Reading, p: float, lines: Thresholds) -> Localised:
+    """Whether what was found sits at places, was brought to them, or is everywhere.
+
+    A place holds an attribute itself where its token, computed alone, has at least half of the full token's distance from chance. Attention
+    spreads what one place holds over many full tokens, so that these alone never make a leak global.
+    """
+    full, alone = reading.maps["full"], reading.maps["alone"]
+    if p > lines.alpha:
+        return "none"
+    if alone.marked[reading.usable].mean() >= SPREAD:
+        return "global"
+    share = (alone.value[full.peak] - 0.5) / max(float(full.value[full.peak]) - 0.5, 1e-9)
+    return "local" if share >= 0.5 else "imported"
+
+
+def _verdict(reading: Reading, p: tuple[float, ...], at: Interval, lines: Thresholds) -> tuple[Verdict, str]:
+    found = [value <= lines.alpha for value in p]
+    least = lines.background_flag
+    behind = [name for (name, leak), seen in zip(reading.regions.items(), found[1:]) if seen and leak.interval.low >= least]
+    if behind:
+        return "FLAG", f"{', '.join(behind)} by itself tells it"
+    if found[0] and at.low >= lines.tau_flag:
+        return "FLAG", ""
+    minor = reading.attribute.num_minor
+    if minor < MIN_UNITS_FOR_CLEAR:
+        return "NOT_ASSESSABLE", f"{minor} units in the smaller class; {MIN_UNITS_FOR_CLEAR} are needed for any verdict but FLAG"
+    if any(found):
+        return "WARN", ""
+    reach = float(np.nanmax(0.5 + reading.maps["full"].reach * reading.maps["full"].error))
+    if reach > lines.mdl_max:
+        return "NOT_ASSESSABLE", f"a place would have to reach {reach:.2f} to stand out; {lines.mdl_max:.2f} is asked for"
+    return "CLEAR_WITHIN_LIMITS", ""
+
+
+def _behind(reading: Reading, p: tuple[float, ...], lines: Thresholds) -> str:
+    told = [f"{name} {leak.value:.2f}" for (name, leak), value in zip(reading.regions.items(), p[1:]) if value <= lines.alpha]
+    return f"; background regions by themselves: {', '.join(told)}" if told else ""
+
+
+def _place(index: int, grid: tuple[int, ...]) -> str:
+    """A place in words: patch row and column, after the slice in a volume, counted from 1."""
+    found = np.unravel_index(index, grid)
+    names = ("slice", "row", "column")[-len(grid) :]
+    return ", ".join(f"{name} {int(at) + 1} of {size}" for name, at, size in zip(names, found, grid))
+
+
+def _heat(reading: Reading, grid: tuple[int, ...]) -> Heat:
+    """Maps of the three kinds and what attention adds; of a volume the largest value along its first axis."""
+    maps = {name: found.value for name, found in reading.maps.items()}
+    panels = {"embedded patch": maps["embedded"], "token alone": maps["alone"], "token in full": maps["full"]}
+    flat = {name: _flat(values, grid) for name, values in panels.items()}
+    marked = {"token alone": reading.maps["alone"].marked, "token in full": reading.maps["full"].marked}
+    return Heat(
+        title=f"Where {reading.attribute.name} is read (outlined: more than chance allows anywhere)", axis="score by place, .5 is chance",
+        panels={name: _rows(values) for name, values in flat.items()}, low=0.5, high=1.0,
+        marked={name: tuple(map(tuple, (_flat(values.astype(float), grid) > 0).tolist())) for name, values in marked.items()},
+    )  # fmt: skip
+
+
+def _flat(values: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    shaped = values.reshape(grid)
+    if len(grid) == 2:
+        return shaped
+    result: np.ndarray = np.where(np.isnan(shaped), -np.inf, shaped).max(axis=0)
+    return np.where(np.isinf(result), np.nan, result)
+
+
+def _rows(values: np.ndarray) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(tuple(None if np.isnan(value) else round(float(value), 4) for value in row) for row in values)
+
+
+def _evidence(reading: Reading, p: tuple[float, ...], place: str) -> dict[str, Any]:
+    full, alone = reading.maps["full"], reading.maps["alone"]
+    return {
+        "peak": place, "p_adjusted": p[0], "alone_at_peak": float(alone.value[full.peak]), "full_at_peak": float(full.value[full.peak]),
+        "context_import": float(full.value[full.peak] - alone.value[full.peak]),
+        "places_that_stand_out": int(full.marked.sum()), "places_that_stand_out_alone": int(alone.marked.sum()),
+        "places": int(reading.usable.sum()), "tokens_of_unusual_length": reading.long,
+        "background": {
+            name: {"score": leak.value, "low": leak.interval.low, "high": leak.interval.high, "p_adjusted": value}
+            for (name, leak), value in zip(reading.regions.items(), p[1:])
+        },
+    }  # fmt: skip
+
+
+def self_test() -> SelfTest:
+    """Plants a sign into one of nine places of made-up tokens, and none."""
+    generator = np.random.default_rng(8)
+    sign = np.repeat([0, 1], 60)
+    clean = generator.normal(size=(120, 9, 6))
+    planted = clean.copy()
+    planted[:, 4, 0] += 3.0 * sign
+    found, silent = (_map_of(values, sign) for values in (planted, clean))
+    return SelfTest(
+        positive="pass" if found.p <= 0.02 and found.peak == 4 else "fail", negative="pass" if silent.p > 0.02 else "fail",
+        detail=f"made-up tokens: planted p = {found.p:.3f} at its place, clean p = {silent.p:.3f}",
+    )  # fmt: skip
+
+
+def _map_of(tokens: np.ndarray, sign: np.ndarray) -> LeakMap:
+    attribute = read_attribute("planted", sign, np.arange(len(sign)))
+    folds = grouped_folds(attribute.unit_index, attribute.values, 3, 0)
+    weights = list(unit_weights(attribute.unit_index, 30, 0))
+    return read_map(tokens, np.ones(tokens.shape[1], bool), attribute, folds, permuted(attribute, 99, 0), weights)
+
+
+CHECK = Check(
+    about=ABOUT, run=run, self_test=self_test, needs=(ATTRIBUTES, UNITS, ENCODER),
+    count=lambda evidence: len(evidence.asked.attributes) * (1 + len(BACKGROUND)),
+)  # fmt: skip

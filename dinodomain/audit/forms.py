@@ -1,0 +1,82 @@
+"""Reads the YAML files that people fill in for an audit (policy, declaration), strictly, with all problems at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from datetime import date
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from dinodomain.errors import Problems, UserError, require
+
+Form = TypeVar("Form", bound=BaseModel)
+
+
+def read_form(path: str | os.PathLike[str], key: str, model: type[Form]) -> Form:
+    """Reads a file of this form.
+
+    Args:
+        path: The file.
+        key: The user's key for it, for messages.
+        model: What it must hold.
+
+    Raises:
+        UserError: Not there, not YAML, or with keys or values that are not allowed (all of them at once).
+    """
+    yaml = require("yaml", extra="audit", wanted_by=key)
+    place = f"{key} {os.fspath(path)}"
+    try:
+        with open(path, encoding="utf-8") as handle:
+            body = yaml.safe_load(handle)
+    except OSError as error:
+        raise UserError(place, error.strerror or "cannot be read", remedy="give the path of a file in YAML") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(place, f"is not YAML: {str(error).splitlines()[0]}", allowed=f"a mapping of {key} keys") from None
+    body = _dates_as_text(body)
+    if not isinstance(body, dict):
+        raise UserError(place, "holds no mapping", allowed=", ".join(model.model_fields))
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise Problems([_problem(item, place, model) for item in error.errors()]) from None
+
+
+def _dates_as_text(value: Any) -> Any:
+    """YAML makes dates of what looks like one; the forms hold them as ISO 8601 text."""
+    if isinstance(value, dict):
+        return {str(key): _dates_as_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_dates_as_text(item) for item in value]
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def did_you_mean(word: str, known: list[str]) -> str | None:
+    """A remedy that names the nearest known word, or None."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else None
+
+
+def _problem(item: Any, place: str, model: type[BaseModel]) -> UserError:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        fields = list(_fields(model, item["loc"][:-1]))
+        return UserError(f"{place}: {where}", "unknown key", allowed=", ".join(fields), remedy=did_you_mean(str(item["loc"][-1]), fields))
+    return UserError(f"{place}: {where}", f"{item['input']!r}: {item['msg']}")
+
+
+def _fields(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """Keys allowed at a place of the form."""
+    found: Any = model
+    for part in path:
+        inner = _models_in(found.model_fields[part].annotation) if part in getattr(found, "model_fields", {}) else []
+        found = inner[0] if inner else found
+    return list(found.model_fields)
+
+
+def _models_in(kind: Any) -> list[type[BaseModel]]:
+    """The form's own models inside a type such as ``tuple[Waiver, ...]``."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [found for inner in getattr(kind, "__args__", ()) for found in _models_in(inner)]

@@ -1,0 +1,110 @@
+"""Leak maps: the place of a planted sign, whether it is held there or imported, and silence without one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dinodomain.audit import Asked, Effort, run_checks
+from dinodomain.audit.checks import dense
+from dinodomain.audit.masks.regions import background, border, otsu
+from dinodomain.audit.observe.tokens import TokenSet, look_at_tokens
+from dinodomain.audit.protocol.attribute import read_attribute
+from dinodomain.audit.protocol.leakmap import narrow
+from dinodomain.audit.protocol.verdict import Thresholds
+
+EFFORT = Effort(permutations=99, bootstraps=60, folds=3)
+
+
+@pytest.fixture(scope="module")
+def look(planted):
+    def run(observed, name):
+        data = planted.audit_set(observed)
+        return run_checks(data, asked=Asked(attributes=(name,)), effort=EFFORT, names=("dense",), observer=observed).report.findings[0]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def with_glyph(planted, tmp_path_factory):
+    return planted.observer(tmp_path_factory.mktemp("glyph"), planted.glyph)
+
+
+def test_a_sign_in_one_patch_is_found_at_its_place_and_held_there(with_glyph, look):
+    finding = look(with_glyph, "sign")
+    assert (finding.verdict, finding.localised) == ("FLAG", "local")
+    assert finding.evidence["peak"] == "row 2 of 4, column 3 of 4"
+    assert finding.evidence["alone_at_peak"] / finding.evidence["full_at_peak"] >= 0.8
+
+
+def test_without_a_sign_no_place_stands_out(with_glyph, look):
+    finding = look(with_glyph, "coin")
+    assert finding.verdict in ("CLEAR_WITHIN_LIMITS", "NOT_ASSESSABLE")
+    assert finding.evidence["places_that_stand_out"] == 0
+
+
+def test_another_exposure_is_everywhere_and_no_place(tmp_path, planted, look):
+    finding = look(planted.observer(tmp_path, planted.brighter, num=120), "sign")
+    assert (finding.verdict, finding.localised) == ("FLAG", "global")
+    assert "everywhere" in finding.answer
+
+
+def test_a_line_along_the_edge_is_told_by_the_border_alone(tmp_path, planted, look):
+    finding = look(planted.observer(tmp_path, planted.framed, num=120), "sign")
+    assert finding.verdict == "FLAG"
+    assert finding.evidence["background"]["border"]["low"] > 0.6
+
+
+def test_tokens_alone_and_in_full_are_those_of_the_encoder(with_glyph):
+    tokens = look_at_tokens(with_glyph, np.arange(200), 0)
+    shown = next(with_glyph.show(np.array([5])))
+    with torch.no_grad():
+        full = with_glyph.backbone.encode(shown.pixels).patches[0].numpy()
+        alone = with_glyph.backbone.encode_alone(shown.pixels)[0].numpy()
+    assert tokens.numbers.tolist() == list(range(200))
+    np.testing.assert_allclose(tokens.tokens["full"][5], full, atol=1e-5)
+    np.testing.assert_allclose(tokens.tokens["alone"][5], alone, atol=1e-5)
+
+
+def test_what_attention_brings_is_told_from_what_a_place_holds():
+    """Full tokens of one place carry the sign, tokens computed alone do not."""
+    generator = np.random.default_rng(0)
+    sign = np.repeat(["no", "yes"], 75)
+    alone, full = generator.normal(size=(2, 150, 9, 8))
+    full[sign == "yes", 2, 0] += 3.0
+    tokens = TokenSet(
+        numbers=np.arange(150), grid=(3, 3), tokens={"embedded": alone, "alone": alone, "full": full}, known=np.ones((150, 9)),
+        norms=np.ones((150, 9)), regions={},
+    )  # fmt: skip
+    attribute = read_attribute("sign", sign, np.arange(150))
+    reading = dense.read(tokens, attribute, EFFORT, 99)
+    assert reading.maps["full"].peak == 2
+    assert reading.maps["full"].p <= 0.01
+    assert dense.where(reading, 0.01, Thresholds()) == "imported"
+
+
+def test_places_without_data_say_nothing_and_have_no_score():
+    tokens = np.random.default_rng(0).normal(size=(20, 3, 4))
+    known = np.ones((20, 3), bool)
+    known[:, 1] = False
+    known[:5, 0] = False
+    rows = narrow(tokens, known)
+    assert np.all(rows[:, 1] == rows[0, 1])
+    np.testing.assert_allclose(rows[:5, 0], np.broadcast_to(tokens[5:, 0].mean(axis=0), (5, 4)))
+
+
+def test_otsu_splits_two_tones_and_the_background_lies_outside_the_body():
+    assert 10 < otsu(np.r_[np.full(50, 10.0), np.full(30, 90.0)]) < 90
+    image = torch.zeros(1, 1, 20, 20)
+    image[0, 0, 5:15, 5:15] = 1.0
+    image[0, 0, 9:11, 9:11] = 0.0  # a hole is body, not background
+    outside = background(image, torch.ones(1, 20, 20, dtype=torch.bool))[0]
+    assert int((~outside).sum()) == 100
+    assert not background(torch.zeros(1, 1, 8, 8), torch.ones(1, 8, 8, dtype=torch.bool)).any()
+
+
+def test_the_border_is_a_ring_in_plane():
+    ring = border((4, 32, 32))
+    assert ring[:, :2].all()
+    assert not ring[:, 2:-2, 2:-2].any()

@@ -1,0 +1,152 @@
+"""Provenance from lineage: what is flagged, what is warned of, and the statistics behind it by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dinodomain.audit import Asked, Effort, Policy, run_checks
+from dinodomain.audit.checks.provenance import concentration
+from dinodomain.audit.evidence import Private
+from dinodomain.audit.trail import Kept, Left, StoreDrawn, Trail
+from dinodomain.audit.trail.licences import conflicts, read_licence
+
+QUICK = Effort(permutations=99, bootstraps=100)
+
+
+def make_kept(size: int = 60, *, licence: str = "CC-BY-4.0", altered: int = 0, **changes: object) -> Kept:
+    names = np.array([f"s{row:02d}" for row in range(size)], dtype=object)
+    index = {
+        "source_id": names, "unit": names, "content_hash": names, "source_digest": names,
+        "licence": np.array([licence] * size, dtype=object),
+        "fields": np.array([""] * size, dtype=object), "crs": np.array([None] * size), "affine": np.array([None] * size),
+    }  # fmt: skip
+    settings = {
+        "digest": "d", "domain": "made up", "ndim": 2, "personal": False, "index": index,
+        "groups": {"site": np.array(["A", "B"] * (size // 2), dtype=object)}, "unit_rows": np.arange(size), "unit_names": names.astype(str),
+        "held_units": frozenset(), "held_sources": np.zeros(size, bool), "eligible_sources": np.ones(size, bool),
+        "eligible_units": frozenset(names), "rehash": lambda rows: np.asarray(rows) >= altered,
+    }  # fmt: skip
+    return Kept(**(settings | changes))
+
+
+@pytest.fixture
+def trail() -> Trail:
+    kept = make_kept()
+    drawn = dict.fromkeys(kept.index["source_id"].tolist(), 3)
+    store = StoreDrawn(digest="d", sources=60, units=60, samples=180, drawn_units=60)
+    return Trail(stores=(store,), drawn=drawn, steps=10, tiles=60, kept=kept, trained=True)
+
+
+@pytest.fixture
+def run(make_set):
+    def call(trail: Trail | None, policy: Policy | None = None, **asked: object) -> SimpleNamespace:
+        asked = Asked(**asked)
+        audited = run_checks(make_set(num_units=60), asked=asked, effort=QUICK, policy=policy, names=("provenance",), trail=trail)
+        return SimpleNamespace(**{item.id.split("/")[-1]: item for item in audited.report.findings}, private=audited.private)
+
+    return call
+
+
+def test_a_clean_trail_says_nothing_of_concern(run, trail):
+    found = run(trail)
+    assert {found.trail.verdict, found.pixels.verdict, found.licences.verdict, found.draws.verdict} == {"CLEAR_WITHIN_LIMITS"}
+    assert found.trail.counts["samples drawn"] == 180
+
+
+def test_features_alone_have_no_trail(run):
+    found = run(None)
+    assert (found.provenance.verdict, found.provenance.reason_code) == ("NOT_ASSESSABLE", "no_lineage")
+
+
+def test_three_altered_sources_are_flagged_with_their_rows_kept_apart(run, trail):
+    found = run(replace(trail, kept=make_kept(altered=3)))
+    assert (found.pixels.verdict, found.pixels.counts["that differ"]) == ("FLAG", 3)
+    listed = next(item for item in found.private if item.name == "provenance")
+    assert isinstance(listed, Private)
+    assert listed.columns["row"] == [0, 1, 2]
+    assert "s00" not in found.pixels.model_dump_json()
+
+
+def test_a_lost_licence_is_flagged_and_text_that_is_no_licence_is_warned_of(run, trail):
+    kept = make_kept()
+    kept.index["licence"][4] = None
+    found = run(replace(trail, kept=kept))
+    assert found.licences.verdict == "FLAG"
+    assert "1.7% of the sources have no licence" in found.licences.answer
+    assert run(replace(trail, kept=make_kept(licence="ask Bob"))).licences.verdict == "WARN"
+
+
+def test_base_weights_count_with_the_data(run, trail):
+    based = replace(trail, base={"weights": "w", "licence": "", "sha256": "ab"})
+    assert run(based).licences.verdict == "FLAG"
+    based = replace(trail, base={"weights": "w", "licence": "CC-BY-NC-4.0", "sha256": "ab"})
+    assert run(based).licences.verdict == "WARN"
+    policy = Policy(declared={"weights_licence": "Apache-2.0"})
+    found = run(based, policy, decision="release_weights")
+    assert found.licences.verdict == "FLAG"
+    assert "allows no commercial use" in found.licences.answer
+
+
+@pytest.mark.parametrize(
+    ("text", "spdx", "kind"),
+    [
+        ("CC BY 4.0", "CC-BY-4.0", "open"), ("CC-BY-NC-SA-4.0", "CC-BY-NC-SA-4.0", "non_commercial"), ("MIT", "MIT", "open"),
+        ("CC-BY-SA-3.0 AND MIT", "CC-BY-SA-3.0 AND MIT", "share_alike"), ("USGS public domain", "CC-PDDC", "open"), ("", "", "unknown"),
+        ("per file", "", "unknown"), ("CC-BY-ND-4.0", "CC-BY-ND-4.0", "no_derivatives"),
+    ],
+)  # fmt: skip
+def test_licences_are_read_as_spdx(text, spdx, kind):
+    assert read_licence(text) == (spdx, kind)
+
+
+def test_two_share_alike_terms_contradict_each_other_and_no_derivatives_forbids_release():
+    both = {"CC-BY-SA-4.0": "share_alike", "ODbL-1.0": "share_alike"}
+    assert len(conflicts(both, None, released=False)) == 1
+    fixed = {"CC-BY-ND-4.0": "no_derivatives"}
+    assert not conflicts(fixed, None, released=False)
+    assert len(conflicts(fixed, None, released=True)) == 1
+    assert not conflicts({"MIT": "open", "CC-BY-4.0": "open"}, ("Apache-2.0", "open"), released=True)
+
+
+def test_another_store_blanks_about_people_and_changes_are_warned_of(run, trail):
+    assert run(replace(trail, trained=False)).trail.verdict == "WARN"
+    personal = replace(trail, kept=make_kept(personal=True))
+    assert "nothing is declared of consent" in run(personal).trail.answer
+    stated = Policy(declared={"consent": "file 7", "confidentiality": "internal", "privacy_measures": "none", "geography": "DE"})
+    found = run(personal, stated)
+    assert found.trail.verdict == "CLEAR_WITHIN_LIMITS"
+    assert found.trail.tables[-1].title == "Declared by the user"
+    earlier = StoreDrawn(digest="old", until=4, samples=9, drawn_units=3)
+    assert "resume=force" in run(replace(trail, stores=(*trail.stores, earlier))).trail.answer
+
+
+def test_more_withdrawn_units_than_the_policy_allows_are_flagged(run, trail):
+    gone = replace(trail, kept=make_kept(withdrawn_units=frozenset({"s00", "s01", "never drawn"}), withdrawn_sources=3))
+    assert gone.withdrawn == 2
+    assert run(gone).trail.verdict == "CLEAR_WITHIN_LIMITS"
+    assert run(gone, Policy(max_withdrawn=1)).trail.verdict == "FLAG"
+    assert run(gone, Policy(max_withdrawn=2)).trail.verdict == "CLEAR_WITHIN_LIMITS"
+
+
+def test_concentration_by_hand(run, trail):
+    even, top = concentration({f"u{number}": 5 for number in range(200)})
+    assert even == pytest.approx(200)
+    assert top == pytest.approx(0.01)
+    half, top = concentration({"a": 50, "b": 25, "c": 25})
+    assert half == pytest.approx(2**1.5)
+    assert top == 0.5
+    assert concentration({}) == (0.0, 0.0)
+    uneven = {**trail.drawn, "s00": 5000}
+    assert run(replace(trail, drawn=uneven)).draws.verdict == "WARN"
+
+
+def test_skipped_sources_show_in_the_flow_by_reason(run, trail):
+    skipped = (*[Left(reason="torn", kind="refused")] * 2, Left(reason="localiser", kind="left out"))
+    found = run(replace(trail, kept=make_kept(skipped=skipped)))
+    flow = found.trail.plots[1]
+    assert [stage.count for stage in flow.stages] == [63, 61, 60, 60, 60, 60]
+    assert flow.stages[2].left == {"localiser": 1}
