@@ -112,9 +112,9 @@ def test_probe_finetune_and_audit_run_without_the_band(files, tmp_path):
     assert set(tuned.scores) == {"pretrained", "untrained"}
     again = load_backbone(tmp_path / "tuned" / "backbone.safetensors")
     assert again.bands == load_backbone(files["run"]).bands
-    found = audit(
-        AuditPlan(**common, attributes=("level",), out=str(tmp_path / "audit"), copies=4, permutations=99, bootstraps=100), domain=DOMAIN
-    )
+    quick = {"copies": 4, "permutations": 99, "bootstraps": 100, "ocr_images": 0, "attackers": False}
+    plan = AuditPlan(**common, attributes=("level",), out=str(tmp_path / "audit"), **quick)
+    found = audit(plan, domain=DOMAIN)
     assert not [item.id for item in found.report.findings if item.verdict == "ERROR"]
 
 

@@ -140,7 +140,16 @@ def test_every_verb_runs_from_keys_alone(folder, tmp_path):
     assert dinodomain.doctor(run=str(tmp_path / "run")).facts["steps"].startswith("2 of 2")
     assert dinodomain.probe(**scored, bootstraps=100, folds=2).num_images == 48
     assert dinodomain.finetune(**scored, out=str(tmp_path / "tuned"), steps=2, batch=4, baseline=False, device="cpu").scores
-    audit = dinodomain.audit(**scored, out=str(tmp_path / "audit"), permutations=99, bootstraps=100, copies=0, attributes=["level"])
+    audit = dinodomain.audit(
+        **scored,
+        out=str(tmp_path / "audit"),
+        permutations=99,
+        bootstraps=100,
+        ocr_images=0,
+        attackers=False,
+        copies=0,
+        attributes=["level"],
+    )
     assert audit.exit_code == 0
     features = dinodomain.embed(checkpoint=backbone, store=store, out=str(tmp_path / "features"))
     assert features is not None

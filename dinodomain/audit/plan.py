@@ -68,7 +68,8 @@ class AuditPlan:
         max_rows: Most rows the probes use; every unit stays, rows are thinned within units.
         copies: Images of which altered copies are embedded, to measure what the duplicate check would find; 0 for none.
         images: Most images that the encoder is shown again, altered or in parts.
-        ocr_images: Images in which text is looked for; none takes 3,500 in domains of people and 100 elsewhere.
+        ocr_images: Images in which text is looked for, 0 looks in none; none takes 3,500 in domains of people and 100 elsewhere.
+        attackers: Whether stronger attackers than the linear probe are tried; they take most of the time and can only worsen a verdict.
         batch: Images embedded at a time.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Decides folds, permutations and draws.
@@ -115,6 +116,7 @@ class AuditPlan:
     copies: int = 100
     images: int = 2000
     ocr_images: int | None = None
+    attackers: bool = True
     batch: int = 64
     device: str = "auto"
     seed: int = 0
@@ -146,7 +148,9 @@ class AuditPlan:
     @property
     def effort(self) -> Effort:
         """How hard to look."""
-        return Effort(folds=self.folds, permutations=self.permutations, bootstraps=self.bootstraps, seed=self.seed)
+        return Effort(
+            folds=self.folds, permutations=self.permutations, bootstraps=self.bootstraps, seed=self.seed, attackers=self.attackers
+        )
 
     def _asked_for(self) -> list[UserError]:
         if self.verify:
@@ -158,7 +162,7 @@ class AuditPlan:
     def _ranges(self) -> list[UserError]:
         least = {"permutations": 99, "bootstraps": 100, "folds": 2, "max_rows": 100, "copies": 0, "images": 1, "batch": 1}
         if self.ocr_images is not None:
-            least["ocr_images"] = 1
+            least["ocr_images"] = 0
         return [
             UserError(name, str(getattr(self, name)), allowed=f"{low} or more") for name, low in least.items() if getattr(self, name) < low
         ]

@@ -18,6 +18,8 @@ from dinodomain.probes import ProbeReport
 STEPS = 350
 PATIENTS_PER_LABEL = 10
 """One label of each class for so many patients: 48 a class in the archive of 480."""
+AUDIT = {"ocr_images": 60, "images": 400, "attackers": False}
+"""A first look in a minute or two; without these keys an audit reads thousands of images and tries stronger attackers."""
 CLEAN, PLANTED = "blood_group", "site"
 
 
@@ -40,7 +42,10 @@ def run_clinic(plan: DemoPlan, out: Path) -> Story:
     common = {"checkpoint": str(out / "run"), "store": store, "labels": str(archive.labels)}
     labels = plan.patients // PATIENTS_PER_LABEL
     probe = api.probe(**common, target="finding", labels_per_class=labels, seeds=(0, 1, 2), out=str(out / "probe"), notice=NOTICE)
-    audit = api.audit(**common, attributes=(PLANTED, CLEAN), task="finding", out=str(out / "audit"), notice=NOTICE, seed=plan.seed)
+    audit = api.audit(
+        **common, attributes=(PLANTED, CLEAN), domains=(PLANTED,), task="finding", out=str(out / "audit"), notice=NOTICE, seed=plan.seed,
+        **AUDIT,
+    )  # fmt: skip
     exported = api.export(checkpoint=str(out / "run"), out=str(out / "exported"), format="timm", overwrite=True)
     verdicts = {finding.id: finding.verdict for finding in audit.report.findings}
     rows = (

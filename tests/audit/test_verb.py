@@ -21,7 +21,7 @@ from dinodomain.testing import SyntheticImages, tiny_labels, tiny_store
 from dinodomain.types import Normalisation
 
 DOMAIN = SyntheticImages()
-QUICK = {"permutations": 99, "bootstraps": 100}
+QUICK = {"permutations": 99, "bootstraps": 100, "ocr_images": 0, "attackers": False}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from dinodomain.demo import DemoPlan, run_demo
+from dinodomain.demo.clinic import AUDIT
 from dinodomain.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -12,7 +13,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.mark.slow
-def test_the_clinic_ends_with_a_table_and_its_files_and_is_not_done_twice(tmp_path):
+def test_the_clinic_ends_with_a_table_and_its_files_and_is_not_done_twice(tmp_path, monkeypatch):
+    fewer = {"checks": ("provenance", "site", "attribute"), "permutations": 99, "bootstraps": 100}
+    monkeypatch.setattr("dinodomain.demo.clinic.AUDIT", AUDIT | fewer)
     plan = DemoPlan(out=str(tmp_path), scenario="clinic", steps=2, patients=60)
     first = run_demo(plan).stories[0]
     assert {"archive", "ingested", "pretrained", "exported"} <= {what for what, _ in first.rows}

@@ -83,6 +83,8 @@ class Seen:
 def run(evidence: Evidence) -> list[Result]:
     """Pixels first, then what the index keeps of headers."""
     headers = [] if evidence.trail is None or evidence.trail.kept is None else [found_in_headers(ABOUT, evidence.trail.kept)]
+    if evidence.asked.ocr_images == 0:
+        return [ABOUT.unknown("not_asked", "no image was read (audit.ocr_images=0)", "give a number, or leave it out", "pixels"), *headers]
     try:
         seen = read_images(evidence, make_reader)
     except MissingExtra as error:
@@ -116,7 +118,8 @@ def _chosen(evidence: Evidence) -> np.ndarray:
     """One row of each of so many random sources."""
     trail = evidence.trail
     personal = trail is None or trail.kept is None or trail.kept.personal
-    most = evidence.asked.ocr_images or (PERSONAL_IMAGES if personal else OTHER_IMAGES)
+    asked = evidence.asked.ocr_images
+    most = asked if asked is not None else PERSONAL_IMAGES if personal else OTHER_IMAGES
     generator = np.random.default_rng([evidence.effort.seed, 0x7E87])
     order = generator.permutation(len(evidence.data.sources))
     _, first = np.unique(evidence.data.sources[order], return_index=True)

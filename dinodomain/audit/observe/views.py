@@ -49,7 +49,7 @@ def look_at_crops(observer: Observer, numbers: np.ndarray, views: ViewsPlan, see
         rows = [place[int(number)] for number in shown.rows]
         groups = list(_crops(observer, shown, plan, seed))
         for name, backbone in (("audited", observer.backbone), ("untrained", observer.frozen.untrained)):
-            out[name][rows] = _statistics([_pooled(backbone, group, len(rows)) for group in groups])
+            out[name][rows] = _statistics([_pooled(backbone, group, len(rows), shown.about.channels) for group in groups])
     return out
 
 
@@ -62,9 +62,9 @@ def _crops(observer: Observer, shown: Shown, plan: ViewsPlan, seed: int) -> Iter
     yield from made.groups
 
 
-def _pooled(backbone: Backbone, group: ViewGroup, samples: int) -> Tensor:
+def _pooled(backbone: Backbone, group: ViewGroup, samples: int, channels: tuple[str, ...]) -> Tensor:
     """[V, B, E] features of the crops."""
-    about = Acquisition(spacing=group.spacing, kept=group.kept)
+    about = Acquisition(spacing=group.spacing, kept=group.kept, channels=channels)
     found = backbone.pool(encode_frozen(backbone, group.pixels, about)).float().cpu()
     return found.reshape(group.num_views, samples, -1)
 
@@ -114,7 +114,7 @@ def look_through_operations(observer: Observer, numbers: np.ndarray, views: View
     for shown in observer.show(numbers):
         rows = [place[int(number)] for number in shown.rows]
         for name, pair in _pairs(observer, shown, policy, plan, seed):
-            found.setdefault(name, _Kept(len(numbers))).put(rows, observer, pair)
+            found.setdefault(name, _Kept(len(numbers))).put(rows, observer, pair, shown.about.channels)
     return {name: kept.operated() for name, kept in found.items()}
 
 
@@ -140,12 +140,12 @@ class _Kept:
         self._count, self._rows = count, dict[str, np.ndarray]()
         self._alike: list[float] = []
 
-    def put(self, rows: list[int], observer: Observer, pair: tuple[ViewGroup, ViewGroup]) -> None:
+    def put(self, rows: list[int], observer: Observer, pair: tuple[ViewGroup, ViewGroup], channels: tuple[str, ...]) -> None:
         """The features of both crops of some rows."""
         for name, group in zip(("plain", "altered"), pair):
-            found = _pooled(observer.backbone, group, len(rows))[0].numpy()
+            found = _pooled(observer.backbone, group, len(rows), channels)[0].numpy()
             self._rows.setdefault(name, np.zeros((self._count, found.shape[1]), np.float32))[rows] = found
-        before, after = (_pooled(observer.frozen.untrained, group, len(rows))[0] for group in pair)
+        before, after = (_pooled(observer.frozen.untrained, group, len(rows), channels)[0] for group in pair)
         self._alike += cosine_similarity(before, after, dim=1).tolist()
 
     def operated(self) -> Operated:
