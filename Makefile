@@ -1,5 +1,6 @@
 # Each target does its own set-up: a virtual environment in .venv with everything a developer needs.
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -17,8 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/dinodomain demo out=demo-out
 
+# Two processes, each with one thread for arithmetic: the cores that any machine has.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 lint: install
 	$(BIN)/ruff check .

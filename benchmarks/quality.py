@@ -8,7 +8,7 @@ each run has its own interval by bootstrap of units. Input that lightly-train ca
     pip install "dinodomain[bench]"
     python benchmarks/quality.py [--quick] [--list] [--only TEXT] [--jobs 2] [--out RUNS.jsonl] [--json FILE] [--work DIR] [--minutes M]
 
-A stopped benchmark goes on with the first (case, method, seed) that ``--out`` lacks at that many minutes. Rows of ``--json``: {"measure",
+Finished runs are kept in ``quality_runs.jsonl`` beside this file. A stopped benchmark goes on with the first (case, method, seed) that ``--out`` lacks at that many minutes. Rows of ``--json``: {"measure",
 "input", "ours", "peer", "peer_value", "unit", "ratio", "target", "rounds"} and what each run gave; ``ratio`` is ours minus peer, in points.
 """
 
@@ -37,6 +37,8 @@ from quality.data import missing, prepare
 from quality.score import over_seeds, scores
 
 from dinodomain.lineage import write_json
+
+RUNS = Path(__file__).with_name("quality_runs.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +247,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--minutes", type=float, help="CPU-minutes of each training; none takes those of the case")
     parser.add_argument("--work", type=Path, default=Path("out/quality"), help="folder for stores and runs")
-    parser.add_argument("--out", type=Path, help="state, a line a run; none takes WORK/runs.jsonl (quick: quick.jsonl, anew)")
+    parser.add_argument("--out", type=Path, help="state, a line a run; none takes quality_runs.jsonl beside this file (quick: anew)")
     parser.add_argument("--json", type=Path, help="file for the rows of the table")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -253,7 +255,7 @@ def main() -> None:
         print(json.dumps(run(Job(**json.loads(given.one)), given.work)))
         return
     given.work.mkdir(parents=True, exist_ok=True)
-    state = given.out or given.work / ("quick.jsonl" if given.quick else "runs.jsonl")
+    state = given.out or (given.work / "quick.jsonl" if given.quick else RUNS)
     if given.quick and given.out is None:
         state.unlink(missing_ok=True)
     state.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ Every function works without a process group, as one rank of one. A tensor is *s
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,9 @@ def process_group() -> Iterator[None]:
             remedy="the message of the process that failed first says why; after that, the same command goes on from the last checkpoint",
         ) from error  # fmt: skip
     finally:
+        # What wrapped a network for several processes lies in reference cycles and holds the group: its threads would end with the
+        # interpreter, which now and then aborts there (seen with gloo, torch 2.14).
+        gc.collect()
         distributed.destroy_process_group()
 
 

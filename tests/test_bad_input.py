@@ -253,9 +253,16 @@ WRITING = {
     "inspect": ("store={store}",),
     "probe": ("checkpoint={checkpoint}", "store={store}", "labels={labels}", "target=label", "probe.bootstraps=100", "probe.folds=2"),
     "finetune": ("checkpoint={checkpoint}", "store={store}", "labels={labels}", "target=label", "finetune.steps=1"),
-    "audit": ("checkpoint={checkpoint}", "store={store}", "audit.permutations=99", "audit.bootstraps=100", "audit.copies=0"),
+    "audit": (
+        "checkpoint={checkpoint}",
+        "store={store}",
+        "audit.permutations=99",
+        "audit.bootstraps=100",
+        "audit.copies=0",
+        "audit.checks=[provenance]",
+    ),
     "embed": ("checkpoint={checkpoint}", "store={store}"),
-    "export": ("checkpoint={checkpoint}", "format=safetensors"),
+    "export": ("checkpoint={checkpoint}", "format=safetensors", "waive_audit='a test; the suite'"),
 }
 
 

@@ -50,13 +50,18 @@ def pretrain(plan: PretrainPlan, *, domain: Domain | None = None, trackers: Sequ
             "launcher", f"is {plan.launcher}; this call trains in this process", remedy="engine.submit(plan) hands the run over"
         )
     with parallel.process_group():
-        setup = build(plan, domain)
-        out = Path(plan.out)
-        resume = check_folder(out, plan.resume, to_json(setup.training.plan))
-        parallel.barrier()  # nobody looks at the folder after rank 0 begins to write
-        with _opened(out), memory_errors(setup.training.plan, world=parallel.world()):
-            _train(setup, out, resume=resume, trackers=trackers)
-    return Run(out)
+        _in_group(plan, domain, trackers)
+    return Run(Path(plan.out))
+
+
+def _in_group(plan: PretrainPlan, domain: Domain | None, trackers: Sequence[Tracker]) -> None:
+    """The whole run, in a frame of its own: nothing of it is alive when the group of processes ends."""
+    setup = build(plan, domain)
+    out = Path(plan.out)
+    resume = check_folder(out, plan.resume, to_json(setup.training.plan))
+    parallel.barrier()  # nobody looks at the folder after rank 0 begins to write
+    with _opened(out), memory_errors(setup.training.plan, world=parallel.world()):
+        _train(setup, out, resume=resume, trackers=trackers)
 
 
 @contextmanager
