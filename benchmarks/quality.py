@@ -8,8 +8,9 @@ each run has its own interval by bootstrap of units. Input that lightly-train ca
     pip install "dinodomain[bench]"
     python benchmarks/quality.py [--quick] [--list] [--only TEXT] [--jobs 2] [--out RUNS.jsonl] [--json FILE] [--work DIR] [--minutes M]
 
-Finished runs are kept in ``quality_runs.jsonl`` beside this file. A stopped benchmark goes on with the first (case, method, seed) that ``--out`` lacks at that many minutes. Rows of ``--json``: {"measure",
-"input", "ours", "peer", "peer_value", "unit", "ratio", "target", "rounds"} and what each run gave; ``ratio`` is ours minus peer, in points.
+Finished runs are kept in ``quality_runs.jsonl`` beside this file. A stopped benchmark goes on with the first (case, method, seed) that
+``--out`` lacks at that many minutes. Rows of ``--json``: {"measure", "input", "ours", "peer", "peer_value", "unit", "ratio", "target",
+"rounds"} and what each run gave; ``ratio`` is ours minus peer, in points.
 """
 
 from __future__ import annotations

@@ -323,6 +323,8 @@ def _remarks(plan: PretrainPlan, facts: Facts) -> list[str]:
     if plan.loader.pairs == "dates" and plan.loader.dates > plan.views.num_global:
         remarks.append(f"loader.dates = {plan.loader.dates}: the {plan.views.num_global} global crops show the first ones, local crops all")
     remarks += length_remarks(plan.views, facts.lengths)
+    if plan.objective.centering == "none":
+        remarks.append("objective.centering = none: nothing keeps the teacher from giving one answer to all images; expect a collapse")
     if plan.gram.weight > 0 and (plan.gram.size or 2 * plan.views.global_size) > ENLARGE * facts.smallest_side:
         remarks.append(f"gram.size: the anchor's crops enlarge the smallest tiles ({facts.smallest_side} pixels a side) more than twofold")
     there = facts.memory.get(torch.device(plan.engine.device).type)

@@ -11,6 +11,7 @@ from dinodomain.errors import UserError
 from dinodomain.lineage import to_json
 from dinodomain.loader import LoaderPlan
 from dinodomain.model import ModelPlan
+from dinodomain.objective import ObjectivePlan
 from dinodomain.views import ViewsPlan
 
 POLICY_2D = ViewPolicy(axes=("NS", "EW"), default_mode="source", global_scale=(0.4, 1.0))
@@ -124,6 +125,12 @@ def test_dates_that_no_crop_shows_are_refused_and_those_of_local_crops_alone_are
     assert "loader.dates = 4: the 2 global crops show the first ones, local crops all" in resolved.reasons
     assert not any("loader.dates" in reason for reason in resolve(plan(loader=LoaderPlan(pairs="dates")), facts()).reasons)
     resolve(plan(loader=LoaderPlan(dates=9)), facts())  # without pairs the number has no meaning
+
+
+def test_a_run_that_nothing_keeps_from_collapsing_is_remarked():
+    told = resolve(plan(objective=ObjectivePlan(centering="none")), facts()).reasons
+    assert any("expect a collapse" in line for line in told)
+    assert not any("collapse" in line for line in resolve(plan(), facts()).reasons)
 
 
 def test_the_number_of_readers_is_settled_with_its_reason():
