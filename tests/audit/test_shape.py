@@ -27,6 +27,8 @@ def test_an_attribute_that_training_made_readable_is_warned_of_and_others_are_no
     calm = finding(Shaped(grown={"sex": NONE}, read={"sex": 0.6}, **rows), None, ("sex",), (), {})
     assert calm.verdict == "CLEAR_WITHIN_LIMITS"
     assert calm.evidence["missing"] == ["collection", "augmentations", "domains", "scale"]
+    few = finding(Shaped(grown={"sex": NONE}, read={"sex": 0.6}, unread=("age",), **rows), None, ("sex", "age"), (), {})
+    assert (few.verdict, few.reason_code) == ("NOT_ASSESSABLE", "n_units")
 
 
 def test_operations_of_the_policy_and_kept_backbones_give_their_rows(planted, tmp_path):

@@ -46,6 +46,7 @@ class Shaped:
         read: Column to the audited encoder's score.
         operations: Operation to what it leaves.
         under: Operation to column to the score of a probe of plain crops on altered ones; ``""`` is on plain crops.
+        unread: Columns that could not be read: too few units, or one class.
         left_out: Reason to sources that were left out; None where nothing is recorded.
         over_time: Column to scores by step; None where the run kept no backbones.
         steps: Steps of ``over_time``, samples drawn until then.
@@ -55,6 +56,7 @@ class Shaped:
     read: Mapping[str, float]
     operations: Mapping[str, Operated] = field(default_factory=dict)
     under: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    unread: Sequence[str] = ()
     left_out: Mapping[str, int] | None = None
     over_time: Mapping[str, Sequence[float]] | None = None
     steps: Sequence[int] = ()
@@ -77,6 +79,7 @@ def run(evidence: Evidence) -> list[Result]:
         read={name: score for name, (score, _) in now.items()},
         operations=operations,
         under=_under(operations, columns, evidence.effort),
+        unread=[name for name in names if name not in columns],
         left_out=None if evidence.trail is None or evidence.trail.kept is None else _left_out(evidence.trail.kept.skipped),
         over_time=None
         if time is None
@@ -161,6 +164,11 @@ def finding(found: Shaped, task: str | None, attributes: Sequence[str], domains:
             action="Decide whether that serves the use; the rows name what to change: sources, filters, operations, domains, length.",
             repeat="The same rows after training with the change.",
         )  # fmt: skip
+    unread = [name for name in attributes if name in found.unread]
+    if unread or not attributes:
+        reason = f"{', '.join(unread)}: fewer than {MIN_UNITS} units in a class" if unread else "no attribute was named"
+        code = "n_units" if unread else "no_attribute"
+        return ABOUT.unknown(code, reason, "audit more units, or name columns with audit.attributes=[...]", **told, answer=f"{answer}.")
     return ABOUT.finding(**told, verdict="CLEAR_WITHIN_LIMITS", answer=f"{answer}. No attribute was shown to have become more readable.")
 
 
