@@ -17,7 +17,7 @@ from dinodomain.audit.figures import Bar, Forest, Table
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, read_attribute
 from dinodomain.audit.protocol.leak import Leak, excess, read_leaks
 from dinodomain.audit.protocol.task import grouped, units_in
-from dinodomain.probes.scores import Z95, Interval, auroc, unit_weights
+from dinodomain.probes.scores import Z95, Interval, around, auroc, unit_weights
 
 _NONE = Interval(value=float("nan"), low=float("nan"), high=float("nan"))
 Word = Literal["better", "worse", "no difference shown", "not comparable"]
@@ -138,7 +138,7 @@ def _gap(evidence: Evidence, target: Attribute, ours: Leak, theirs: Leak, name: 
     found = [_fall(leak, target, usable[group], draw) for leak in (ours, theirs) for draw in (whole, weights)]
     now, before = abs(float(found[0][0])), abs(float(found[2][0]))
     error = float(np.nanstd(np.abs(found[1]) - np.abs(found[3])))
-    change = Interval(value=now - before, low=now - before - Z95 * error, high=now - before + Z95 * error)
+    change = around(now - before, error)
     return Difference(name=f"{told} ({group})", kind="gap", ours=now, other=before, change=change, n_units=target.num_units)
 
 

@@ -37,6 +37,11 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def around(value: float, error: float) -> Interval:
+    """The normal 95 % interval of an estimate with this standard error."""
+    return Interval(value=value, low=value - Z95 * error, high=value + Z95 * error)
+
+
 def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Area under the ROC curve: the weighted share of (positive, negative) pairs in the right order, ties half.
 

@@ -16,6 +16,7 @@ import pytest
 import dinodomain.audit
 from dinodomain.audit import Asked, Effort, Policy, draw_report, read_report, run_checks, write_report, write_schema
 from dinodomain.audit.checks import CHECKS
+from dinodomain.audit.evidence import Private
 from dinodomain.audit.finding import GateOutcome, History, Risk, SelfTest
 from dinodomain.errors import UserError
 from dinodomain.lineage import digest_file
@@ -142,6 +143,16 @@ def test_the_page_has_what_a_screen_reader_needs(page):
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     assert all(attrs["href"].removeprefix("#") in ids for tag, attrs in page.tags if tag == "a")
+
+
+def test_private_tables_and_their_files_lie_beside_the_report_for_its_owner_alone(report, tmp_path):
+    write_report(report, tmp_path, (Private(name="maps", columns={"row": [3, 5]}, files={"maps.png": b"picture"}),))
+    folder = tmp_path / "private"
+    assert {item.name for item in folder.iterdir()} == {"maps.csv", "maps.png"}
+    assert (folder / "maps.csv").read_text("utf-8").split() == ["row", "3", "5"]
+    assert (folder / "maps.png").read_bytes() == b"picture"
+    assert folder.stat().st_mode & 0o077 == 0
+    assert "maps" not in (tmp_path / "SHA256SUMS").read_text("utf-8")
 
 
 def test_an_altered_or_foreign_report_is_refused(paths, tmp_path):

@@ -13,14 +13,15 @@ import numpy as np
 
 from dinodomain.audit.evidence import ATTRIBUTES, UNITS, About, Check, Draft, Evidence, Result
 from dinodomain.audit.figures import Bar, Forest, Table
-from dinodomain.audit.finding import Baseline, Estimate, Finding, Null, SelfTest, estimate_of
+from dinodomain.audit.finding import Estimate, Finding, Null, SelfTest, estimate_of
 from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, read_attribute
 from dinodomain.audit.protocol.ladder import ATTACKER
-from dinodomain.audit.protocol.leak import Effort, Leak, excess, read_leaks
+from dinodomain.audit.protocol.leak import Effort, Leak, read_leaks
 from dinodomain.audit.protocol.measures import precision_lift
 from dinodomain.audit.protocol.planting import Sensitivity
 from dinodomain.audit.protocol.reading import Reading, climbed, measure
+from dinodomain.audit.protocol.task import baselines
 from dinodomain.audit.protocol.verdict import Verdict, judge, raised, severe
 
 ABOUT = About(
@@ -177,7 +178,7 @@ def evidence_of(reading: Reading, p_adjusted: float, family: int) -> dict[str, A
     return {
         "estimate": _estimate(attribute, leak),
         "null": null,
-        "baselines": _baselines(reading.leaks),
+        "baselines": baselines(reading.leaks),
         "mdl": sensitivity.mdl,
         "evidence": evidence,
         "self_test": _on_these(sensitivity),
@@ -190,17 +191,6 @@ def _estimate(attribute: Attribute, leak: Leak) -> Estimate:
 
 def _metric(attribute: Attribute) -> str:
     return "(1 + spearman) / 2" if attribute.kind == "number" else ("auroc" if len(attribute.classes) == 2 else "macro auroc")
-
-
-def _baselines(leaks: Mapping[str, Leak]) -> tuple[Baseline, ...]:
-    out = []
-    for name in ("pixels", "untrained"):
-        if name in leaks:
-            at, over = leaks[name].interval, excess(leaks["audited"], leaks[name])
-            out.append(
-                Baseline(name=name, value=at.value, low=at.low, high=at.high, excess=over.value, excess_low=over.low, excess_high=over.high)
-            )
-    return tuple(out)
 
 
 def _on_these(sensitivity: Sensitivity) -> SelfTest:

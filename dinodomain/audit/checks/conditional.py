@@ -21,7 +21,7 @@ from dinodomain.audit.protocol.planting import Sensitivity, plant
 from dinodomain.audit.protocol.strata import covered, movable, permuted_within, unit_strata
 from dinodomain.audit.protocol.task import read_column
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict, severe
-from dinodomain.probes.scores import Z95, Interval
+from dinodomain.probes.scores import Interval, around
 
 ABOUT = About(
     name="conditional", code="COND", question="Q3", title="Is an attribute read beyond what legitimate covariates explain?",
@@ -62,8 +62,7 @@ class Conditional:
 def over_null(leak: Leak) -> Interval:
     """Score minus what its null gives on average, 95 %."""
     value = leak.value - float(leak.null.mean())
-    half = Z95 * max(float(np.nanstd(leak.draws)), float(np.std(leak.null)))
-    return Interval(value=value, low=value - half, high=value + half)
+    return around(value, max(float(np.nanstd(leak.draws)), float(np.std(leak.null))))
 
 
 def run(evidence: Evidence) -> list[Result]:

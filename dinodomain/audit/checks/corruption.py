@@ -21,7 +21,7 @@ from dinodomain.audit.protocol.attribute import MISSING, Attribute, read_attribu
 from dinodomain.audit.protocol.leak import Effort, Reader, score_many, weighted_score
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
 from dinodomain.probes.folds import grouped_folds
-from dinodomain.probes.scores import Z95, Interval, auroc, unit_weights
+from dinodomain.probes.scores import Z95, Interval, around, auroc, unit_weights
 
 ABOUT = About(
     name="corruption", code="CORR", question="Q2", title="What does a probe lose when images are acquired differently?",
@@ -131,8 +131,7 @@ def _draws(found: np.ndarray, attribute: Attribute, weights: list[np.ndarray]) -
 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:
-    error = float(np.nanstd(draws))
-    return Interval(value=value, low=value - Z95 * error, high=value + Z95 * error)
+    return around(value, float(np.nanstd(draws)))
 
 
 def _drift(plain: np.ndarray, versions: np.ndarray) -> np.ndarray:

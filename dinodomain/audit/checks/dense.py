@@ -20,7 +20,7 @@ from dinodomain.audit.finding import Finding, Localised, SelfTest, estimate_of
 from dinodomain.audit.observe.tokens import TokenSet, look_at_tokens
 from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, permuted, read_attribute
-from dinodomain.audit.protocol.leak import Effort, Leak, Reader, score_many, weighted_score
+from dinodomain.audit.protocol.leak import Effort, Leak, Reader, read_leak
 from dinodomain.audit.protocol.leakmap import LeakMap, narrow, read_map
 from dinodomain.audit.protocol.verdict import MIN_UNITS, MIN_UNITS_FOR_CLEAR, Thresholds, Verdict
 from dinodomain.probes.folds import grouped_folds
@@ -114,7 +114,7 @@ def read(tokens: TokenSet, attribute: Attribute, effort: Effort, permutations: i
     }  # fmt: skip
     full = tokens.tokens["full"][rows]
     regions = {
-        name: _leak(_mean_token(full, share[rows]), attribute, folds, shuffled, weights)
+        name: read_leak(Reader(_mean_token(full, share[rows]), attribute, folds), attribute, shuffled, weights)
         for name, share in tokens.regions.items()
         if name in BACKGROUND and (share[rows].sum(axis=1) >= 1).mean() >= LEAST_KNOWN
     }
@@ -128,14 +128,6 @@ def _mean_token(tokens: np.ndarray, share: np.ndarray) -> np.ndarray:
     there = total >= 1
     result: np.ndarray = np.where(there[:, None], mean, mean[there].mean(axis=0))
     return result
-
-
-def _leak(rows: np.ndarray, attribute: Attribute, folds: np.ndarray, shuffled: np.ndarray, weights: list[np.ndarray]) -> Leak:
-    reader = Reader(rows, attribute, folds)
-    found = reader.predict(attribute.values[None])[0]
-    draws = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
-    value = float(score_many(attribute.kind, found[None], attribute.values[None])[0])
-    return Leak(value=value, draws=draws, null=reader.score(shuffled), predictions=found, num_minor=attribute.num_minor)
 
 
 def _unusual(norms: np.ndarray) -> float:

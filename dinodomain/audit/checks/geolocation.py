@@ -18,7 +18,7 @@ from dinodomain.audit.protocol.nuisance import with_statistics
 from dinodomain.audit.protocol.places import Places, off_by, place
 from dinodomain.audit.protocol.task import text_of
 from dinodomain.audit.protocol.verdict import MIN_UNITS, MIN_UNITS_FOR_CLEAR, Thresholds, Verdict
-from dinodomain.probes.scores import Z95, Interval, unit_weights
+from dinodomain.probes.scores import Interval, around, unit_weights
 
 ABOUT = About(
     name="geolocation", code="GEOL", question="Q3", title="Can it be told from the features where an image was taken?",
@@ -91,8 +91,7 @@ def _within(errors: np.ndarray, radius: float, weights: list[np.ndarray]) -> tup
 
 
 def _normal(value: float, draws: np.ndarray) -> Interval:
-    half = Z95 * float(draws.std())
-    return Interval(value=value, low=value - half, high=value + half)
+    return around(value, float(draws.std()))
 
 
 def _finding(errors: dict[str, np.ndarray], places: Places, told: dict[str, Any], evidence: Evidence) -> Finding:

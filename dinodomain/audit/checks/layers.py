@@ -19,7 +19,7 @@ from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, read
 from dinodomain.audit.protocol.leak import Effort, Reader, score_many, weighted_score
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.probes.folds import grouped_folds
-from dinodomain.probes.scores import Z95, Interval, unit_weights
+from dinodomain.probes.scores import Interval, around, unit_weights
 
 ABOUT = About(
     name="layers", code="LAYER", question="Q3", title="Which output of the encoder leaks least for the same use?",
@@ -48,7 +48,7 @@ class Read:
         """Score of the released layer minus that of another, paired."""
         error = float(np.nanstd(self.draws[released] - self.draws[layer]))
         found = self.value[released] - self.value[layer]
-        return Interval(value=found, low=found - Z95 * error, high=found + Z95 * error)
+        return around(found, error)
 
 
 def run(evidence: Evidence) -> list[Result]:

@@ -23,7 +23,7 @@ from dinodomain.audit.protocol.verdict import MIN_UNITS, MIN_UNITS_FOR_CLEAR, Th
 from dinodomain.errors import UserError
 from dinodomain.probes.folds import index_units
 from dinodomain.probes.ridge import FoldedRidge, standardise
-from dinodomain.probes.scores import Z95, Interval, auroc, spearman, unit_weights
+from dinodomain.probes.scores import Z95, Interval, around, auroc, spearman, unit_weights
 
 ABOUT = About(
     name="outlier", code="OOD", question="Q2", title="Would images out of scope be noticed?",
@@ -205,8 +205,7 @@ def _monitor(
 def _agreement(scores: np.ndarray, errors: np.ndarray, units: np.ndarray, effort: Effort) -> Interval:
     value = float(spearman(scores, errors, np.ones((1, len(scores))))[0])
     draws = [spearman(scores, errors, piece) for piece in unit_weights(index_units(units), effort.bootstraps, effort.seed)]
-    half = Z95 * float(np.nanstd(np.concatenate(draws)))
-    return Interval(value=value, low=value - half, high=value + half)
+    return around(value, float(np.nanstd(np.concatenate(draws))))
 
 
 def _finding(name: str, found: list[Monitored], alarms: Alarms, complete: bool, evidence: Evidence, told: dict[str, Any]) -> Finding:

@@ -22,7 +22,7 @@ from dinodomain.audit.protocol.attribute import Attribute, read_attribute
 from dinodomain.audit.protocol.leak import Effort, Reader, score_many, weighted_score
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.probes.folds import grouped_folds
-from dinodomain.probes.scores import Z95, Interval, unit_weights
+from dinodomain.probes.scores import Interval, around, unit_weights
 
 ABOUT = About(
     name="shape", code="SHAPE", question="Q1", title="What did collection, curation, augmentations, domains and scale do to the features?",
@@ -115,7 +115,7 @@ def _read(rows: np.ndarray, column: Attribute, effort: Effort) -> tuple[float, n
 
 def _above(ours: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) -> Interval:
     error, value = float(np.nanstd(ours[1] - other[1])), ours[0] - other[0]
-    return Interval(value=value, low=value - Z95 * error, high=value + Z95 * error)
+    return around(value, error)
 
 
 def _under(operations: Mapping[str, Operated], columns: Mapping[str, Attribute], effort: Effort) -> dict[str, dict[str, float]]:

@@ -21,7 +21,7 @@ from dinodomain.audit.protocol.attribute import Attribute, permuted, read_attrib
 from dinodomain.audit.protocol.leak import Effort, Reader, score_many, weighted_score
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds
 from dinodomain.probes.folds import grouped_folds
-from dinodomain.probes.scores import Z95, Interval, unit_weights
+from dinodomain.probes.scores import Interval, around, unit_weights
 
 ABOUT = About(
     name="shortcut", code="SHORT", question="Q3", core=True, title="Does a probe rest on regions that it should not need?",
@@ -135,7 +135,7 @@ def _loss(
     excess = elsewhere - without
     ours, control = ([weighted_score(attribute.kind, found[at][0], attribute.values, piece) for piece in weights] for at in (1, 3))
     error = max(float(np.nanstd(np.concatenate(control) - np.concatenate(ours))), float(excess[1:].std()))
-    at = Interval(value=float(excess[0]), low=float(excess[0]) - Z95 * error, high=float(excess[0]) + Z95 * error)
+    at = around(float(excess[0]), error)
     return Loss(
         region=name, plain=float(plain[0]), without=float(without[0]), dropped=float(dropped[0]), elsewhere=float(elsewhere[0]), excess=at,
         p=float((1 + (excess[1:] >= excess[0]).sum()) / len(excess)), units=len(np.unique(attribute.unit_index[replaced.there[rows]])),

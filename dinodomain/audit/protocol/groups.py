@@ -18,7 +18,7 @@ from dinodomain.audit.protocol.attribute import Attribute
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.task import by_unit, cut_point, out_of_fold, unit_counts
-from dinodomain.probes.scores import Z95, Interval
+from dinodomain.probes.scores import Interval, around
 
 METRICS = ("auroc", "sensitivity", "specificity")
 BINS = 10
@@ -102,8 +102,7 @@ class Gap:
 
     def interval(self, metric: str) -> Interval:
         """95 %, normal."""
-        value, half = self.values[metric], Z95 * self.errors[metric]
-        return Interval(value=value, low=value - half, high=value + half)
+        return around(self.values[metric], self.errors[metric])
 
     @property
     def p(self) -> float:
@@ -226,10 +225,10 @@ def _shares(scored: Scored, rows: np.ndarray) -> dict[str, np.ndarray]:
 def _side(scored: Scored, rows: np.ndarray, ranking: float, shares: dict[str, np.ndarray], counts: list[int]) -> Side:
     truth, called, chance = scored.truth[rows], scored.called[rows], scored.chance[rows]
     values = {"auroc": ranking, "sensitivity": float(called[truth].mean()), "specificity": float((~called[~truth]).mean())}
-    offset, half = float((truth - chance).mean()), Z95 * float(np.nanstd(shares["calibration"]))
+    offset = around(float((truth - chance).mean()), float(np.nanstd(shares["calibration"])))
     simulated = np.random.default_rng([len(truth), 0xECE]).random((_SIMULATED, len(truth))) < chance
     return Side(
-        values=values, calibration=Interval(value=offset, low=offset - half, high=offset + half),
+        values=values, calibration=offset,
         ece=float(calibration_error(chance, truth)),
         ece_floor=float(calibration_error(chance, simulated).mean()), positive=counts[0], negative=counts[1],
     )  # fmt: skip
@@ -284,5 +283,4 @@ def _matched(scored: Scored, inside: np.ndarray, outside: np.ndarray, strata: np
             return Interval(value=np.nan, low=np.nan, high=np.nan), np.nan
         offsets.append(float(((scored.truth - scored.chance) * weights)[rows].sum()) / total)
     (own, own_draws), (rest, rest_draws) = (_ranking(scored, rows, weights) for rows in (inside, outside))
-    half = Z95 * float(np.nanstd(own_draws - rest_draws))
-    return Interval(value=own - rest, low=own - rest - half, high=own - rest + half), offsets[0] - offsets[1]
+    return around(own - rest, float(np.nanstd(own_draws - rest_draws))), offsets[0] - offsets[1]

@@ -20,7 +20,7 @@ from dinodomain.audit.protocol.leak import Effort, Leak, interval_of, narrow, sc
 from dinodomain.audit.protocol.measures import beyond_chance, usable_bits
 from dinodomain.audit.protocol.rungs import RUNGS, Answer, lesson_of
 from dinodomain.probes.folds import grouped_folds, index_units
-from dinodomain.probes.scores import Z95, Interval, unit_weights
+from dinodomain.probes.scores import Interval, around, unit_weights
 
 MAX_ROWS = 6000  # the attackers see at most so many rows, spread over the units
 INNER_FOLDS = 3
@@ -161,9 +161,7 @@ def _climbed(found: np.ndarray, part: Attribute, headline: Leak, weights: Sequen
 
 
 def _gain(ours: Climbed, headline: Climbed) -> Interval:
-    half = Z95 * float(np.nanstd(ours.draws - headline.draws))
-    value = ours.value - headline.value
-    return Interval(value=value, low=value - half, high=value + half)
+    return around(ours.value - headline.value, float(np.nanstd(ours.draws - headline.draws)))
 
 
 def _information(
@@ -176,5 +174,5 @@ def _information(
     for fold, answer in zip(np.unique(folds), answers):
         found[folds == fold] = answer["logistic"].predictions
     value = float(usable_bits(found, part.values, np.ones((1, len(found))))[0])
-    half = Z95 * float(np.nanstd(np.concatenate([usable_bits(found, part.values, piece) for piece in weights])))
-    return Interval(value=value, low=value - half, high=value + half), beyond_chance(found, part.values)
+    error = float(np.nanstd(np.concatenate([usable_bits(found, part.values, piece) for piece in weights])))
+    return around(value, error), beyond_chance(found, part.values)

@@ -18,7 +18,7 @@ from dinodomain.audit.protocol.attribute import Attribute, permuted
 from dinodomain.errors import UserError
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.ridge import FoldedRidge
-from dinodomain.probes.scores import Z95, Interval, macro_auroc, spearman, unit_weights
+from dinodomain.probes.scores import Z95, Interval, around, macro_auroc, spearman, unit_weights
 
 LOGIT_ABOVE = 0.8  # intervals of higher scores are made on the logit scale
 MAX_WIDTH, COMPONENTS = 2048, 1024
@@ -207,12 +207,23 @@ def read_leaks(features: Mapping[str, np.ndarray], attribute: Attribute, effort:
     for name, rows in features.items():
         reader = Reader(rows[attribute.rows], attribute, folds)
         readers.append(reader)
-        found = reader.predict(attribute.values[None])[0]
-        draws = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
-        value = float(score_many(attribute.kind, found[None], attribute.values[None])[0])
-        null = reader.score(shuffled[: BASELINE_PERMUTATIONS if leaks else None])
-        leaks[name] = Leak(value=value, draws=draws, null=null, predictions=found, num_minor=attribute.num_minor)
+        leaks[name] = read_leak(reader, attribute, shuffled[: BASELINE_PERMUTATIONS if leaks else None], weights)
     return leaks, readers[0]
+
+
+def read_leak(reader: Reader, attribute: Attribute, shuffled: np.ndarray, weights: Sequence[np.ndarray]) -> Leak:
+    """Reads one attribute through one reader.
+
+    Args:
+        reader: Of the attribute's rows.
+        attribute: What to read.
+        shuffled: [K, n] permuted values.
+        weights: Pieces [b, n] of the resampled units' row weights, B in all.
+    """
+    found = reader.predict(attribute.values[None])[0]
+    draws = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
+    value = float(score_many(attribute.kind, found[None], attribute.values[None])[0])
+    return Leak(value=value, draws=draws, null=reader.score(shuffled), predictions=found, num_minor=attribute.num_minor)
 
 
 def excess(ours: Leak, baseline: Leak) -> Interval:
@@ -221,4 +232,4 @@ def excess(ours: Leak, baseline: Leak) -> Interval:
     shared = min(len(ours.null), len(baseline.null))
     null = float(np.std(ours.null[:shared] - baseline.null[:shared]))
     error = max(float(np.nanstd(ours.draws - baseline.draws)), null)
-    return Interval(value=value, low=value - Z95 * error, high=value + Z95 * error)
+    return around(value, error)

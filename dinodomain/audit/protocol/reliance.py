@@ -16,7 +16,7 @@ from dinodomain.audit.protocol.erasure import fit_eraser
 from dinodomain.audit.protocol.leak import interval_of, narrow, score_many, weighted_score
 from dinodomain.audit.protocol.task import decided, units_in
 from dinodomain.probes.ridge import FoldedRidge, standardise
-from dinodomain.probes.scores import Z95, Interval, auroc
+from dinodomain.probes.scores import Interval, around, auroc
 
 NULLS = 200
 
@@ -228,13 +228,9 @@ def _closing(
     p = max(2 * norm.sf(abs(values[0]) / max(width[0], 1e-12)), norm.sf((closed - by_chance) / max(error, 1e-12)))
     off = [float((scores - task.values)[inside].mean() - (scores - task.values)[~inside].mean()) for scores in (found.plain, found.erased)]
     return Closing(
-        group=name, before=_normal(values[0], width[0]), after=_normal(values[1], width[1]), closed=_normal(closed, error), p=float(p),
+        group=name, before=around(values[0], width[0]), after=around(values[1], width[1]), closed=around(closed, error), p=float(p),
         cell=cell, calibration=(off[0], off[1]),
     )  # fmt: skip
-
-
-def _normal(value: float, error: float) -> Interval:
-    return Interval(value=value, low=value - Z95 * error, high=value + Z95 * error)
 
 
 def _odds(called: np.ndarray, inside: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -263,7 +259,7 @@ def task_change(found: Erased, task: Attribute, folds: np.ndarray, weights: Sequ
     both = [_centred(scores, folds) for scores in (found.plain, found.erased)]
     values = [float(auroc(scores, task.values, np.ones((1, len(scores))))[0]) for scores in both]
     draws = [np.concatenate([auroc(scores, task.values, piece) for piece in weights]) for scores in both]
-    return values[0], values[1], _normal(values[1] - values[0], float(np.nanstd(draws[1] - draws[0])))
+    return values[0], values[1], around(values[1] - values[0], float(np.nanstd(draws[1] - draws[0])))
 
 
 def _centred(scores: np.ndarray, folds: np.ndarray) -> np.ndarray:

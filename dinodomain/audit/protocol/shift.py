@@ -20,7 +20,7 @@ from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.task import transferred, units_in, within
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.probes.folds import grouped_folds
-from dinodomain.probes.scores import Z95, Interval, auroc, unit_weights
+from dinodomain.probes.scores import Interval, around, auroc, unit_weights
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -101,8 +101,7 @@ def _curve(features: np.ndarray, target: Attribute, domain: np.ndarray, names: t
 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:
-    half = Z95 * float(np.nanstd(draws))
-    return Interval(value=value, low=value - half, high=value + half)
+    return around(value, float(np.nanstd(draws)))
 
 
 def _scores(

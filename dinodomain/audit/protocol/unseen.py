@@ -15,7 +15,7 @@ from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.task import MAX_GROUPS, only_classes, scored, transferred, units_in
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.probes.folds import grouped_folds
-from dinodomain.probes.scores import Z95, Interval, unit_weights
+from dinodomain.probes.scores import Interval, around, unit_weights
 
 _REPEATS = 2  # draws of the matched training units
 
@@ -46,7 +46,7 @@ class Drop:
     def interval(self) -> Interval:
         """Inside minus outside, 95 %."""
         value = self.inside - self.outside
-        return Interval(value=value, low=value - Z95 * self.error, high=value + Z95 * self.error)
+        return around(value, self.error)
 
     @property
     def p(self) -> float:

@@ -105,6 +105,8 @@ def _write_private(folder: Path, tables: Sequence[Private]) -> None:
         writer.writerow(table.columns)
         writer.writerows(zip(*table.columns.values(), strict=True))
         write_bytes(folder / f"{table.name}.csv", written.getvalue().encode())
+        for name, content in table.files.items():
+            write_bytes(folder / name, content)
 
 
 def draw_report(source: Path) -> Paths:
