@@ -60,3 +60,12 @@ def _strata(y: np.ndarray) -> np.ndarray:
         return np.unique(y, return_inverse=True)[1].reshape(-1)
     edges = np.quantile(y, np.linspace(0, 1, MAX_STRATA + 1)[1:-1])
     return np.searchsorted(np.unique(edges), y, side="right")
+
+
+def turns(units: np.ndarray) -> np.ndarray:
+    """How many rows of the same unit come before each row."""
+    order = np.argsort(units, kind="stable")
+    _, starts, counts = np.unique(units[order], return_index=True, return_counts=True)
+    turn = np.empty(len(units), np.int64)
+    turn[order] = np.arange(len(units)) - np.repeat(starts, counts)
+    return turn

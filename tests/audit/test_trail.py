@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dinodomain.audit import trace_unit
+from dinodomain.audit.protocol.attribute import printed
 from dinodomain.audit.trail import read_trail, training_record
 from dinodomain.audit.trail.flow import flows, split_tables
-from dinodomain.audit.trail.groups import as_groups, group_units, printed
+from dinodomain.audit.trail.groups import as_groups, group_units
 from dinodomain.audit.trail.parts import find_parts, thumbnails
 from dinodomain.audit.trail.record import training_trail
 from dinodomain.checkpoint import CheckpointPlan, origin

@@ -15,7 +15,7 @@ from dinodomain.audit.evidence import ATTRIBUTES, UNITS, About, Check, Draft, Ev
 from dinodomain.audit.figures import Bar, Forest, Table
 from dinodomain.audit.finding import Estimate, Finding, Null, SelfTest, estimate_of
 from dinodomain.audit.policy import Policy
-from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, read_attribute
+from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, printed, read_attribute
 from dinodomain.audit.protocol.ladder import ATTACKER
 from dinodomain.audit.protocol.leak import Effort, Leak, read_leaks
 from dinodomain.audit.protocol.measures import precision_lift
@@ -36,7 +36,6 @@ ABOUT = About(
     },
 )  # fmt: skip
 METHOD = "1.96 x max(SE of unit bootstrap, SD of unit-permutation null), above .8 on the logit scale"
-SMALL_CELL = 10  # counts below this are not printed
 _KINDS = {"audited": "audited encoder", "pixels": "pixels", "untrained": "untrained encoder"}
 
 
@@ -200,9 +199,7 @@ def _on_these(sensitivity: Sensitivity) -> SelfTest:
 
 
 def _counts(attribute: Attribute) -> dict[str, int | str]:
-    counts: dict[str, int | str] = {
-        f"units with {name}": count if count >= SMALL_CELL else f"< {SMALL_CELL}" for name, count in attribute.units_per_class.items()
-    }
+    counts: dict[str, int | str] = {f"units with {name}": printed(count) for name, count in attribute.units_per_class.items()}
     if attribute.dropped:
         counts["classes left out, too few units"] = len(attribute.dropped)
     return counts

@@ -17,9 +17,10 @@ import numpy as np
 from dinodomain.audit.evidence import UNITS, About, Check, Evidence, Result
 from dinodomain.audit.figures import Bar, Forest, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
+from dinodomain.audit.protocol.attribute import printed
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
 from dinodomain.audit.trail.group_tables import effective, group_table, joint_tables, missing_plots, missing_table
-from dinodomain.audit.trail.groups import UnitGroups, as_groups, group_units, printed
+from dinodomain.audit.trail.groups import UnitGroups, as_groups, group_units
 from dinodomain.probes.scores import Z95, Interval, wilson
 
 ABOUT = About(

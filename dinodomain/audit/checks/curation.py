@@ -15,10 +15,11 @@ import numpy as np
 from dinodomain.audit.evidence import TRAIL, About, Check, Draft, Evidence, Result
 from dinodomain.audit.figures import Bar, Cell, Forest, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
+from dinodomain.audit.protocol.attribute import printed
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.retention import Retention, retention
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
-from dinodomain.audit.trail.groups import as_groups, printed
+from dinodomain.audit.trail.groups import as_groups
 from dinodomain.audit.trail.kept import Kept
 from dinodomain.audit.trail.operations import operations_of
 from dinodomain.ingest.sources import LEFT_OUT, REFUSED

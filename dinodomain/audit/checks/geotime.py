@@ -16,10 +16,10 @@ from scipy.stats import norm
 from dinodomain.audit.evidence import TASK, UNITS, About, Check, Draft, Evidence, Result
 from dinodomain.audit.figures import Curves, Plot, Points, Series, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
-from dinodomain.audit.protocol.attribute import Attribute, read_attribute
+from dinodomain.audit.protocol.attribute import Attribute, read_attribute, within
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.nearness import EARTH_KM, SIZES_KM, Trial, block_trial, blocks, forward_trial, moran
-from dinodomain.audit.protocol.task import read_column, scored, text_of, within
+from dinodomain.audit.protocol.task import read_column, scored, text_of
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
 from dinodomain.probes.scores import Z95, Interval, unit_weights
 

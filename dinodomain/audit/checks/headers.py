@@ -12,7 +12,8 @@ import numpy as np
 from dinodomain.audit.evidence import About
 from dinodomain.audit.figures import Cell, Table
 from dinodomain.audit.finding import Finding
-from dinodomain.audit.trail.groups import as_groups, printed
+from dinodomain.audit.protocol.attribute import printed
+from dinodomain.audit.trail.groups import as_groups
 from dinodomain.audit.trail.kept import Kept
 
 DATE = re.compile(r"(?<!\d)(\d{1,2}[./\-]\d{1,2}[./\-](\d{4}|\d{2})|(19|20)\d{2}[./\-]?[01]\d[./\-]?[0-3]\d)(?!\d)")

@@ -15,11 +15,11 @@ import numpy as np
 from dinodomain.audit.evidence import UNITS, About, Check, Draft, Evidence, Need, Result
 from dinodomain.audit.figures import Bar, Forest, Heat, Table
 from dinodomain.audit.finding import Finding, Null, SelfTest, estimate_of
-from dinodomain.audit.protocol.attribute import Attribute, read_attribute
+from dinodomain.audit.protocol.attribute import Attribute, printed, read_attribute, within
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, excess, read_leaks
 from dinodomain.audit.protocol.nuisance import with_statistics
-from dinodomain.audit.protocol.task import baselines, printed, read_column, text_of, within
+from dinodomain.audit.protocol.task import baselines, read_column, text_of
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
 from dinodomain.probes.scores import Interval
 

@@ -17,7 +17,7 @@ import numpy as np
 from dinodomain.audit.evidence import DOMAINS, UNITS, About, Check, Draft, Evidence, Result
 from dinodomain.audit.figures import Bar, Curves, Forest, Plot, Series, Table
 from dinodomain.audit.finding import Finding, Null, SelfTest, estimate_of
-from dinodomain.audit.protocol.attribute import Attribute, read_attribute
+from dinodomain.audit.protocol.attribute import Attribute, printed, read_attribute
 from dinodomain.audit.protocol.leak import Leak, read_leaks
 from dinodomain.audit.protocol.neighbours import Index, Pair, index_interval, make_pair, measure_index
 from dinodomain.audit.protocol.task import (
@@ -26,7 +26,6 @@ from dinodomain.audit.protocol.task import (
     cramers_v,
     cross_table,
     pooled,
-    printed,
     read_column,
     text_of,
     unit_counts,

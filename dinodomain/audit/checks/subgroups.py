@@ -17,11 +17,11 @@ from dinodomain.audit.evidence import ATTRIBUTES, TASK, UNITS, About, Check, Dra
 from dinodomain.audit.figures import Bar, Cell, Curves, Forest, Plot, Series, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.policy import Policy
-from dinodomain.audit.protocol.attribute import Attribute, read_attribute
+from dinodomain.audit.protocol.attribute import Attribute, printed, read_attribute
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.groups import METRICS, Gap, Scored, cells, compare, reliability, score_task
 from dinodomain.audit.protocol.leak import Effort
-from dinodomain.audit.protocol.task import MAX_GROUPS, grouped, printed, read_column
+from dinodomain.audit.protocol.task import MAX_GROUPS, grouped, read_column
 from dinodomain.audit.protocol.verdict import Thresholds, Verdict
 
 ABOUT = About(

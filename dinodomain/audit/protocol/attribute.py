@@ -6,7 +6,7 @@ n rows, U units, K permutations, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ Level = Literal["unit", "image"]
 
 MAX_CLASSES = 20  # more distinct numbers than this are a quantity
 MIN_CLASS_UNITS = 30  # fewer: nothing but counts
+SMALL_CELL = 10  # counts of units below this are not printed
 MISSING = frozenset({"", "nan", "none", "null", "na", "n/a", "unknown"})
 
 
@@ -104,6 +105,23 @@ def numbers_of(text: np.ndarray) -> np.ndarray | None:
     except ValueError:
         return None
     return numbers if len(numbers) and np.isfinite(numbers).all() else None
+
+
+def within(attribute: Attribute, keep: np.ndarray) -> Attribute:
+    """The attribute on some of its rows.
+
+    Args:
+        attribute: n rows.
+        keep: Positions among them, or [n] bool.
+    """
+    return replace(
+        attribute, rows=attribute.rows[keep], values=attribute.values[keep], unit_index=index_units(attribute.unit_index[keep])
+    )  # fmt: skip
+
+
+def printed(count: int | float) -> int | str:
+    """A number of units as people may see it; "< 10" for what might point to single people, an empty cell tells of nobody."""
+    return int(count) if count == 0 or count >= SMALL_CELL else f"< {SMALL_CELL}"
 
 
 def permuted(attribute: Attribute, count: int, seed: int) -> np.ndarray:

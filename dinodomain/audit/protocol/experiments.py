@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import linregress
 
-from dinodomain.audit.protocol.attribute import Attribute, read_attribute
+from dinodomain.audit.protocol.attribute import Attribute, read_attribute, within
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, Reader, read_leaks
 from dinodomain.audit.protocol.reliance import Closing, closings, erase, left_over, task_change
 from dinodomain.audit.protocol.shift import Mixed, mix_curve
-from dinodomain.audit.protocol.task import MAX_GROUPS, grouped, text_of, within
+from dinodomain.audit.protocol.task import MAX_GROUPS, grouped, text_of
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Z95, Interval, unit_weights
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import rankdata
 
-from dinodomain.audit.protocol.attribute import Attribute
+from dinodomain.audit.protocol.attribute import Attribute, within
 from dinodomain.audit.protocol.leak import Effort, Leak, interval_of, narrow, score_many, weighted_score
 from dinodomain.audit.protocol.measures import beyond_chance, usable_bits
 from dinodomain.audit.protocol.rungs import RUNGS, Answer, lesson_of
-from dinodomain.probes.folds import grouped_folds, index_units
+from dinodomain.probes.folds import grouped_folds, turns
 from dinodomain.probes.scores import Interval, around, unit_weights
 
 MAX_ROWS = 6000  # the attackers see at most so many rows, spread over the units
@@ -93,7 +93,7 @@ def climb(
         max_rows: Most rows.
     """
     rows = spread_rows(attribute.unit_index, max_rows, effort.seed)
-    part = _restricted(attribute, rows)
+    part = within(attribute, rows)
     used = [name for name in names if name != "logistic" or attribute.kind == "classes"]
     answers = _answers(narrow(features)[rows], part, headline.predictions[rows], folds[rows], used, effort.seed)
     joined = {name: _joined([fold[name] for fold in answers], folds[rows]) for name in used}
@@ -112,16 +112,7 @@ def spread_rows(unit_index: np.ndarray, most: int, seed: int) -> np.ndarray:
     if len(unit_index) <= most:
         return np.arange(len(unit_index))
     shuffled = np.random.default_rng([seed, 0x1ADD]).permutation(len(unit_index))
-    order = shuffled[np.argsort(unit_index[shuffled], kind="stable")]
-    sizes = np.bincount(unit_index)
-    turn = np.empty(len(order), np.int64)
-    turn[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(shuffled[np.argsort(turn[shuffled], kind="stable")[:most]])
-
-
-def _restricted(attribute: Attribute, rows: np.ndarray) -> Attribute:
-    units = index_units(attribute.unit_index[rows])
-    return replace(attribute, rows=attribute.rows[rows], values=attribute.values[rows], unit_index=units)
+    return np.sort(shuffled[np.argsort(turns(unit_index[shuffled]), kind="stable")[:most]])
 
 
 def _answers(
@@ -131,7 +122,7 @@ def _answers(
     out = []
     for fold in np.unique(folds):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        about = _restricted(part, train)
+        about = within(part, train)
         inner = _inner(about, folds[train], seed)
         lesson, asked = lesson_of(x[train], about, inner, seed + int(fold), x[test])
         out.append({name: RUNGS[name](lesson, headline[test] if name == "ridge" else asked) for name in names})

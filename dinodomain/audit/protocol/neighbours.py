@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import coo_array
 
+from dinodomain.probes.folds import turns
 from dinodomain.probes.scores import Z95, Interval
 
 NEIGHBOURS = (5, 10, 20, 50)
@@ -202,17 +203,8 @@ def _balanced(cells: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
     kept = []
     for cell in np.unique(cells):
         rows = order[cells[order] == cell]
-        kept.append(rows[np.argsort(_turn(units[rows]), kind="stable")][:least])
+        kept.append(rows[np.argsort(turns(units[rows]), kind="stable")][:least])
     return np.sort(np.concatenate(kept))
-
-
-def _turn(units: np.ndarray) -> np.ndarray:
-    """How many rows of the same unit come before each row."""
-    order = np.argsort(units, kind="stable")
-    _, starts, counts = np.unique(units[order], return_index=True, return_counts=True)
-    turn = np.empty(len(units), np.int64)
-    turn[order] = np.arange(len(units)) - np.repeat(starts, counts)
-    return turn
 
 
 def _nearest(rows: np.ndarray, units: np.ndarray, most: int) -> np.ndarray:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dinodomain.audit.protocol.attribute import Attribute
+from dinodomain.audit.protocol.attribute import Attribute, within
 from dinodomain.audit.protocol.leak import Effort
-from dinodomain.audit.protocol.task import transferred, units_in, within
+from dinodomain.audit.protocol.task import transferred, units_in
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Interval, around, auroc, unit_weights

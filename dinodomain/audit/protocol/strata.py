@@ -6,12 +6,10 @@ n rows, U units, K permutations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from dinodomain.audit.protocol.attribute import MISSING, Attribute, numbers_of, permuted
-from dinodomain.probes.folds import index_units
+from dinodomain.audit.protocol.attribute import MISSING, Attribute, numbers_of, permuted, within
 
 QUANTILES = 5
 MAX_LEVELS = 20  # more distinct numbers than this are cut into quintiles
@@ -78,10 +76,7 @@ def permuted_within(attribute: Attribute, strata: np.ndarray, count: int, seed: 
     out = np.empty((count, len(of_rows)), attribute.values.dtype)
     for stratum in np.unique(of_rows):
         rows = np.flatnonzero(of_rows == stratum)
-        part = replace(
-            attribute, rows=attribute.rows[rows], values=attribute.values[rows], unit_index=index_units(attribute.unit_index[rows])
-        )
-        out[:, rows] = permuted(part, count, seed + 7919 * int(stratum))
+        out[:, rows] = permuted(within(attribute, rows), count, seed + 7919 * int(stratum))
     return out
 
 

@@ -14,38 +14,20 @@ from scipy.stats import t as student
 from scipy.stats.contingency import association
 
 from dinodomain.audit.finding import Baseline
-from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, MISSING, Attribute, read_attribute
+from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, MISSING, Attribute, read_attribute, within
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, Reader, excess, weighted_score
-from dinodomain.probes.folds import grouped_folds, index_units
+from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Interval, unit_weights
 
-SMALL_CELL = 10  # counts of units below this are not printed
 MAX_GROUPS = 20
 OTHERS = "others"  # small domains together
 _BINS = 4
 
 
-def printed(count: int) -> int | str:
-    """A count of units as people may see it; an empty cell tells of nobody."""
-    return count if count >= SMALL_CELL or count == 0 else f"< {SMALL_CELL}"
-
-
 def read_column(data: AuditSet, name: str) -> Attribute:
     """A column as a probe sees it; sources share its value."""
     return read_attribute(name, data.columns[name], data.label_units)
-
-
-def within(attribute: Attribute, keep: np.ndarray) -> Attribute:
-    """The attribute on some of its rows.
-
-    Args:
-        attribute: n rows.
-        keep: Positions among them, or [n] bool.
-    """
-    return replace(
-        attribute, rows=attribute.rows[keep], values=attribute.values[keep], unit_index=index_units(attribute.unit_index[keep])
-    )  # fmt: skip
 
 
 def only_classes(attribute: Attribute, codes: Sequence[int]) -> Attribute:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from dinodomain.audit.figures import Cell, Flow, Stage, Table
-from dinodomain.audit.trail.groups import as_groups, printed
+from dinodomain.audit.protocol.attribute import printed
+from dinodomain.audit.trail.groups import as_groups
 from dinodomain.audit.trail.kept import Kept
 from dinodomain.audit.trail.record import StoreDrawn, Trail
 from dinodomain.ingest.sources import LEFT_OUT, REFUSED

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from dinodomain.audit.figures import Cell, Heat, Table
+from dinodomain.audit.protocol.attribute import printed
 from dinodomain.audit.protocol.verdict import MIN_UNITS
-from dinodomain.audit.trail.groups import UnitGroups, printed
+from dinodomain.audit.trail.groups import UnitGroups
 
 
 def effective(groups: UnitGroups) -> float:

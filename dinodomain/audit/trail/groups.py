@@ -10,7 +10,6 @@ import numpy as np
 from dinodomain.audit.protocol.attribute import MISSING
 
 MOST_GROUPS = 20
-LEAST_PRINTED = 10
 OTHER = "all others"
 
 
@@ -68,11 +67,6 @@ def group_units(units: np.ndarray, groups: np.ndarray) -> UnitGroups:
         counts[:, column] = np.bincount(place.reshape(-1), weights=groups[use] == label, minlength=len(names))
     total = counts.sum(axis=1, keepdims=True)
     return UnitGroups(units=names, names=tuple(labels), shares=counts / np.maximum(total, 1))
-
-
-def printed(count: int | float) -> int | str:
-    """A number of units; "< 10" for what might point to single people."""
-    return int(count) if count == 0 or count >= LEAST_PRINTED else f"< {LEAST_PRINTED}"
 
 
 def _numbers(text: np.ndarray) -> np.ndarray | None:
