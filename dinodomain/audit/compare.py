@@ -14,9 +14,9 @@ from scipy.stats import norm
 
 from dinodomain.audit.evidence import Evidence
 from dinodomain.audit.figures import Bar, Forest, Table
-from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, read_attribute
+from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute
 from dinodomain.audit.protocol.leak import Leak, excess, read_leaks
-from dinodomain.audit.protocol.task import grouped, units_in
+from dinodomain.audit.protocol.task import grouped, read_column, units_in
 from dinodomain.probes.scores import Z95, Interval, around, auroc, unit_weights
 
 _NONE = Interval(value=float("nan"), low=float("nan"), high=float("nan"))
@@ -90,8 +90,8 @@ def count(evidence: Evidence) -> int:
 def _read(evidence: Evidence, other: str, name: str) -> tuple[Attribute, dict[str, Leak] | None]:
     """Both encoders' readings through the same folds and draws; None where the column does not allow any."""
     data = evidence.probed
-    column = read_attribute(name, data.columns[name], data.label_units)
-    if column.num_minor < MIN_CLASS_UNITS or (column.kind == "classes" and len(column.classes) < 2):
+    column = read_column(data, name)
+    if column.num_minor < MIN_CLASS_UNITS or column.one_class:
         return column, None
     features = {"audited": data.audited, other: data.features[other]}
     return column, read_leaks(features, column, evidence.effort)[0]

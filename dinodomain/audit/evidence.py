@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dinodomain.audit.finding import Finding, Question, SelfTest
 from dinodomain.audit.policy import Policy
+from dinodomain.audit.protocol.attribute import Attribute, read_attribute
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.verdict import Thresholds
@@ -82,6 +85,10 @@ class Evidence:
     def lines(self) -> Thresholds:
         """Where the lines are drawn."""
         return self.policy.thresholds
+
+    def column_at(self, name: str, numbers: np.ndarray) -> Attribute:
+        """A column as a probe sees it on some rows [n] of the whole set."""
+        return read_attribute(name, self.data.columns[name][numbers], self.data.label_units[numbers])
 
     def least_permutations(self, question: Question) -> int:
         """Permutations that the correction of a question needs: with fewer the smallest p value would not survive it."""

@@ -150,7 +150,7 @@ def _told(attribute: Attribute) -> dict[str, Any]:
 
 def _unmeasured(attribute: Attribute) -> Finding:
     told = {**_told(attribute), "answer": "Nothing but counts can be given."}
-    if attribute.kind == "classes" and len(attribute.classes) < 2:
+    if attribute.one_class:
         return ABOUT.unknown(
             "one_class", "the column holds fewer than two classes", "audit a set that holds both", attribute.name, **told
         )  # fmt: skip

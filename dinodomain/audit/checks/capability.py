@@ -18,6 +18,7 @@ from dinodomain.audit.figures import Curves, Series, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.attribute import Attribute, read_attribute
 from dinodomain.audit.protocol.shots import Curve, Saving, as_classes, curves, labels_needed, saving, sizes_for
+from dinodomain.audit.protocol.task import read_column
 from dinodomain.audit.protocol.verdict import Thresholds, Verdict
 
 ABOUT = About(
@@ -75,7 +76,7 @@ Probed = tuple[Attribute, dict[str, Curve], dict[str, Saving | None]]
 def _probe(evidence: Evidence, name: str) -> Probed | str:
     """Curves and savings of a column, or why there are none."""
     data = evidence.probed
-    column = as_classes(read_attribute(name, data.columns[name], data.label_units))
+    column = as_classes(read_column(data, name))
     sizes = sizes_for(column) if len(column.classes) > 1 else ()
     if not sizes or sizes[-1] < LEAST_SIZE:
         return f"{column.num_minor} units in the smaller class; {2 * LEAST_SIZE} are the least"

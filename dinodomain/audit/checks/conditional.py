@@ -78,7 +78,7 @@ def _result(evidence: Evidence, name: str) -> Result:
         return ABOUT.finding(name, **told, verdict="NOT_APPLICABLE", answer="Not asked.", reason_code="is_stratum", reason=reason)
     attribute = read_column(data, name)
     told |= {"n_units": attribute.num_units, "n_minor": attribute.num_minor, "n_images": len(attribute.rows), "answer": _SILENT}
-    if attribute.num_minor < MIN_UNITS or (attribute.kind == "classes" and len(attribute.classes) < 2):
+    if attribute.num_minor < MIN_UNITS or attribute.one_class:
         reason = f"{attribute.num_minor} units in the smaller class; {MIN_UNITS} are the least for an estimate"
         return ABOUT.unknown("n_units", reason, "audit more units of the smaller class", name, **told)
     columns = {column: np.asarray(data.columns[column])[attribute.rows] for column in names}

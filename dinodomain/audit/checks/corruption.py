@@ -18,7 +18,7 @@ from dinodomain.audit.figures import Curves, Series, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.observe.corrupt import CORRUPTIONS, LEVELS, look_corrupted
 from dinodomain.audit.protocol.attribute import MISSING, Attribute, read_attribute
-from dinodomain.audit.protocol.leak import Effort, Reader, score_many, weighted_score
+from dinodomain.audit.protocol.leak import Effort, Reader, score_found
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Z95, Interval, around, auroc, unit_weights
@@ -83,7 +83,7 @@ def run(evidence: Evidence) -> list[Result]:
     assert observer is not None, "needed"
     assert task is not None, "needed"
     numbers = observer.some(evidence.probed, evidence.effort.seed)
-    attribute = read_attribute(task, evidence.data.columns[task][numbers], evidence.data.label_units[numbers])
+    attribute = evidence.column_at(task, numbers)
     told: dict[str, Any] = {"n_units": attribute.num_units, "n_minor": attribute.num_minor, "n_images": len(attribute.rows)}
     if attribute.num_minor < MIN_UNITS or attribute.num_units < evidence.effort.folds or len(attribute.classes) == 1:
         reason = f"{attribute.num_minor} units in the smaller class of {task}; {MIN_UNITS} are the least"
@@ -114,20 +114,11 @@ def measure(
     loss, drift, gaps, first = {}, {}, list[Gap](), 0.0
     for name, versions in corrupted.items():
         found = [part[0] for part in reader.altered(attribute.values[None], [level[rows] for level in versions])]
-        scores = [_score(part, attribute) for part in found]
-        draws = [_draws(part, attribute, weights) for part in found]
-        loss[name] = tuple(_interval(scores[0] - score, draws[0] - drawn) for score, drawn in zip(scores[1:], draws[1:]))
-        drift[name], first = _drift(plain[rows], versions[:, rows]), scores[0]
+        (first, draws), *worse = (score_found(attribute, part, weights) for part in found)
+        loss[name] = tuple(_interval(first - score, draws - drawn) for score, drawn in worse)
+        drift[name] = _drift(plain[rows], versions[:, rows])
         gaps += _gaps(name, found, attribute, groups, weights)
     return Losses(plain=first, loss=loss, drift=drift, gaps=tuple(gaps))
-
-
-def _score(found: np.ndarray, attribute: Attribute) -> float:
-    return float(score_many(attribute.kind, found[None], attribute.values[None])[0])
-
-
-def _draws(found: np.ndarray, attribute: Attribute, weights: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:

@@ -78,11 +78,10 @@ def run(evidence: Evidence) -> list[Result]:
 
 
 def _result(evidence: Evidence, tokens: TokenSet, name: str) -> Result:
-    column, units = evidence.data.columns[name][tokens.numbers], evidence.data.label_units[tokens.numbers]
-    attribute = read_attribute(name, column, units)
+    attribute = evidence.column_at(name, tokens.numbers)
     told = {"title": f"Where do patch tokens carry {name}?", "n_units": attribute.num_units, "n_minor": attribute.num_minor,
             "n_images": len(attribute.rows)}  # fmt: skip
-    if len(attribute.classes) < 2 and attribute.kind == "classes":
+    if attribute.one_class:
         return ABOUT.unknown("one_class", "the images with tokens hold fewer than two classes", "audit a set that holds both", name, **told)
     if attribute.num_minor < MIN_UNITS or attribute.num_units < evidence.effort.folds:
         reason = f"{attribute.num_minor} units in the smaller class; {MIN_CLASS_UNITS} are the least for an estimate"

@@ -60,14 +60,21 @@ def draft(evidence: Evidence, other: str, about: About) -> Result:
 
 def judge(found: Sequence[Difference], p: Sequence[float], other: str, about: About, policy: Policy) -> Finding:
     """The finding from corrected p values of the comparable quantities."""
+    words, told = measured(found, p, other, policy)
+    return about.finding(**told, **_verdict(found, words, other, policy.thresholds.margin))
+
+
+def measured(
+    found: Sequence[Difference], p: Sequence[float], other: str, policy: Policy, ours: str = "audited"
+) -> tuple[list[Word], dict[str, Any]]:  # fmt: skip
+    """Each quantity in a word, and what a finding shows of all, from corrected p values of the comparable ones."""
     lines, values = policy.thresholds, iter(p)
     words: list[Word] = [item.word(1.0 if item.why_not else next(values), lines.alpha) for item in found]
     worst = max((item for item in found if not item.why_not), key=lambda item: item.harm.low)
-    told: dict[str, Any] = {
-        "tables": (table(found, words, other, lines.margin),), "plots": (forest(found, other, lines.margin),),
-        "estimate": estimate_of(worst.change, f"{worst.name}: audited minus {other}", _METHOD), "n_units": worst.n_units,
+    return words, {
+        "tables": (table(found, words, other, lines.margin, ours),), "plots": (forest(found, other, lines.margin, ours),),
+        "estimate": estimate_of(worst.change, f"{worst.name}: {ours} minus {other}", _METHOD), "n_units": worst.n_units,
     }  # fmt: skip
-    return about.finding(**told, **_verdict(found, words, other, lines.margin))
 
 
 def _verdict(found: Sequence[Difference], words: Sequence[Word], other: str, margin: float) -> dict[str, Any]:
@@ -75,11 +82,10 @@ def _verdict(found: Sequence[Difference], words: Sequence[Word], other: str, mar
     better = [item for item, word in zip(found, words) if word == "better"]
     if worse:
         traded = any(item.kind == "task" for item in worse) and any(item.kind != "task" for item in better)
-        named = ", ".join(f"{item.name} {item.change.value:+.3f} [{item.change.low:+.3f}, {item.change.high:+.3f}]" for item in worse)
         kind = "A trade-off, not a gain" if traded else "Yes"
         return {
             "verdict": "FLAG" if any(item.harm.low > margin for item in worse) else "WARN",
-            "answer": f"{kind}: worse than the {other} encoder in {named}{_also(better)}.",
+            "answer": f"{kind}: worse than the {other} encoder in {named(worse)}{_also(better)}.",
             "action": "Find out which change of data, plan or fine-tuning did it before this encoder replaces the other.",
             "repeat": f"Every quantity no worse than with the {other} encoder by {margin:g}.",
         }
@@ -92,6 +98,11 @@ def _verdict(found: Sequence[Difference], words: Sequence[Word], other: str, mar
         "verdict": "NOT_ASSESSABLE", "reason_code": "wide_interval", "answer": answer,
         "reason": f"worse by {margin:g} is not ruled out for {', '.join(open_)}", "remedy": "audit more units",
     }  # fmt: skip
+
+
+def named(worse: Sequence[Difference]) -> str:
+    """Quantities with their change."""
+    return ", ".join(f"{item.name} {item.change.value:+.3f} [{item.change.low:+.3f}, {item.change.high:+.3f}]" for item in worse)
 
 
 def _also(better: Sequence[Difference]) -> str:
@@ -115,7 +126,11 @@ def made_up(*, worse: bool) -> Evidence:
 
 def self_test() -> SelfTest:
     """Finds a planted leak that only the audited encoder has; finds nothing between two that are alike."""
-    planted, clean = (differences(made_up(worse=worse), "previous")[0] for worse in (True, False))
+    return tested(*(differences(made_up(worse=worse), "previous")[0] for worse in (True, False)))
+
+
+def tested(planted: Difference, clean: Difference) -> SelfTest:
+    """Whether the planted difference was found, and nothing without it."""
     return SelfTest(
         positive="pass" if planted.p < 0.01 and planted.harm.value > 0 else "fail", negative="pass" if clean.p > 0.01 else "fail",
         detail=f"made-up encoders: planted difference p = {planted.p:.2g}, clean p = {clean.p:.2f}",

@@ -111,8 +111,7 @@ def _result(evidence: Evidence, target: Attribute, lon: np.ndarray, lat: np.ndar
         reason = f"no side of blocks gives {MIN_UNITS} blocks with images and folds that can be trained"
         return ABOUT.unknown("n_units", reason, "audit more places", **told)
     later = _forward(features, target, when, evidence.effort)
-    permutations = max(evidence.effort.permutations, evidence.least_permutations("Q2"))
-    order = residual_order(target, found[-1].trial, lon, lat, permutations, evidence.effort.seed)
+    order = residual_order(target, found[-1].trial, lon, lat, evidence.effort.permutations, evidence.effort.seed)
     judge = lambda p, _: _finding(target, found, later, order, p, evidence.lines, told, (lon, lat))  # noqa: E731
     return Draft(p=(found[-1].p, order[1]), judge=judge)
 

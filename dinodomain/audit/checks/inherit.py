@@ -8,19 +8,17 @@ that is made from it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from dinodomain.audit.checks.difference import QUANTITIES, made_up, other_encoder
-from dinodomain.audit.compare import Difference, count, differences, forest, table
+from dinodomain.audit.checks.difference import QUANTITIES, made_up, measured, named, other_encoder, tested
+from dinodomain.audit.compare import Difference, count, differences
 from dinodomain.audit.evidence import UNITS, About, Check, Draft, Evidence, Result
-from dinodomain.audit.finding import Finding, SelfTest, estimate_of
+from dinodomain.audit.finding import Finding, SelfTest
 
 ABOUT = About(
     name="inherit", code="INHERIT", question="Q4", title="Does a fine-tuned model leak more, or serve a group worse, than the encoder?",
     limits=("Holds for this fine-tuned model; another one may differ.",),
     maps_to={"EU AI Act": ("Art. 25",), "NIST AI RMF": ("MANAGE 3.2",), "FUTURE-AI": ("General 7",)},
 )  # fmt: skip
-_METHOD = "paired: 1.96 max(unit bootstrap SE, unit-permutation null SD) of the difference"
 
 
 def run(evidence: Evidence) -> list[Result]:
@@ -41,19 +39,12 @@ def evidence_of(evidence: Evidence) -> Evidence:
 
 
 def _finding(found: list[Difference], p: tuple[float, ...], evidence: Evidence) -> Finding:
-    lines, values = evidence.lines, iter(p)
-    words = [item.word(1.0 if item.why_not else next(values), lines.alpha) for item in found]
+    lines = evidence.lines
+    words, told = measured(found, p, "before", evidence.policy, "fine-tuned")
     worse = [item for item, word in zip(found, words) if word == "worse"]
-    worst = max((item for item in found if not item.why_not), key=lambda item: item.harm.low)
-    told: dict[str, Any] = {
-        "tables": (table(found, words, "before", lines.margin, "fine-tuned"),),
-        "plots": (forest(found, "before", lines.margin, "fine-tuned"),), "n_units": worst.n_units,
-        "estimate": estimate_of(worst.change, f"{worst.name}: fine-tuned minus before", _METHOD),
-    }  # fmt: skip
     if worse:
-        named = ", ".join(f"{item.name} {item.change.value:+.3f} [{item.change.low:+.3f}, {item.change.high:+.3f}]" for item in worse)
         return ABOUT.finding(
-            verdict="WARN", answer=f"Yes: fine-tuning made it worse in {named}.", **told,
+            verdict="WARN", answer=f"Yes: fine-tuning made it worse in {named(worse)}.", **told,
             action="Audit the fine-tuned model by itself before use.", repeat="No leak and no gap above the encoder's own.",
         )  # fmt: skip
     open_ = [item.name for item in found if not item.no_worse(lines.margin)]
@@ -70,11 +61,7 @@ def self_test() -> SelfTest:
         made = made_up(worse=worse)
         features = {"audited": made.probed.features["previous"], "finetuned": made.probed.features["audited"]}
         results.append(differences(evidence_of(replace(made, probed=replace(made.probed, features=features))), "before")[0])
-    planted, clean = results
-    return SelfTest(
-        positive="pass" if planted.p < 0.01 and planted.harm.value > 0 else "fail", negative="pass" if clean.p > 0.01 else "fail",
-        detail=f"made-up encoders: planted difference p = {planted.p:.2g}, clean p = {clean.p:.2f}",
-    )  # fmt: skip
+    return tested(*results)
 
 
 CHECK = Check(

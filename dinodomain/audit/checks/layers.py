@@ -16,7 +16,7 @@ from dinodomain.audit.figures import Curves, Series, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.observe.layers import look_at_layers
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, read_attribute
-from dinodomain.audit.protocol.leak import Effort, Reader, score_many, weighted_score
+from dinodomain.audit.protocol.leak import Effort, Reader, score_found
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Interval, around, unit_weights
@@ -63,9 +63,9 @@ def run(evidence: Evidence) -> list[Result]:
 
 
 def _usable(evidence: Evidence, name: str, numbers: np.ndarray) -> Attribute | None:
-    found = read_attribute(name, evidence.data.columns[name][numbers], evidence.data.label_units[numbers])
+    found = evidence.column_at(name, numbers)
     few = found.num_minor < MIN_UNITS or found.num_units < evidence.effort.folds
-    return None if few or (found.kind == "classes" and len(found.classes) < 2) else found
+    return None if few or found.one_class else found
 
 
 def _result(evidence: Evidence, name: str, numbers: np.ndarray, layers: Mapping[str, np.ndarray], use: Read | None) -> Finding:
@@ -92,8 +92,7 @@ def read(layers: Mapping[str, np.ndarray], attribute: Attribute, effort: Effort)
     value, draws = {}, {}
     for name, rows in layers.items():
         found = Reader(rows[attribute.rows], attribute, folds).predict(attribute.values[None])[0]
-        value[name] = float(score_many(attribute.kind, found[None], attribute.values[None])[0])
-        draws[name] = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
+        value[name], draws[name] = score_found(attribute, found, weights)
     return Read(value=value, draws=draws)
 
 

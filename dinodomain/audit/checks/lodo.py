@@ -44,7 +44,7 @@ def run(evidence: Evidence) -> list[Result]:
     assert task is not None, "needed"
     target = read_column(evidence.probed, task)
     told: dict[str, Any] = {"n_units": target.num_units, "n_images": len(target.rows)}
-    if target.kind == "classes" and len(target.classes) < 2:
+    if target.one_class:
         return [ABOUT.unknown("task_kind", f"{task} holds one class", "name a task of two classes", **told, answer=_SILENT)]
     return [_result(evidence, target, name, told) for name in evidence.asked.domains]
 

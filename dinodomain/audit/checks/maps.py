@@ -20,7 +20,7 @@ from dinodomain.audit.figures import Cell, Table
 from dinodomain.audit.finding import Finding, SelfTest
 from dinodomain.audit.maps import Method
 from dinodomain.audit.observe.explain import Controls, Direction, Explained, look_at_maps
-from dinodomain.audit.protocol.attribute import Attribute, permuted, read_attribute
+from dinodomain.audit.protocol.attribute import Attribute, permuted
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.audit.sanity import deletion, similarity
 from dinodomain.probes.folds import grouped_folds
@@ -51,7 +51,7 @@ def run(evidence: Evidence) -> list[Result]:
     assert observer is not None, "needed"
     name = evidence.asked.task or evidence.asked.attributes[0]
     numbers = observer.some(evidence.probed, evidence.effort.seed)
-    attribute = read_attribute(name, evidence.data.columns[name][numbers], evidence.data.label_units[numbers])
+    attribute = evidence.column_at(name, numbers)
     told: dict[str, Any] = {"n_units": attribute.num_units, "n_minor": attribute.num_minor}
     if len(attribute.classes) != 2 and attribute.kind == "classes":
         return [ABOUT.unknown("task_kind", f"{name} does not hold two classes or numbers", "name another column as audit.task", **told)]

@@ -11,8 +11,8 @@ import numpy as np
 
 from dinodomain.audit.evidence import About, Evidence
 from dinodomain.audit.finding import Finding, estimate_of
-from dinodomain.audit.protocol.attribute import read_attribute
 from dinodomain.audit.protocol.data import AuditSet
+from dinodomain.audit.protocol.task import read_column
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.probes.folds import index_units
 from dinodomain.probes.ridge import FoldedRidge
@@ -51,7 +51,7 @@ def score_change(about: About, evidence: Evidence, pairs: np.ndarray) -> Finding
     assert splits is not None, "asked by the caller"
     told: dict[str, Any] = {"title": f"How much do copies add to the score of {task} on the test split?"}
     name = test_split(splits)
-    target = read_attribute(task, data.columns[task], data.label_units)
+    target = read_column(data, task)
     if name is None or target.kind != "classes" or len(target.classes) < 2:
         reason = f"{task} has no classes, or no split is called {', '.join(TEST)}"
         return about.unknown("no_test_split", reason, "name splits train and test", "score", **told)

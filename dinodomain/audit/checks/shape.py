@@ -19,7 +19,7 @@ from dinodomain.audit.finding import Finding, SelfTest
 from dinodomain.audit.observe.scale import look_over_time
 from dinodomain.audit.observe.views import Operated, look_through_operations, training_views
 from dinodomain.audit.protocol.attribute import Attribute, read_attribute
-from dinodomain.audit.protocol.leak import Effort, Reader, score_many, weighted_score
+from dinodomain.audit.protocol.leak import Effort, Reader, score_found, score_many
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Interval, around, unit_weights
@@ -92,9 +92,9 @@ def run(evidence: Evidence) -> list[Result]:
 
 def _column(evidence: Evidence, name: str, numbers: np.ndarray) -> Attribute | None:
     """None where it cannot be read: too few units, or one class."""
-    found = read_attribute(name, evidence.data.columns[name][numbers], evidence.data.label_units[numbers])
+    found = evidence.column_at(name, numbers)
     few = found.num_minor < MIN_UNITS or found.num_units < evidence.effort.folds
-    return None if few or (found.kind == "classes" and len(found.classes) < 2) else found
+    return None if few or found.one_class else found
 
 
 def _over_time(time: Mapping[int, np.ndarray], columns: Mapping[str, Attribute], effort: Effort) -> dict[str, list[float]]:
@@ -109,8 +109,7 @@ def _read(rows: np.ndarray, column: Attribute, effort: Effort) -> tuple[float, n
     """Score and [B] scores under resampled units."""
     found = _reader(rows, column, effort).predict(column.values[None])[0]
     weights = unit_weights(column.unit_index, min(DRAWS, effort.bootstraps), effort.seed)
-    draws = np.concatenate([weighted_score(column.kind, found, column.values, piece) for piece in weights])
-    return float(score_many(column.kind, found[None], column.values[None])[0]), draws
+    return score_found(column, found, list(weights))
 
 
 def _above(ours: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) -> Interval:

@@ -86,12 +86,12 @@ def run(evidence: Evidence) -> list[Result]:
 
 
 def _result(evidence: Evidence, name: str, numbers: np.ndarray, plain: np.ndarray, regions: Mapping[str, Replaced]) -> Result:
-    attribute = read_attribute(name, evidence.data.columns[name][numbers], evidence.data.label_units[numbers])
+    attribute = evidence.column_at(name, numbers)
     told: dict[str, Any] = {
         "title": f"Does a probe for {name} rest on regions that it should not need?", "n_units": attribute.num_units,
         "n_minor": attribute.num_minor, "n_images": len(attribute.rows),
     }  # fmt: skip
-    if attribute.kind == "classes" and len(attribute.classes) < 2:
+    if attribute.one_class:
         return ABOUT.unknown("one_class", "the column holds fewer than two classes", "audit a set that holds both", name, **told)
     if attribute.num_minor < MIN_UNITS or attribute.num_units < evidence.effort.folds:
         reason = f"{attribute.num_minor} units in the smaller class; {MIN_UNITS} are the least for an estimate"

@@ -8,7 +8,7 @@ class and domain cannot be told apart there is no index, and a readable domain i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -89,8 +89,7 @@ def _result(evidence: Evidence, name: str) -> Result:
     if domain.num_minor < MIN_UNITS or domain.num_units < evidence.effort.folds:
         reason = f"{domain.num_minor} units in the smallest domain; {MIN_UNITS} are the least"
         return ABOUT.unknown("n_units", reason, "audit more units of that domain", name, **told)
-    permutations = max(evidence.effort.permutations, evidence.least_permutations("Q2"))
-    leaks, _ = read_leaks({"audited": data.audited, **data.features}, domain, replace(evidence.effort, permutations=permutations))
+    leaks, _ = read_leaks({"audited": data.audited, **data.features}, domain, evidence.effort)
     crossing = None if evidence.asked.task is None else _crossing(evidence, domain)
     index = None if evidence.asked.task is None else measure(evidence, domain)
     judge = lambda p, family: _finding(domain, leaks, crossing, index, p, family, evidence.lines, told)  # noqa: E731
@@ -129,9 +128,8 @@ def measure(evidence: Evidence, domain: Attribute) -> Index | None:
     if not made:
         return None
     complete = len(made) == len(pairs) and all(pair.classes == len(target.classes) for pair in made)
-    permutations = max(evidence.effort.permutations, evidence.least_permutations("Q2"))
     weights = unit_counts(int(units.max()) + 1, evidence.effort.bootstraps, evidence.effort.seed)
-    return measure_index(made, complete, weights, permutations, evidence.effort.seed)
+    return measure_index(made, complete, weights, evidence.effort.permutations, evidence.effort.seed)
 
 
 def _pair(

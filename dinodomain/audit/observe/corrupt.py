@@ -34,10 +34,8 @@ def look_corrupted(observer: Observer, numbers: np.ndarray, width: int, seed: in
     Returns:
         Name to [5, n, E], strength 1 first.
     """
-    place = {int(number): row for row, number in enumerate(numbers)}
     found: dict[str, np.ndarray] = {}
-    for shown in observer.show(numbers):
-        rows = [place[int(number)] for number in shown.rows]
+    for rows, shown in observer.placed(numbers):
         for name, corruption in applicable(shown.pixels).items():
             out = found.setdefault(name, np.zeros((LEVELS, len(numbers), width), np.float32))
             for level in range(1, LEVELS + 1):

@@ -52,10 +52,9 @@ def hash_images(observer: Observer, rows: np.ndarray, domain: Domain | None = No
         MissingExtra: imagehash is not installed.
     """
     bits, thumbnails = np.zeros((2, len(rows)), np.uint64), np.zeros((len(rows), SIDE * SIDE), np.uint8)
-    place = {int(row): number for number, row in enumerate(rows)}
-    for shown in observer.show(rows):
-        for row, picture in zip(shown.rows.tolist(), pictures(shown, domain or observer.frozen.domain)):
-            bits[:, place[row]], thumbnails[place[row]] = hash_picture(picture)
+    for places, shown in observer.placed(rows):
+        for place, picture in zip(places, pictures(shown, domain or observer.frozen.domain)):
+            bits[:, place], thumbnails[place] = hash_picture(picture)
     return Hashes(bits=bits, thumbnails=thumbnails)
 
 

@@ -17,12 +17,10 @@ def look_at_layers(observer: Observer, numbers: np.ndarray) -> dict[str, np.ndar
         observer: Shows the tiles.
         numbers: [n] rows of the whole audited set, sorted.
     """
-    place = {int(number): row for row, number in enumerate(numbers)}
     backbone = observer.backbone
     depth = backbone.vit.plan.depth
     out: dict[str, np.ndarray] = {}
-    for shown in observer.show(numbers):
-        rows = [place[int(number)] for number in shown.rows]
+    for rows, shown in observer.placed(numbers):
         weights = token_weights(shown.valid.cpu(), backbone.patch)
         weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, torch.ones_like(weights))
         for block in (*range(1, depth), None):

@@ -108,6 +108,12 @@ class Observer:
                 found = zip(batch.rows.tolist(), batch.origins.tolist())
                 yield self._shown(batch, np.array([place[row, *start] for row, start in found]))
 
+    def placed(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, Shown]]:
+        """The same with [B] where each tile stands in ``numbers``."""
+        place = {int(number): at for at, number in enumerate(numbers)}
+        for shown in self.show(numbers):
+            yield np.array([place[int(number)] for number in shown.rows]), shown
+
     def _shown(self, batch: Batch, rows: np.ndarray) -> Shown:
         backbone = self.backbone
         sides = sides_for(tuple(batch.pixels.shape[3:]), self.size or max(backbone.image_size), backbone.patch)

@@ -55,9 +55,7 @@ def look_without(observer: Observer, numbers: np.ndarray, plain: np.ndarray, see
     """
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, dict[str, np.ndarray]] = {}
-    place = {int(number): row for row, number in enumerate(numbers)}
-    for shown in observer.show(numbers):
-        rows = np.array([place[int(number)] for number in shown.rows])
+    for rows, shown in observer.placed(numbers):
         for name, region in regions_of(shown).items():
             share = region.flatten(1).float().mean(dim=1)
             there = ((share >= LEAST) & (share <= 1 - LEAST)).numpy()

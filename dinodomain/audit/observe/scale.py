@@ -28,12 +28,10 @@ def look_over_time(observer: Observer, numbers: np.ndarray, kept: Mapping[int, P
         numbers: [n] rows of the whole audited set, sorted.
         kept: Step to file.
     """
-    place = {int(number): row for row, number in enumerate(numbers)}
     frozen, device = observer.frozen, observer.backbone.device
     backbones = {step: fit_channels(load_backbone(path).to(device), frozen.store, frozen.domain) for step, path in kept.items()}
     out: dict[int, np.ndarray] = {}
-    for shown in observer.show(numbers):
-        rows = [place[int(number)] for number in shown.rows]
+    for rows, shown in observer.placed(numbers):
         for step, backbone in {0: frozen.untrained, **backbones}.items():
             found = observer.features(shown, backbone=backbone)
             out.setdefault(step, np.zeros((len(numbers), found.shape[1]), np.float32))[rows] = found

@@ -42,11 +42,9 @@ def look_at_crops(observer: Observer, numbers: np.ndarray, views: ViewsPlan, see
         ``audited`` and ``untrained`` to [n, 3], in the order of ``STATISTICS``. Source: Liu et al. 2021 (agreement of augmented views),
         Zhu et al. 2024 (answer of parts).
     """
-    place = {int(number): row for row, number in enumerate(numbers)}
     plan = replace(views, num_global=CROPS, num_local=PARTS)
     out = {name: np.zeros((len(numbers), len(STATISTICS)), np.float32) for name in ("audited", "untrained")}
-    for shown in observer.show(numbers):
-        rows = [place[int(number)] for number in shown.rows]
+    for rows, shown in observer.placed(numbers):
         groups = list(_crops(observer, shown, plan, seed))
         for name, backbone in (("audited", observer.backbone), ("untrained", observer.frozen.untrained)):
             out[name][rows] = _statistics([_pooled(backbone, group, len(rows), shown.about.channels) for group in groups])
@@ -109,10 +107,8 @@ def look_through_operations(observer: Observer, numbers: np.ndarray, views: View
     """
     policy = effective_policy(observer.frozen.domain.view_policy(), views)
     plan = replace(views, policy={}, global_scale=(1.0, 1.0), global_extent=None, global_depth=None)
-    place = {int(number): row for row, number in enumerate(numbers)}
     found: dict[str, _Kept] = {}
-    for shown in observer.show(numbers):
-        rows = [place[int(number)] for number in shown.rows]
+    for rows, shown in observer.placed(numbers):
         for name, pair in _pairs(observer, shown, policy, plan, seed):
             found.setdefault(name, _Kept(len(numbers))).put(rows, observer, pair, shown.about.channels)
     return {name: kept.operated() for name, kept in found.items()}
@@ -140,7 +136,7 @@ class _Kept:
         self._count, self._rows = count, dict[str, np.ndarray]()
         self._alike: list[float] = []
 
-    def put(self, rows: list[int], observer: Observer, pair: tuple[ViewGroup, ViewGroup], channels: tuple[str, ...]) -> None:
+    def put(self, rows: np.ndarray, observer: Observer, pair: tuple[ViewGroup, ViewGroup], channels: tuple[str, ...]) -> None:
         """The features of both crops of some rows."""
         for name, group in zip(("plain", "altered"), pair):
             found = _pooled(observer.backbone, group, len(rows), channels)[0].numpy()

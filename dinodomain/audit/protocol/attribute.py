@@ -57,6 +57,11 @@ class Attribute:
         return int(self.unit_index.max()) + 1 if len(self.unit_index) else 0
 
     @property
+    def one_class(self) -> bool:
+        """Whether there is nothing to tell apart: classes, but fewer than two."""
+        return self.kind == "classes" and len(self.classes) < 2
+
+    @property
     def num_minor(self) -> int:
         """Units in the smallest class used; half of all units for a number."""
         if self.kind == "number":

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from dinodomain.audit.protocol.attribute import Attribute, within
-from dinodomain.audit.protocol.leak import Effort, Leak, interval_of, narrow, score_many, weighted_score
+from dinodomain.audit.protocol.leak import Effort, Leak, interval_of, narrow, score_found
 from dinodomain.audit.protocol.measures import beyond_chance, usable_bits
 from dinodomain.audit.protocol.rungs import RUNGS, Answer, lesson_of
 from dinodomain.probes.folds import grouped_folds, turns
@@ -145,8 +145,7 @@ def _joined(answers: Sequence[Answer], folds: np.ndarray) -> np.ndarray:
 
 
 def _climbed(found: np.ndarray, part: Attribute, headline: Leak, weights: Sequence[np.ndarray], inner: float | None) -> Climbed:
-    value = float(score_many(part.kind, found[None], part.values[None])[0])
-    draws = np.concatenate([weighted_score(part.kind, found, part.values, piece) for piece in weights])
+    value, draws = score_found(part, found, weights)
     interval = interval_of(value, float(np.nanstd(draws)), float(np.std(headline.null)), headline.num_minor)
     return Climbed(value=value, draws=draws, interval=interval, inner=inner)
 

@@ -186,6 +186,18 @@ def weighted_score(kind: str, predictions: np.ndarray, values: np.ndarray, weigh
     return macro_auroc(predictions, values, weights)
 
 
+def score_found(attribute: Attribute, found: np.ndarray, weights: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
+    """The score of one prediction, and [B] its scores under resampled units.
+
+    Args:
+        attribute: What was read.
+        found: [n, C] or [n] predictions.
+        weights: Pieces [b, n] of the resampled units' row weights, B in all.
+    """
+    draws = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
+    return float(score_many(attribute.kind, found[None], attribute.values[None])[0]), draws
+
+
 def read_leaks(features: Mapping[str, np.ndarray], attribute: Attribute, effort: Effort) -> tuple[dict[str, Leak], Reader]:
     """Reads one attribute from several kinds of features, through the same folds, permutations and resampled units.
 
@@ -221,8 +233,7 @@ def read_leak(reader: Reader, attribute: Attribute, shuffled: np.ndarray, weight
         weights: Pieces [b, n] of the resampled units' row weights, B in all.
     """
     found = reader.predict(attribute.values[None])[0]
-    draws = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
-    value = float(score_many(attribute.kind, found[None], attribute.values[None])[0])
+    value, draws = score_found(attribute, found, weights)
     return Leak(value=value, draws=draws, null=reader.score(shuffled), predictions=found, num_minor=attribute.num_minor)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from dinodomain.audit.protocol.attribute import Attribute
-from dinodomain.audit.protocol.leak import Reader, score_many, weighted_score
+from dinodomain.audit.protocol.leak import Reader, score_found
 
 WIDTH = 96
 """Principal components of the tokens that probes see, found without labels."""
@@ -109,7 +109,6 @@ def read_map(
     for place in np.flatnonzero(usable):
         reader = Reader(tokens[:, place], attribute, folds)
         found = reader.predict(attribute.values[None])[0]
-        value[place] = score_many(attribute.kind, found[None], attribute.values[None])[0]
+        value[place], drawn[:, place] = score_found(attribute, found, weights)
         null[:, place] = reader.score(shuffled)
-        drawn[:, place] = np.concatenate([weighted_score(attribute.kind, found, attribute.values, piece) for piece in weights])
     return LeakMap(value=value, null=null, draws=drawn)

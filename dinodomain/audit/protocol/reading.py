@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dinodomain.audit.protocol.attribute import Attribute, read_attribute
+from dinodomain.audit.protocol.attribute import Attribute
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.ladder import Ladder, climb
 from dinodomain.audit.protocol.leak import Effort, Leak, Reader, read_leaks
 from dinodomain.audit.protocol.nuisance import with_statistics
 from dinodomain.audit.protocol.planting import Sensitivity, plant
+from dinodomain.audit.protocol.task import read_column
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.probes.folds import grouped_folds
 
@@ -47,7 +48,7 @@ class Reading:
 
 def measure(data: AuditSet, name: str, *, effort: Effort, alpha: float) -> Reading:
     """Reads one column from every kind of features and plants leaks of its shape into the audited ones."""
-    attribute = read_attribute(name, data.columns[name], data.label_units)
+    attribute = read_column(data, name)
     if _too_few(attribute) or attribute.num_units < effort.folds:
         return Reading(attribute=attribute, leaks={}, sensitivity=None)
     leaks, reader = read_leaks(kinds_of(data), attribute, effort)
@@ -78,4 +79,4 @@ def climbed(reading: Reading, data: AuditSet, effort: Effort) -> Reading:
 
 
 def _too_few(attribute: Attribute) -> bool:
-    return (attribute.kind == "classes" and len(attribute.classes) < 2) or attribute.num_minor < MIN_UNITS
+    return attribute.one_class or attribute.num_minor < MIN_UNITS
