@@ -92,7 +92,9 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
     }
     return Subject(
         data=data, identity=identity | further.identity | _csv_identity(plan), record=frozen.origin,
-        observer=Observer(frozen=frozen, batch=plan.batch, most=plan.images, kept=kept_backbones(plan.checkpoint)),
+        observer=Observer(
+            frozen=frozen, batch=plan.batch, most=plan.images, most_tokens=plan.tokens, kept=kept_backbones(plan.checkpoint)
+        ),
         trail=read_trail(frozen.origin, frozen.store, labels=labels, csv=plan.csv, join=plan.join, secret=plan.secret),
     )  # fmt: skip
 

@@ -68,6 +68,7 @@ class AuditPlan:
         max_rows: Most rows the probes use; every unit stays, rows are thinned within units.
         copies: Images of which altered copies are embedded, to measure what the duplicate check would find; 0 for none.
         images: Most images that the encoder is shown again, altered or in parts.
+        tokens: Most images whose patch tokens are looked at.
         ocr_images: Images in which text is looked for, 0 looks in none; none takes 3,500 in domains of people and 100 elsewhere.
         attackers: Whether stronger attackers than the linear probe are tried; they take most of the time and can only worsen a verdict.
         batch: Images embedded at a time.
@@ -115,6 +116,7 @@ class AuditPlan:
     max_rows: int = 20_000
     copies: int = 100
     images: int = 2000
+    tokens: int = 5000
     ocr_images: int | None = None
     attackers: bool = True
     batch: int = 64
@@ -160,7 +162,7 @@ class AuditPlan:
         return self._judging() if self.report else self._auditing()
 
     def _ranges(self) -> list[UserError]:
-        least = {"permutations": 99, "bootstraps": 100, "folds": 2, "max_rows": 100, "copies": 0, "images": 1, "batch": 1}
+        least = {"permutations": 99, "bootstraps": 100, "folds": 2, "max_rows": 100, "copies": 0, "images": 1, "tokens": 1, "batch": 1}
         if self.ocr_images is not None:
             least["ocr_images"] = 0
         return [

@@ -322,7 +322,7 @@ def join_labels(store: str | Path | Store, csv_path: str | Path, join: str, targ
     table = read_table(csv_path, "labels")
     if target is not None:
         table.require(target, "target")
-    gone = frozenset(opened.manifest.get("withdrawn_rows", ())) if opened.manifest["personal"] else frozenset()
+    gone = frozenset(opened.manifest.get("withdrawn_rows", ())) if opened.manifest.get("personal", False) else frozenset()
     hash_ = store_hash(opened, secret)
     found = match(table, join, keys_of(opened), skipped_keys(opened), units=units_of(opened), hash_=hash_, gone=gone)
     if found.skipped:
@@ -341,7 +341,7 @@ def store_hash(store: Store, given: str | None) -> Hash:
     Raises:
         UserError: The store's secret is missing, or another one is given.
     """
-    if not store.manifest["personal"]:
+    if not store.manifest.get("personal", False):
         return str
     # A secret that is given opens a store on a server, too; without one it is looked for beside the store.
     secret = find_secret(

@@ -58,11 +58,13 @@ class FoldedRidge:
         features: [n, d].
         units: [n] unit ids.
         folds: [n] fold of each row; rows of fold -1 are only ever trained on, and their scores are NaN.
+        penalties: Per training row, to choose from; a single one saves the choice, which is five sixths of the time.
     """
 
-    def __init__(self, features: np.ndarray, units: np.ndarray, folds: np.ndarray) -> None:
+    def __init__(self, features: np.ndarray, units: np.ndarray, folds: np.ndarray, penalties: Sequence[float] = PENALTIES) -> None:
         unit_index = index_units(units)
         x = np.asarray(features, np.float64)
+        self._penalties = np.array(penalties)
         self._folds = tuple(_decompose(x, unit_index, folds == fold) for fold in np.unique(folds[folds >= 0]))
 
     def scores(self, targets: np.ndarray, *, centre: bool = False) -> np.ndarray:
@@ -94,7 +96,7 @@ class FoldedRidge:
             rows = [fold.test_v, *(fold.project(version[fold.test]) for version in versions)]
             for start in range(0, targets.shape[1], _COLUMNS):
                 columns = slice(start, start + _COLUMNS)
-                slopes, mean = _fit(fold, np.asarray(targets[fold.train, columns], np.float64))
+                slopes, mean = _fit(fold, np.asarray(targets[fold.train, columns], np.float64), self._penalties)
                 shift = (rows[0] @ slopes).mean(axis=0) if centre else -mean
                 for found, projected in zip(out, rows):
                     found[fold.test, columns] = projected @ slopes - shift
@@ -140,19 +142,27 @@ def unit_blocks(unit_index: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(order[starts[counts == size][:, None] + np.arange(size)] for size in np.unique(counts))
 
 
-def _fit(fold: _Fold, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit(fold: _Fold, targets: np.ndarray, penalties: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Slopes [r, M] in the basis of the fold and means [M] of its training targets."""
     mean = targets.mean(axis=0)
     centred = targets - mean
     projected = fold.u.T @ centred
     squares = np.square(fold.s)
-    penalties = np.array(PENALTIES) * len(fold.train)
+    chosen = _chosen(fold, centred, projected, penalties * len(fold.train))
+    slopes: np.ndarray = projected * (fold.s[:, None] / (squares[:, None] + chosen))
+    return slopes, mean
+
+
+def _chosen(fold: _Fold, centred: np.ndarray, projected: np.ndarray, penalties: np.ndarray) -> np.ndarray:
+    """[M] or [1] the penalty of each target, by the error on units left out."""
+    if len(penalties) == 1:
+        return penalties
+    squares = np.square(fold.s)
     shrink = squares / (squares + penalties[:, None])
     single = (centred.astype(np.float32), projected.astype(np.float32))  # errors are only compared: half the time of float64
     errors = [_left_out_error(fold, *single, row.astype(np.float32)) for row in shrink]
-    chosen = penalties[np.argmin(errors, axis=0)]
-    slopes: np.ndarray = projected * (fold.s[:, None] / (squares[:, None] + chosen))
-    return slopes, mean
+    best: np.ndarray = penalties[np.argmin(errors, axis=0)]
+    return best
 
 
 def _left_out_error(fold: _Fold, centred: np.ndarray, projected: np.ndarray, shrink: np.ndarray) -> np.ndarray:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from dinodomain.audit import Asked, Effort, run_checks
 from dinodomain.audit.checks import dense
 from dinodomain.audit.masks.regions import background, border, otsu
-from dinodomain.audit.observe.tokens import TokenSet, look_at_tokens
+from dinodomain.audit.observe.tokens import TokenSet, look_at_tokens, mean_token
 from dinodomain.audit.protocol.attribute import read_attribute
-from dinodomain.audit.protocol.leakmap import narrow
+from dinodomain.audit.protocol.leakmap import Basis, filled
 from dinodomain.audit.protocol.verdict import Thresholds
 
 EFFORT = Effort(permutations=99, bootstraps=60, folds=3)
@@ -74,7 +75,7 @@ def test_what_attention_brings_is_told_from_what_a_place_holds():
     alone, full = generator.normal(size=(2, 150, 9, 8))
     full[sign == "yes", 2, 0] += 3.0
     tokens = TokenSet(
-        numbers=np.arange(150), grid=(3, 3), tokens={"embedded": alone, "alone": alone, "full": full}, known=np.ones((150, 9)),
+        numbers=np.arange(150), grid=(3, 3), tokens={"embedded": alone, "alone": alone, "full": full}, known=np.ones((150, 9), bool),
         norms=np.ones((150, 9)), regions={},
     )  # fmt: skip
     attribute = read_attribute("sign", sign, np.arange(150))
@@ -89,9 +90,24 @@ def test_places_without_data_say_nothing_and_have_no_score():
     known = np.ones((20, 3), bool)
     known[:, 1] = False
     known[:5, 0] = False
-    rows = narrow(tokens, known)
+    rows = filled(tokens, known)
     assert np.all(rows[:, 1] == rows[0, 1])
     np.testing.assert_allclose(rows[:5, 0], np.broadcast_to(tokens[5:, 0].mean(axis=0), (5, 4)))
+
+
+def test_tokens_are_told_by_their_leading_components():
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(400, 120)) * np.arange(1, 121) ** -0.5 + 3.0
+    basis = Basis.of(rows)
+    theirs = PCA(96, svd_solver="full").fit(rows)
+    np.testing.assert_allclose(np.abs(basis.project(rows)), np.abs(theirs.transform(rows)), atol=1e-4)
+    assert np.array_equal(Basis.of(rows[:, :40]).project(rows[:3, :40]), rows[:3, :40].astype(np.float32))
+
+
+def test_a_region_is_told_by_the_mean_of_its_tokens_or_not_at_all():
+    tokens = np.array([[[1.0], [3.0], [9.0]], [[1.0], [3.0], [9.0]]])
+    share = np.array([[1.0, 0.5, 0.0], [0.0, 0.5, 0.25]])
+    np.testing.assert_allclose(mean_token(tokens, share), [[(1.0 + 1.5) / 1.5], [np.nan]])
 
 
 def test_otsu_splits_two_tones_and_the_background_lies_outside_the_body():

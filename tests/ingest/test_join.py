@@ -8,7 +8,7 @@ import pytest
 from dinodomain.errors import UserError
 from dinodomain.ingest import join_labels
 from dinodomain.ingest.join import match, read_table
-from dinodomain.store import open_store
+from dinodomain.store import StorePlan, array_record, build_store, open_store
 
 SOURCES = [
     {"path": "site1/p1/scan.nii.gz", "name": "scan.nii.gz", "stem": "scan", "folder": "p1", "PatientID": "A"},
@@ -131,6 +131,13 @@ def test_without_a_target_the_other_columns_come_alone(tmp_path, run):
     (tmp_path / "y.csv").write_text("id,site\npattern00001,X\n")
     labels = join_labels(tmp_path / "store", tmp_path / "y.csv", "id", None)
     assert (labels.rows.tolist(), labels.values.tolist(), labels.columns["site"]) == ([1], [""], ["X"])
+
+
+def test_labels_join_a_store_that_was_built_without_ingest(tmp_path):
+    records = {name: array_record(np.full((1, 8, 8), 7, np.uint8), layout="whole") for name in ("a", "b")}
+    store = build_store(tmp_path / "store", records, domain="made-up", plan=StorePlan())
+    (tmp_path / "y.csv").write_text("id,y\nb,1\n")
+    assert join_labels(store, tmp_path / "y.csv", "id", "y").rows.tolist() == [1]
 
 
 def test_a_target_that_is_not_a_column_is_refused(tmp_path, run):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold
 
 from dinodomain.errors import UserError
 from dinodomain.probes import draw_labelled, grouped_folds, index_units
@@ -56,3 +59,21 @@ def test_few_labels_use_a_second_row_of_a_unit_once_units_are_used_up():
 def test_more_labels_than_rows_names_the_class():
     with pytest.raises(UserError, match="class 'b' has 2 rows"):
         draw_labelled(np.array([0, 0, 0, 1, 1]), np.arange(5), 3, names=("a", "b"), seed=(0,))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_folds_are_those_of_scikit_learn_to_the_unit(seed):
+    generator = np.random.default_rng(seed)
+    num_units, classes, num_folds = int(generator.integers(10, 300)), int(generator.integers(1, 11)), int(generator.integers(2, 8))
+    units = index_units(generator.integers(0, num_units, num_units * int(generator.integers(1, 5))))
+    shares = generator.dirichlet(np.full(classes, generator.choice([0.3, 1.0, 5.0])))
+    drawn = generator.choice(classes, units.max() + 1, p=shares)[units] if seed % 2 else generator.choice(classes, len(units), p=shares)
+    y = np.unique(drawn, return_inverse=True)[1]
+    if np.bincount(y).max() < num_folds:
+        y = np.zeros_like(y)  # what is done there, too: no class fills the folds
+    folds, theirs = min(num_folds, units.max() + 1), np.empty(len(y), np.int64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class in y", UserWarning)
+        for fold, (_, held_out) in enumerate(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(y, y, units)):
+            theirs[held_out] = fold
+    assert np.array_equal(grouped_folds(units, y, folds, seed), theirs)

@@ -21,7 +21,7 @@ from dinodomain.audit.observe.tokens import TokenSet, look_at_tokens
 from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, permuted, read_attribute
 from dinodomain.audit.protocol.leak import Effort, Leak, Reader, read_leak
-from dinodomain.audit.protocol.leakmap import LeakMap, narrow, read_map
+from dinodomain.audit.protocol.leakmap import LeakMap, filled, read_map, read_values
 from dinodomain.audit.protocol.verdict import MIN_UNITS, MIN_UNITS_FOR_CLEAR, Thresholds, Verdict
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Interval, unit_weights
@@ -43,7 +43,7 @@ BACKGROUND = ("border", "background", "invalid", "cloud", "text", "user")
 
 DRAWS = 200
 LEAST_KNOWN = 0.5
-"""Share of a patch that must have data, and of the images in which a place must."""
+"""Share of the images in which a place must have data, and a region must be."""
 SPREAD = 0.5
 """Share of all places that must stand out for a leak to be everywhere, not somewhere."""
 LONG = 6.0
@@ -56,13 +56,15 @@ class Reading:
 
     Attributes:
         attribute: What, on the images that have tokens.
-        maps: ``embedded``, ``alone`` and ``full``.
+        embedded: [P] scores of the embedded patches, before any block.
+        maps: ``alone`` and ``full``.
         regions: Leak of the mean token of each background region.
         usable: [P] places with enough data.
         long: Share of tokens of unusual length.
     """
 
     attribute: Attribute
+    embedded: np.ndarray
     maps: Mapping[str, LeakMap]
     regions: Mapping[str, Leak]
     usable: np.ndarray
@@ -72,7 +74,7 @@ class Reading:
 def run(evidence: Evidence) -> list[Result]:
     """A finding for each attribute."""
     assert evidence.observer is not None, "needed"
-    numbers = evidence.observer.some(evidence.probed, evidence.effort.seed)
+    numbers = evidence.observer.some(evidence.probed, evidence.effort.seed, evidence.observer.most_tokens)
     tokens = look_at_tokens(evidence.observer, numbers, evidence.effort.seed)
     return [_result(evidence, tokens, name) for name in evidence.asked.attributes]
 
@@ -86,7 +88,7 @@ def _result(evidence: Evidence, tokens: TokenSet, name: str) -> Result:
     if attribute.num_minor < MIN_UNITS or attribute.num_units < evidence.effort.folds:
         reason = f"{attribute.num_minor} units in the smaller class; {MIN_CLASS_UNITS} are the least for an estimate"
         return ABOUT.unknown("n_units", reason, "audit more units of the smaller class", name, **told)
-    if not ((tokens.known[attribute.rows] >= LEAST_KNOWN).mean(axis=0) >= LEAST_KNOWN).any():
+    if not (tokens.known[attribute.rows].mean(axis=0) >= LEAST_KNOWN).any():
         return ABOUT.unknown("no_data", "no place has data in half of the images", "audit tiles with more data", name, **told)
     reading = read(tokens, attribute, evidence.effort, evidence.least_permutations("Q3"))
     p = (reading.maps["full"].p, *[leak.p for leak in reading.regions.values()])
@@ -106,27 +108,30 @@ def read(tokens: TokenSet, attribute: Attribute, effort: Effort, permutations: i
     folds = grouped_folds(attribute.unit_index, attribute.values, effort.folds, effort.seed)
     shuffled = permuted(attribute, count, effort.seed)
     weights = list(unit_weights(attribute.unit_index, min(DRAWS, effort.bootstraps), effort.seed))
-    known = tokens.known[rows] >= LEAST_KNOWN
+    known = tokens.known[rows]
     usable = known.mean(axis=0) >= LEAST_KNOWN
-    maps = {
-        kind: read_map(narrow(values[rows], known), usable, attribute, folds, shuffled, weights) for kind, values in tokens.tokens.items()
-    }  # fmt: skip
-    full = tokens.tokens["full"][rows]
+    seen = {kind: filled(values[rows], known) for kind, values in tokens.tokens.items()}
+    counts = {"alone": DRAWS, "full": count}  # a p value is told of the full tokens only
+    maps = {kind: read_map(seen[kind], usable, attribute, folds, shuffled[:most], weights) for kind, most in counts.items()}
+    embedded = read_values(seen["embedded"], usable, attribute, folds)
     regions = {
-        name: read_leak(Reader(_mean_token(full, share[rows]), attribute, folds), attribute, shuffled, weights)
-        for name, share in tokens.regions.items()
-        if name in BACKGROUND and (share[rows].sum(axis=1) >= 1).mean() >= LEAST_KNOWN
+        name: read_leak(Reader(_meant(means[rows]), attribute, folds), attribute, shuffled, weights)
+        for name, means in tokens.regions.items()
+        if name in BACKGROUND and _there(means[rows]).mean() >= LEAST_KNOWN
     }
-    return Reading(attribute=attribute, maps=maps, regions=regions, usable=usable, long=_unusual(tokens.norms[rows][known]))
+    told = {"regions": regions, "usable": usable, "long": _unusual(tokens.norms[rows][known])}
+    return Reading(attribute=attribute, embedded=embedded, maps=maps, **told)
 
 
-def _mean_token(tokens: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """[n, E] mean token of a region; images without it get the mean of those that have it."""
-    total = share.sum(axis=1)
-    mean = np.einsum("npe,np->ne", tokens, share) / np.maximum(total, 1e-9)[:, None]
-    there = total >= 1
-    result: np.ndarray = np.where(there[:, None], mean, mean[there].mean(axis=0))
+def _there(means: np.ndarray) -> np.ndarray:
+    """[n] which images have the region."""
+    result: np.ndarray = ~np.isnan(means[:, 0])
     return result
+
+
+def _meant(means: np.ndarray) -> np.ndarray:
+    """[n, E] mean tokens of a region; images without it get the mean of those that have it."""
+    return np.where(_there(means)[:, None], means, means[_there(means)].mean(axis=0))
 
 
 def _unusual(norms: np.ndarray) -> float:
@@ -213,10 +218,10 @@ def _place(index: int, grid: tuple[int, ...]) -> str:
 
 def _heat(reading: Reading, grid: tuple[int, ...]) -> Heat:
     """Maps of the three kinds and what attention adds; of a volume the largest value along its first axis."""
-    maps = {name: found.value for name, found in reading.maps.items()}
-    panels = {"embedded patch": maps["embedded"], "token alone": maps["alone"], "token in full": maps["full"]}
+    alone, full = reading.maps["alone"], reading.maps["full"]
+    panels = {"embedded patch": reading.embedded, "token alone": alone.value, "token in full": full.value}
     flat = {name: _flat(values, grid) for name, values in panels.items()}
-    marked = {"token alone": reading.maps["alone"].marked, "token in full": reading.maps["full"].marked}
+    marked = {"token alone": alone.marked, "token in full": full.marked}
     return Heat(
         title=f"Where {reading.attribute.name} is read (outlined: more than chance allows anywhere)", axis="score by place, .5 is chance",
         panels={name: _rows(values) for name, values in flat.items()}, low=0.5, high=1.0,

@@ -69,6 +69,7 @@ class Observer:
         batch: Tiles at a time.
         size: Longest side that the encoder is shown, pixels; None takes its pretraining size.
         most: Images that are shown again, altered or in parts, at most.
+        most_tokens: Images whose patch tokens are looked at, at most.
         kept: Step to file of the backbones that the encoder's run kept on its way.
     """
 
@@ -76,6 +77,7 @@ class Observer:
     batch: int = 64
     size: int | None = None
     most: int = 2000
+    most_tokens: int = 5000
     kept: Mapping[int, Path] = field(default_factory=dict)
 
     @property
@@ -89,10 +91,10 @@ class Observer:
         found = find_tiles(self.frozen.store, LoaderPlan(), holdout="include")
         return found.only(np.lexsort((*found.starts.T[::-1], found.rows)))
 
-    def some(self, data: AuditSet, seed: int) -> np.ndarray:
+    def some(self, data: AuditSet, seed: int, most: int | None = None) -> np.ndarray:
         """[n] rows of the whole audited set, sorted: those of ``data``, or ``most`` of them drawn at random."""
         rows = np.arange(len(data.units)) if data.numbers is None else data.numbers
-        drawn: np.ndarray = np.sort(np.random.default_rng([seed, 0x5047]).permutation(rows)[: self.most])
+        drawn: np.ndarray = np.sort(np.random.default_rng([seed, 0x5047]).permutation(rows)[: self.most if most is None else most])
         return drawn
 
     def show(self, numbers: np.ndarray) -> Iterator[Shown]:

@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 from dinodomain.audit.protocol.attribute import Attribute, permuted
 from dinodomain.errors import UserError
 from dinodomain.probes.folds import grouped_folds
-from dinodomain.probes.ridge import FoldedRidge
+from dinodomain.probes.ridge import PENALTIES, FoldedRidge
 from dinodomain.probes.scores import Z95, Interval, around, macro_auroc, spearman, unit_weights
 
 LOGIT_ABOVE = 0.8  # intervals of higher scores are made on the logit scale
@@ -96,11 +96,12 @@ class Reader:
         features: [n, E] of the attribute's rows.
         attribute: What is read.
         folds: [n].
+        penalties: Of ridge, per training row, to choose from.
     """
 
-    def __init__(self, features: np.ndarray, attribute: Attribute, folds: np.ndarray) -> None:
+    def __init__(self, features: np.ndarray, attribute: Attribute, folds: np.ndarray, penalties: Sequence[float] = PENALTIES) -> None:
         self._attribute, self._width = attribute, features.shape[1]
-        self._ridge = FoldedRidge(narrow(features), attribute.unit_index, folds)
+        self._ridge = FoldedRidge(narrow(features), attribute.unit_index, folds, penalties)
 
     def predict(self, values: np.ndarray) -> np.ndarray:
         """Out-of-fold predictions of K versions of the values: [K, n] to [K, n, C] (classes) or [K, n] (numbers)."""
@@ -118,7 +119,7 @@ class Reader:
         """[n, K or K C] what ridge is fitted to."""
         num_classes, (count, rows) = len(self._attribute.classes), values.shape
         if self._attribute.kind == "number":
-            ranks: np.ndarray = rankdata(values, axis=1).T / rows
+            ranks: np.ndarray = mean_ranks(values).T / rows
             return ranks
         if num_classes == 2:
             return values.T.astype(np.float64)
@@ -162,9 +163,21 @@ def score_many(kind: str, predictions: np.ndarray, values: np.ndarray) -> np.nda
     return result
 
 
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """[K, n] ranks 1..n along each row, ties sharing their mean: those of ``scipy.stats.rankdata``, in a third of its time without ties."""
+    order = np.argsort(values, axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, np.arange(1.0, values.shape[1] + 1)[None], axis=1)
+    tied = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1) | np.isnan(ordered[:, -1])
+    if tied.any():
+        ranks[tied] = rankdata(values[tied], axis=1)
+    return ranks
+
+
 def _rank_correlation(predictions: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(1 + Spearman) / 2 per row."""
-    a, b = rankdata(predictions, axis=1), rankdata(values, axis=1)
+    a, b = mean_ranks(predictions), mean_ranks(values)
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
     result: np.ndarray = 0.5 + 0.5 * (a * b).sum(axis=1) / np.maximum(norm, 1e-300)
@@ -173,7 +186,7 @@ def _rank_correlation(predictions: np.ndarray, values: np.ndarray) -> np.ndarray
 
 def _rank_auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     ups = positive.sum(axis=1)
-    ranks = np.where(positive, rankdata(scores, axis=1), 0.0).sum(axis=1)
+    ranks = np.einsum("kn,kn->k", positive, mean_ranks(scores))
     with np.errstate(invalid="ignore", divide="ignore"):
         result: np.ndarray = (ranks - ups * (ups + 1) / 2) / (ups * (positive.shape[1] - ups))
         return result

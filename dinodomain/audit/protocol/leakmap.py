@@ -17,6 +17,8 @@ from dinodomain.audit.protocol.leak import Reader, score_found
 
 WIDTH = 96
 """Principal components of the tokens that probes see, found without labels."""
+_PENALTY = (1.0,)
+"""Components of equal variance are shrunk alike whatever the penalty, so one that no label chose reads as much (experiments.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,19 +77,42 @@ class LeakMap:
         return np.where(np.isnan(found), -np.inf, found) > self.reach
 
 
-def narrow(tokens: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """[n, P, at most 96] leading principal components; tokens without data become their place's mean and say nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """Leading principal components of tokens, at most 96, found without labels: folds and nulls stay as they are.
+
+    Attributes:
+        mean: [E].
+        components: [E, W], or None where tokens are narrow already.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray | None
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> Basis:
+        """The components of rows [m, E]."""
+        if rows.shape[1] <= WIDTH or len(rows) <= WIDTH:
+            return cls(mean=np.zeros(rows.shape[1]), components=None)
+        found = PCA(WIDTH, svd_solver="covariance_eigh").fit(rows.astype(np.float64))
+        return cls(mean=found.mean_, components=found.components_.T)
+
+    def project(self, rows: np.ndarray) -> np.ndarray:
+        """[..., E] rows to [..., W] float32."""
+        found = rows if self.components is None else (rows - self.mean) @ self.components
+        result: np.ndarray = found.astype(np.float32)
+        return result
+
+
+def filled(tokens: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """[n, P, W] tokens of which those without data are their place's mean and say nothing.
 
     Args:
-        tokens: [n, P, E].
+        tokens: [n, P, W].
         known: [n, P] bool.
     """
-    count, places, width = tokens.shape
     mean = np.where(known[:, :, None], tokens, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)[:, None]
-    rows = np.where(known[:, :, None], tokens, mean).reshape(-1, width).astype(np.float64)
-    if width > WIDTH:
-        rows = PCA(WIDTH, svd_solver="randomized", random_state=0).fit_transform(rows)
-    result: np.ndarray = rows.reshape(count, places, -1)
+    result: np.ndarray = np.where(known[:, :, None], tokens, mean)
     return result
 
 
@@ -97,7 +122,7 @@ def read_map(
     """Reads the attribute at every place.
 
     Args:
-        tokens: [n, P, E] of the attribute's rows, see ``narrow``.
+        tokens: [n, P, W] of the attribute's rows, see ``filled``.
         usable: [P] bool, places with enough data; others are NaN.
         attribute: What is read.
         folds: [n].
@@ -107,8 +132,16 @@ def read_map(
     places, draws = tokens.shape[1], sum(len(piece) for piece in weights)
     value, null, drawn = np.full(places, np.nan), np.full((len(shuffled), places), np.nan), np.full((draws, places), np.nan)
     for place in np.flatnonzero(usable):
-        reader = Reader(tokens[:, place], attribute, folds)
+        reader = Reader(tokens[:, place], attribute, folds, _PENALTY)
         found = reader.predict(attribute.values[None])[0]
         value[place], drawn[:, place] = score_found(attribute, found, weights)
         null[:, place] = reader.score(shuffled)
     return LeakMap(value=value, null=null, draws=drawn)
+
+
+def read_values(tokens: np.ndarray, usable: np.ndarray, attribute: Attribute, folds: np.ndarray) -> np.ndarray:
+    """[P] the scores of such a map alone; NaN where a place has no data."""
+    value = np.full(tokens.shape[1], np.nan)
+    for place in np.flatnonzero(usable):
+        value[place] = Reader(tokens[:, place], attribute, folds, _PENALTY).score(attribute.values[None])[0]
+    return value

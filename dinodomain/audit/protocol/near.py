@@ -16,6 +16,8 @@ NULL_PAIRS = 200_000
 TAIL = (0.002, 0.02)  # quantiles of null distances between which the tail's exponent is measured, in large sets
 COPIES_PER_IMAGE = 4  # in small sets the quantiles move up, so that this many copies of every image do not reach them
 _BLOCK = 1024
+_PAIRS = 16_384  # measured exactly at once
+_SLACK = 1e-5  # more than single precision errs in the cosine of rows of unit length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,16 +76,24 @@ def unit_length(rows: np.ndarray) -> np.ndarray:
 
 
 def near_pairs(spaces: list[Space], sources: np.ndarray) -> np.ndarray:
-    """Pairs of different images that are near in every space: [P, 2], first < second."""
+    """Pairs of different images that are near in every space: [P, 2], first < second.
+
+    The first space is searched in single precision with some slack; what it leaves, which is little, is measured exactly in all spaces.
+    """
     found = [np.empty((0, 2), np.int64)]
     if min(space.near for space in spaces) <= 0:
         return found[0]
-    count = len(sources)
-    for start in range(0, count, _BLOCK):
-        near = np.ones((min(_BLOCK, count - start), count - start), bool)
-        for space in spaces:
-            near &= space.rows[start : start + _BLOCK] @ space.rows[start:].T > 1 - space.near**2 / 2
-        first, second = np.nonzero(near)
+    rows, least = spaces[0].rows.astype(np.float32), np.float32(1 - spaces[0].near ** 2 / 2 - _SLACK)
+    for start in range(0, len(sources), _BLOCK):
+        first, second = np.nonzero(rows[start : start + _BLOCK] @ rows[start:].T > least)
         keep = (second > first) & (sources[first + start] != sources[second + start])
-        found.append(np.stack([first[keep], second[keep]], axis=1) + start)
+        found.append(_near_in_all(spaces, np.stack([first[keep], second[keep]], axis=1) + start))
     return np.concatenate(found)
+
+
+def _near_in_all(spaces: list[Space], pairs: np.ndarray) -> np.ndarray:
+    for space in spaces:
+        parts = [pairs[start : start + _PAIRS] for start in range(0, len(pairs), _PAIRS)]
+        kept = [part[np.einsum("ij,ij->i", *(space.rows[part[:, side]] for side in (0, 1))) > 1 - space.near**2 / 2] for part in parts]
+        pairs = np.concatenate([pairs[:0], *kept])
+    return pairs
