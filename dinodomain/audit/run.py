@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,14 @@ from dinodomain.audit.protocol.data import AuditSet, take
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.verdict import holm
 from dinodomain.audit.trail import Trail
+from dinodomain.audit.unfinished import Unfinished
 from dinodomain.errors import Problems, UserError
 from dinodomain.lineage import canonical, digest, to_json
 from dinodomain.probes.folds import index_units
 from dinodomain.probes.ridge import unit_blocks
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, float | None], None]
+"""Told the name of a check as it starts, and again with its seconds once it is through."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,7 @@ def run_checks(
     observer: Observer | None = None,
     trail: Trail | None = None,
     progress: Progress | None = None,
+    kept: Path | None = None,
 ) -> Audited:
     """Audits arrays.
 
@@ -74,7 +79,9 @@ def run_checks(
         record: Lineage record of the encoder.
         observer: Shows images to the encoder again; None where there are features only.
         trail: What ingest and training recorded; None where there are features only.
-        progress: Told the name of each check as it starts.
+        progress: Told the name of each check as it starts, and its seconds when it ends.
+        kept: Folder for what finished checks gave: an audit that was stopped goes on with the first that is missing, and clears it at the
+            end. None keeps nothing.
 
     Returns:
         The report, which ``report.write_report`` writes, and tables that stay beside it.
@@ -90,10 +97,11 @@ def run_checks(
         trail=trail,
     )  # fmt: skip
     evidence = _with_family(plain, checks)
-    findings, private = _collect(checks, evidence, progress or (lambda _: None))
     settings = {**policy.model_dump(mode="json"), "digest": policy.digest}
     plan = {**to_json(asked), "max_rows": max_rows, "checks": list(names), **to_json(evidence.effort)}
     body = {"subject": to_json(dict(subject or {})), "data": _describe(data, evidence.probed, asked), "policy": settings, "plan": plan}
+    unfinished = None if kept is None else Unfinished(kept, [body, to_json(evidence.family)])
+    findings, private = _collect(checks, evidence, progress or (lambda *_: None), unfinished)
     report = Report(
         audit_id=digest([body, [finding.model_dump(mode="json") for finding in findings]]),
         created=_now(),
@@ -103,6 +111,8 @@ def run_checks(
         unanswered=_unanswered(findings, checks),
         **body,
     )
+    if unfinished is not None:
+        unfinished.clear()
     return Audited(report=report, private=tuple(private))
 
 
@@ -130,14 +140,17 @@ def _with_family(evidence: Evidence, checks: Sequence[Check]) -> Evidence:
     return replace(counted, effort=replace(evidence.effort, permutations=max(evidence.effort.permutations, least)))
 
 
-def _collect(checks: Sequence[Check], evidence: Evidence, tell: Progress) -> tuple[list[Finding], list[Private]]:
+def _collect(
+    checks: Sequence[Check], evidence: Evidence, tell: Progress, unfinished: Unfinished | None
+) -> tuple[list[Finding], list[Private]]:
     """Runs the checks, corrects the tests of each question together and joins each check's controls to its findings."""
     pending: list[tuple[Finding | Draft, Check, SelfTest]] = []
     private: list[Private] = []
     for check in checks:
-        tell(check.about.name)
-        test = check.self_test()
-        results = [_broken(check, test)] if test.failed else _results(check, evidence)
+        tell(check.about.name, None)
+        began, test = time.perf_counter(), check.self_test()
+        results = [_broken(check, test)] if test.failed else _results(check, evidence, unfinished)
+        tell(check.about.name, time.perf_counter() - began)
         private += [item for item in results if isinstance(item, Private)]
         pending += [(item, check, test) for item in results if not isinstance(item, Private)]
     adjusted = _corrected([(check.about.question, item.p) for item, check, _ in pending if isinstance(item, Draft)])
@@ -148,11 +161,17 @@ def _collect(checks: Sequence[Check], evidence: Evidence, tell: Progress) -> tup
     return findings, private
 
 
-def _results(check: Check, evidence: Evidence) -> Sequence[Result]:
+def _results(check: Check, evidence: Evidence, unfinished: Unfinished | None) -> Sequence[Result]:
     lacking = _lacking(check, evidence)
     if lacking is not None:
         return [check.about.unknown(lacking.code, lacking.reason, lacking.remedy)]
-    return check.run(evidence)
+    known = None if unfinished is None else unfinished.results(check.about.name, evidence)
+    if known is not None:
+        return known
+    results = check.run(evidence)
+    if unfinished is not None:
+        unfinished.keep(check.about.name, results, evidence)
+    return results
 
 
 def _lacking(check: Check, evidence: Evidence) -> Need | None:

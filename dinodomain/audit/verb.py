@@ -22,8 +22,10 @@ from dinodomain.audit.protocol.verdict import VERDICTS
 from dinodomain.audit.report import Paths, write_report
 from dinodomain.audit.run import Audited, run_checks
 from dinodomain.audit.sign import sign
+from dinodomain.audit.unfinished import user_key
 from dinodomain.audit.verify import Verified, verify
 from dinodomain.domain import Domain
+from dinodomain.errors import UserError
 from dinodomain.lineage import Json
 
 _log = logging.getLogger(__name__)
@@ -108,7 +110,7 @@ def audit(plan: AuditPlan, *, domain: Domain | None = None) -> AuditResult:
         return AuditResult(report=report, paths=None, gate=decide(report, policy, subject=_expected_subject(plan), against=against))
     assert plan.out is not None, "checked by the plan"
     declared = _declared(plan)
-    audited, data = _audited(plan, policy, declared, domain)
+    audited, data = _audited(plan, policy, declared, domain, _kept(plan))
     report = complete(audited.report, plan, policy, declared)
     gate = decide(report, policy, against=against)
     report = report.model_copy(update={"gate": gate.outcome(plan.decision, asked=plan.gate is not None)})
@@ -139,7 +141,9 @@ def _declared(plan: AuditPlan) -> Declaration | None:
     return read_declaration(plan.declaration)
 
 
-def _audited(plan: AuditPlan, policy: Policy, declared: Declaration | None, domain: Domain | None) -> tuple[Audited, AuditSet]:
+def _audited(
+    plan: AuditPlan, policy: Policy, declared: Declaration | None, domain: Domain | None, kept: Path | None = None
+) -> tuple[Audited, AuditSet]:
     """What the checks found, and the rows they looked at."""
     subject = from_store(plan, domain) if plan.features is None else from_features(plan)
     audited = run_checks(
@@ -154,9 +158,28 @@ def _audited(plan: AuditPlan, policy: Policy, declared: Declaration | None, doma
         record=subject.record,
         observer=subject.observer,
         trail=subject.trail,
-        progress=lambda name: _log.info("audit: %s", name),
+        progress=_told,
+        kept=kept,
     )
     return audited, subject.data
+
+
+def _told(name: str, seconds: float | None) -> None:
+    if seconds is None:
+        _log.info("audit: %s", name)
+    else:
+        _log.info("audit: %s took %.1f s", name, seconds)
+
+
+def _kept(plan: AuditPlan) -> Path | None:
+    """Where finished checks are kept until the report is written; None, and said so, where this user's results cannot be sealed."""
+    assert plan.out is not None, "checked by the plan"
+    try:
+        user_key()
+    except UserError as error:
+        _log.warning("%s; an audit that is stopped will begin anew", error)
+        return None
+    return Path(plan.out) / "private" / "unfinished"
 
 
 def _in_chain(report: Report, plan: AuditPlan) -> tuple[Report, list[Line]]:

@@ -91,8 +91,8 @@ def _result(evidence: Evidence, tokens: TokenSet, name: str) -> Result:
     if not (tokens.known[attribute.rows].mean(axis=0) >= LEAST_KNOWN).any():
         return ABOUT.unknown("no_data", "no place has data in half of the images", "audit tiles with more data", name, **told)
     reading = read(tokens, attribute, evidence.effort, evidence.least_permutations("Q3"))
-    p = (reading.maps["full"].p, *[leak.p for leak in reading.regions.values()])
-    return Draft(p=p, judge=lambda adjusted, family: _finding(reading, tokens.grid, adjusted, evidence.policy, told))
+    p, grid = (reading.maps["full"].p, *[leak.p for leak in reading.regions.values()]), tokens.grid
+    return Draft(p=p, judge=lambda adjusted, family: _finding(reading, grid, adjusted, evidence.policy, told))
 
 
 def read(tokens: TokenSet, attribute: Attribute, effort: Effort, permutations: int) -> Reading:

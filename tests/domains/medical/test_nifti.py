@@ -137,7 +137,9 @@ def test_colour_files_are_refused(tmp_path, found):
     assert "colour" in refused[0].reason
 
 
-@pytest.mark.parametrize("content", [b"this is a text file\n" * 40, gzip.compress(b"so is this\n" * 200), b""], ids=["text", "packed", "empty"])
+@pytest.mark.parametrize(
+    "content", [b"this is a text file\n" * 40, gzip.compress(b"so is this\n" * 200), b""], ids=["text", "packed", "empty"]
+)
 def test_a_text_file_under_a_nifti_name_is_refused(tmp_path, found, content):
     (tmp_path / "scan.nii.gz").write_bytes(content)
     sources, refused = found(mri, tmp_path)
