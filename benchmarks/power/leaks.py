@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 
@@ -57,6 +59,24 @@ def trained(seed: int, *, by: float, share: int = 3, num: int = 300) -> Sequence
     plain = {kind: generator.normal(size=(num, 24)) for kind in ("audited", "pixels", "untrained")}
     rows = plain | {"audited": plain["audited"] + by * reserved[:, None] * some(6, 24)}
     return audited(single(rows, {}, holdout=reserved, members_known=True), "membership", seed)
+
+
+def recalled(seed: int, *, more: float, num: int = 1560) -> Sequence[Finding]:
+    """Corners that a third of the time look like whole images of their class, and by ``more`` oftener for units that were trained on."""
+    generator = np.random.default_rng(seed)
+    finding, reserved = halves(generator, num), np.arange(num) % 3 == 0
+    code = np.eye(24)[finding]
+
+    def corners(_: object, numbers: np.ndarray, *how: object) -> dict[str, np.ndarray]:
+        found = {}
+        for kind, extra in (("audited", more), ("untrained", 0.0)):
+            known = generator.random(len(numbers)) < 1 / 3 + extra * ~reserved[numbers]
+            found[kind] = np.eye(24)[np.where(known, finding[numbers], generator.integers(0, 2, len(numbers)))]
+        return found
+
+    data = single({"audited": code, "untrained": code}, {"finding": np.array(["no", "yes"])[finding]}, holdout=reserved, members_known=True)
+    with patch("dinodomain.audit.checks.dejavu.look_at_corners", corners):
+        return audited(data, "dejavu", seed, observer=cast(Any, SimpleNamespace(most=2 * num)), task="finding")
 
 
 def people(seed: int, *, code: float, num: int = 260) -> Sequence[Finding]:
@@ -131,6 +151,9 @@ def cases() -> list[Scenario]:
         *several("membership", "a trace of training", effects(trained, "by", "{} SD", 0.15, 0.3, 0.6)),
         quiet("membership", "no trace", partial(trained, by=0.0)),
         short("membership", "20 reserved units", partial(trained, by=0.0, share=15)),
+        *several("dejavu", "corners that recall", effects(recalled, "more", "{} oftener", 0.1, 0.2, 0.4)),
+        quiet("dejavu", "no recall", partial(recalled, more=0.0)),
+        short("dejavu", "100 reserved units", partial(recalled, more=0.4, num=300)),
         *several("capability", "sex, prohibited", effects(cheap, "by", "{} SD", 0.25, 0.5, 1.0), finding="capability/sex"),
         quiet("capability", "no sex", partial(cheap, by=0.0), finding="capability/sex"),
         short("capability", "30 units", partial(cheap, by=3.0, num=30), finding="capability/sex"),

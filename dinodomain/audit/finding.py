@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from dinodomain.audit.figures import Plot, Table
@@ -217,6 +218,15 @@ class Report(_Frozen):
 def estimate_of(interval: Interval, metric: str, method: str) -> Estimate:
     """An interval as the record keeps it."""
     return Estimate(metric=metric, value=interval.value, low=interval.low, high=interval.high, method=method)
+
+
+def null_of(kind: str, scores: np.ndarray, p: float, p_adjusted: float, family: int) -> Null:
+    """What permuted values [K] scored, as the record keeps it."""
+    low, high = np.percentile(scores, [2.5, 97.5])
+    return Null(
+        kind=kind, count=len(scores), mean=float(scores.mean()), sd=float(scores.std()), low=float(low), high=float(high), p=p,
+        p_adjusted=p_adjusted, family=family,
+    )  # fmt: skip
 
 
 def write_schema(path: Path) -> None:

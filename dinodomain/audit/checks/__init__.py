@@ -10,6 +10,7 @@ from dinodomain.audit.checks import (
     corruption,
     curation,
     declaration,
+    dejavu,
     dense,
     difference,
     duplicates,
@@ -41,7 +42,7 @@ CHECKS: Sequence[Check] = tuple(
     room.CHECK for room in (
         provenance, composition, curation, shape, overlap, duplicates, text, origin,
         site, lodo, subgroups, slices, outlier, corruption, geotime,
-        attribute, conditional, use, layers, dense, shortcut, maps, reidentification, geolocation, membership,
+        attribute, conditional, use, layers, dense, shortcut, maps, reidentification, geolocation, membership, dejavu,
         declaration, capability,
         licences, difference, inherit, living,
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from dinodomain.audit.evidence import ATTRIBUTES, UNITS, About, Check, Draft, Evidence, Result
 from dinodomain.audit.figures import Bar, Forest, Table
-from dinodomain.audit.finding import Estimate, Finding, Null, SelfTest, estimate_of
+from dinodomain.audit.finding import Estimate, Finding, SelfTest, estimate_of, null_of
 from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, printed, read_attribute
 from dinodomain.audit.protocol.ladder import ATTACKER
@@ -162,11 +162,7 @@ def evidence_of(reading: Reading, p_adjusted: float, family: int) -> dict[str, A
     """Estimate, null, baselines, minimum detectable leak and planting curve as fields of a finding."""
     leak, sensitivity, attribute = reading.leaks["audited"], reading.sensitivity, reading.attribute
     assert sensitivity is not None
-    low, high = np.percentile(leak.null, [2.5, 97.5])
-    null = Null(
-        kind=f"{attribute.level}-level permutation, units kept whole", count=len(leak.null), mean=float(leak.null.mean()),
-        sd=float(leak.null.std()), low=float(low), high=float(high), p=leak.p, p_adjusted=p_adjusted, family=family,
-    )  # fmt: skip
+    null = null_of(f"{attribute.level}-level permutation, units kept whole", leak.null, leak.p, p_adjusted, family)
     evidence: dict[str, Any] = {
         "level": attribute.level,
         "kind": attribute.kind,

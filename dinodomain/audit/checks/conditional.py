@@ -14,7 +14,7 @@ import numpy as np
 
 from dinodomain.audit.evidence import ATTRIBUTES, UNITS, About, Check, Draft, Evidence, Need, Result
 from dinodomain.audit.figures import Bar, Forest, Table
-from dinodomain.audit.finding import Finding, Null, SelfTest, estimate_of
+from dinodomain.audit.finding import Finding, SelfTest, estimate_of, null_of
 from dinodomain.audit.protocol.attribute import Attribute, read_attribute
 from dinodomain.audit.protocol.leak import Effort, Leak, read_leaks
 from dinodomain.audit.protocol.planting import Sensitivity, plant
@@ -117,11 +117,7 @@ def _finding(
     name: str, found: Conditional, p: float, family: int, lines: Thresholds, told: dict[str, Any], special: bool
 ) -> Finding:  # fmt: skip
     beyond, leak = over_null(found.within), found.within
-    low, high = np.percentile(leak.null, [2.5, 97.5])
-    null = Null(
-        kind="unit-level permutation within strata", count=len(leak.null), mean=float(leak.null.mean()), sd=float(leak.null.std()),
-        low=float(low), high=float(high), p=leak.p, p_adjusted=p, family=family,
-    )  # fmt: skip
+    null = null_of("unit-level permutation within strata", leak.null, leak.p, p, family)
     explained = float(leak.null.mean() - found.marginal.null.mean())
     told = {
         **told, "null": null, "mdl": found.sensitivity.mdl, "tables": (_table(found),), "plots": (_forest(name, found, lines),),

@@ -14,7 +14,7 @@ import numpy as np
 
 from dinodomain.audit.evidence import UNITS, About, Check, Draft, Evidence, Need, Result
 from dinodomain.audit.figures import Bar, Forest, Heat, Table
-from dinodomain.audit.finding import Finding, Null, SelfTest, estimate_of
+from dinodomain.audit.finding import Finding, SelfTest, estimate_of, null_of
 from dinodomain.audit.protocol.attribute import Attribute, printed, read_attribute, within
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, excess, read_leaks
@@ -113,11 +113,7 @@ def _class_matched(origin: Attribute, labels: np.ndarray, seed: int) -> Attribut
 
 def _finding(found: Named, p: float, family: int, lines: Thresholds, told: dict[str, Any]) -> Finding:
     leak, over = found.leaks["audited"], excess(found.leaks["audited"], found.leaks["pixels"])
-    low, high = np.percentile(leak.null, [2.5, 97.5])
-    null = Null(
-        kind="unit-level permutation", count=len(leak.null), mean=float(leak.null.mean()), sd=float(leak.null.std()), low=float(low),
-        high=float(high), p=leak.p, p_adjusted=p, family=family,
-    )  # fmt: skip
+    null = null_of("unit-level permutation", leak.null, leak.p, p, family)
     matched = None if found.matched is None else [found.matched.value, found.matched.low, found.matched.high]
     told = {
         **told, "estimate": estimate_of(over, "auroc minus that of pixels", METHOD), "null": null, "baselines": baselines(found.leaks),

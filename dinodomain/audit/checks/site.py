@@ -16,7 +16,7 @@ import numpy as np
 
 from dinodomain.audit.evidence import DOMAINS, UNITS, About, Check, Draft, Evidence, Result
 from dinodomain.audit.figures import Bar, Curves, Forest, Plot, Series, Table
-from dinodomain.audit.finding import Finding, Null, SelfTest, estimate_of
+from dinodomain.audit.finding import Finding, SelfTest, estimate_of, null_of
 from dinodomain.audit.protocol.attribute import Attribute, printed, read_attribute
 from dinodomain.audit.protocol.leak import Leak, read_leaks
 from dinodomain.audit.protocol.neighbours import Index, Pair, index_interval, make_pair, measure_index
@@ -175,11 +175,7 @@ def _indexed(index: Index | None, p_adjusted: float) -> dict[str, Any]:
 
 
 def _probed(leak: Leak, p: float, family: int) -> dict[str, Any]:
-    low, high = np.percentile(leak.null, [2.5, 97.5])
-    null = Null(
-        kind="unit permutation", count=len(leak.null), mean=float(leak.null.mean()), sd=float(leak.null.std()), low=float(low),
-        high=float(high), p=leak.p, p_adjusted=p, family=family,
-    )  # fmt: skip
+    null = null_of("unit permutation", leak.null, leak.p, p, family)
     return {"estimate": estimate_of(leak.interval, "auroc of the domain", "1.96 x max(SE of unit bootstrap, SD of null)"), "null": null}
 
 
