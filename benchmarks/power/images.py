@@ -8,17 +8,22 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from dinodomain.audit import AuditSet, Effort, Finding
-from dinodomain.audit.checks import layers
+from dinodomain.audit import AuditSet, Effort, Finding, Policy
+from dinodomain.audit.checks import layers, reconstruction
 from dinodomain.audit.maps import Map
+from dinodomain.audit.masks.ocr import Plant as Planted
+from dinodomain.audit.masks.ocr import as_pictures, make_reader, plant
 from dinodomain.audit.observe import Observer
+from dinodomain.audit.observe.restore import Patched, patches_of
 from dinodomain.audit.protocol.attribute import read_attribute
+from dinodomain.audit.protocol.decoder import fit_decoder
 from dinodomain.embed import embed_store
 from dinodomain.model import Backbone, ModelPlan, random_like
 from dinodomain.probes.frozen import Frozen
@@ -122,6 +127,35 @@ def layered(seed: int, *, by: float, num: int = 200) -> Sequence[Finding]:
     return [layers.finding("sign", leak, use, {})]
 
 
+def restored(seed: int, *, share: float) -> Sequence[Finding]:
+    """Tokens of which so much is a mix of the patch's pixels, and the rest noise; a written id in each of ten tried images."""
+    generator = np.random.default_rng(seed)
+    mixing = generator.normal(size=(64, 80)) / 8
+
+    def soft(num: int) -> torch.Tensor:
+        coarse = torch.from_numpy(generator.uniform(0.2, 0.6, (num, 1, 4, 6)).astype(np.float32))
+        return torch.nn.functional.interpolate(coarse, size=(64, 96), mode="bilinear")
+
+    def patched(images: torch.Tensor, planted: tuple[Planted, ...] = ()) -> Patched:
+        patches = patches_of(images, (8, 8))
+        noise = generator.normal(size=(2, *patches.shape[:2], 80))
+        tokens = {"audited": share * patches @ mixing + (1 - share) * noise[0], "untrained": noise[1]}
+        return Patched(numbers=np.arange(len(images)), tokens=tokens, patches=patches, grid=(8, 12), patch=(8, 8), planted=planted)
+
+    def written(images: torch.Tensor) -> tuple[torch.Tensor, tuple[Planted, ...]]:
+        made = [plant(picture, size=16, contrast=120, rotation=0, generator=generator) for picture in as_pictures(images)]
+        there = [one for one in made if one is not None]
+        pixels = [torch.from_numpy(picture[None, :, :, 0].astype(np.float32) / 255) for picture, _ in there]
+        return torch.stack(pixels), tuple(planted for _, planted in there)
+
+    evidence = cast(Any, SimpleNamespace(lines=Policy().thresholds, effort=SimpleNamespace(seed=seed)))
+    few = partial(fit_decoder, steps=20)
+    with patch.multiple("dinodomain.audit.checks.reconstruction", MIN_READABLE=5, fit_decoder=few):
+        sides = patched(torch.cat([soft(40), written(soft(20))[0]])), patched(soft(10)), patched(*written(soft(10)))
+        finding, _ = reconstruction._tried(evidence, *sides, make_reader(), {})
+    return [cast(Finding, finding)]
+
+
 def _by(check: str, *levels: float, **how: Any) -> list[tuple[str, Callable[[int], Sequence[Finding]]]]:
     return [(f"{by:g} grey levels", partial(looked, check=check, by=by, **how)) for by in levels]
 
@@ -145,6 +179,10 @@ def cases() -> list[Scenario]:
         *several("shortcut", "a line along the border", _by("shortcut", 15, 60, plant=framed, num=420, **sign), seeds=20),
         quiet("shortcut", "a sign inside the image", partial(looked, check="shortcut", num=420, **sign), seeds=20),
         short("shortcut", "120 units", partial(looked, check="shortcut", plant=framed, num=120, **sign)),
+        *several("reconstruction", "tokens of pixels", [(f"{one:.0%} pixels", partial(restored, share=one)) for one in (0.2, 0.5, 1.0)],
+                 seeds=10),
+        quiet("reconstruction", "tokens of noise", partial(restored, share=0.0), seeds=10),
+        short("reconstruction", "40 units", partial(looked, check="reconstruction", num=40)),
         *several("maps", "edges of the image instead of maps", [("", partial(mapped, edges=True))], seeds=10),
         quiet("maps", "maps of a probe of a glyph", mapped, seeds=10),
         short("maps", "40 units", partial(mapped, num=40)),

@@ -27,6 +27,7 @@ from dinodomain.audit.checks import (
     outlier,
     overlap,
     provenance,
+    reconstruction,
     reidentification,
     shape,
     shortcut,
@@ -42,7 +43,7 @@ CHECKS: Sequence[Check] = tuple(
     room.CHECK for room in (
         provenance, composition, curation, shape, overlap, duplicates, text, origin,
         site, lodo, subgroups, slices, outlier, corruption, geotime,
-        attribute, conditional, use, layers, dense, shortcut, maps, reidentification, geolocation, membership, dejavu,
+        attribute, conditional, use, layers, dense, shortcut, maps, reidentification, geolocation, membership, dejavu, reconstruction,
         declaration, capability,
         licences, difference, inherit, living,
     )

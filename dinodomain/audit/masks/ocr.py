@@ -123,11 +123,15 @@ def _words(found: Any) -> tuple[Word, ...]:
 
 
 def pictures(shown: Shown, domain: Domain) -> np.ndarray:
-    """[B, H, W, 3] uint8 of tiles as stored, in the domain's range, stretched to what each holds.
+    """[B, H, W, 3] uint8 of tiles as stored, in the domain's range; of several dates the first."""
+    return as_pictures(domain.to_float(shown.batch.pixels[:, 0], shown.batch.info))
 
-    Three channels are taken as colours, else the first counts; of a volume the middle slice, of several dates the first.
+
+def as_pictures(unit: Tensor) -> np.ndarray:
+    """[B, H, W, 3] uint8 of images [B, C, *size] in the unit range, stretched to what each holds.
+
+    Three channels are taken as colours, else the first counts; of a volume the middle slice.
     """
-    unit = domain.to_float(shown.batch.pixels[:, 0], shown.batch.info)
     if unit.ndim == 5:
         unit = unit[:, :, unit.shape[2] // 2]
     colours = unit[:, :3] if unit.shape[1] == 3 else unit[:, :1].expand(-1, 3, -1, -1)

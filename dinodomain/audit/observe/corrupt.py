@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinodomain.audit.observe.observer import Observer, Shown
-from dinodomain.embed import narrowed
 
 LEVELS = 5
 Corruption = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -45,10 +44,7 @@ def look_corrupted(observer: Observer, numbers: np.ndarray, width: int, seed: in
 
 def _corrupted(observer: Observer, shown: Shown, corruption: Corruption, level: int, seed: int) -> Tensor:
     """The tiles in the network's range, corrupted; noise of a tile is its own whatever the batch."""
-    numbers = narrowed(observer.backbone, shown.batch.channels)
-    shape = (-1, *(1,) * (shown.pixels.ndim - 2))
-    mean, std = (torch.tensor(values).reshape(shape).to(shown.pixels) for values in (numbers.mean, numbers.std))
-    out = []
+    (mean, std), out = observer.levels(shown), []
     for number, pixels in zip(shown.rows.tolist(), shown.pixels):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         unit = corruption((pixels * std + mean).clamp(0, 1).cpu(), level, generator).clamp(0, 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dinodomain.audit.protocol.data import AuditSet
-from dinodomain.embed import encode_frozen, network_input, pool_features, sides_for, token_weights
+from dinodomain.embed import encode_frozen, narrowed, network_input, pool_features, sides_for, token_weights
 from dinodomain.loader import LoaderPlan, Tiles, find_tiles, sweep_tiles
 from dinodomain.model import Backbone
 from dinodomain.probes.frozen import Frozen
@@ -121,6 +121,12 @@ class Observer:
         sides = sides_for(tuple(batch.pixels.shape[3:]), self.size or max(backbone.image_size), backbone.patch)
         found = network_input(backbone, batch, self.frozen.domain, sides)
         return Shown(rows=rows, pixels=found.pixels, valid=found.valid, about=found.about, batch=batch)
+
+    def levels(self, shown: Shown) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [C, 1, ...] that take the network's range to the unit range: ``pixels * deviation + mean``."""
+        numbers, shape = narrowed(self.backbone, shown.batch.channels), (-1, *(1,) * (shown.pixels.ndim - 2))
+        mean, deviation = (torch.tensor(values).reshape(shape).to(shown.pixels) for values in (numbers.mean, numbers.std))
+        return mean, deviation
 
     def features(self, shown: Shown, pixels: Tensor | None = None, *, backbone: Backbone | None = None) -> np.ndarray:
         """[B, E] pooled features, as those of the audited set were made.
