@@ -27,6 +27,7 @@ _BODY_PARTS = frozenset(_BODY_PARTS_TEXT.split())
 READS = (
     "PatientSex", "ContrastBolusAgent", "BodyPartExamined", "PatientAge", "PatientBirthDate", "StudyDate", "Manufacturer",
     "ManufacturerModelName", "MagneticFieldStrength", "KVP", "ConvolutionKernel", "SliceThickness", "AcquisitionDate",
+    "BurnedInAnnotation", "RecognizableVisualFeatures",
 )  # fmt: skip
 """All elements that ``acquisition_fields`` looks at."""
 
@@ -35,7 +36,8 @@ def acquisition_fields(dataset: Any) -> dict[str, FieldValue]:
     """The allow-list that may enter a store; what is absent or empty is left out.
 
     ``age_years`` (whole, at most 90), ``sex`` (M, F, O), ``manufacturer``, ``model``, ``field_strength_t``, ``kvp``, ``kernel``,
-    ``slice_thickness_mm``, ``contrast`` (whether an agent is named, never which), ``body_part`` (a defined term), ``year`` of the study.
+    ``slice_thickness_mm``, ``contrast`` (whether an agent is named, never which), ``body_part`` (a defined term), ``year`` of the study,
+    and what the header claims of identifying pixels: ``burned_in_annotation`` and ``recognizable_visual_features`` (YES, NO).
     """
     sex = text(dataset, "PatientSex").upper()
     agent = text(dataset, "ContrastBolusAgent").upper()
@@ -52,8 +54,15 @@ def acquisition_fields(dataset: Any) -> dict[str, FieldValue]:
         "contrast": (agent not in ("NONE", "NO")) if agent else None,
         "body_part": part if part in _BODY_PARTS else None,
         "year": _year(text(dataset, "StudyDate")) or _year(text(dataset, "AcquisitionDate")),
+        "burned_in_annotation": _claim(dataset, "BurnedInAnnotation"),
+        "recognizable_visual_features": _claim(dataset, "RecognizableVisualFeatures"),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _claim(dataset: Any, name: str) -> str | None:
+    found = text(dataset, name).upper()
+    return found if found in ("YES", "NO") else None
 
 
 def iso_date(dataset: Any) -> str | None:

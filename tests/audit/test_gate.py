@@ -73,6 +73,21 @@ def test_no_waiver_covers_a_check_that_failed_its_own_controls(report):
     assert judged(changed, required=(broken.check,), waivers=(waiver(broken.check, date(2030, 1, 1)),)).code == 4
 
 
+def test_an_expected_attribute_makes_its_companions_mandatory(make_set, quick):
+    data, policy = make_set(num_units=130, leak=3.0), Policy(expected={"site": "sites differ in anatomy"}, required=("attribute",))
+    asked = Asked(attributes=("site",), strata=("sex",), task="sex")
+
+    def judged_on(*names):
+        return decide(run_checks(data, asked=asked, effort=quick, names=names, policy=policy).report, policy)
+
+    alone = judged_on("attribute")
+    assert alone.code == 4
+    assert [line.partition(":")[0] for line in alone.undecided] == ["subgroups/site", "conditional/site", "use/site"]
+    assert "site is expected to be encoded" in alone.undecided[0]
+    more = judged_on("attribute", "conditional", "use")
+    assert not any(line.startswith(("conditional", "use")) and "not in the report" in line for line in more.undecided)
+
+
 def test_a_waiver_granted_afterwards_leaves_the_policy_the_same():
     assert Policy(waivers=(waiver("attribute", date(2030, 1, 1)),)).digest == Policy().digest
     assert Policy(expected={"sex": "anatomy"}).digest != Policy().digest

@@ -183,10 +183,11 @@ def test_without_the_package_or_an_encoder_it_is_not_assessable(run, make_set, m
     assert report.findings[0].reason_code == "needs_encoder"
 
 
-def make_kept(fields: str, *, personal: bool = True, names: np.ndarray = HASHED) -> Kept:
+def make_kept(fields: str, *, personal: bool = True, names: np.ndarray = HASHED, ndim: int = 2) -> Kept:
     index = {"source_id": names, "unit": names, "fields": np.array([fields] * 60, dtype=object)}
     return Kept(
-        digest="", domain="xray", ndim=2, personal=personal, index=index, groups={}, unit_rows=np.arange(60), unit_names=names.astype(str),
+        digest="", domain="xray", ndim=ndim, personal=personal, index=index, groups={},
+        unit_rows=np.arange(60), unit_names=names.astype(str),
         held_units=frozenset(), held_sources=np.zeros(60, bool), eligible_sources=np.ones(60, bool), eligible_units=frozenset(),
     )  # fmt: skip
 
@@ -196,7 +197,7 @@ def headers(run, **kept):
 
 
 def test_header_fields_are_held_against_the_confidentiality_profile(run):
-    plain = headers(run, fields='{"Manufacturer":"M","BurnedInAnnotation":"NO"}')
+    plain = headers(run, fields='{"Manufacturer":"M","burned_in_annotation":"NO"}')
     assert plain.verdict == "CLEAR_WITHIN_LIMITS"
     assert ("BurnedInAnnotation (0028,0301)", "NO", 60) in plain.tables[0].rows
     assert ("RecognizableVisualFeatures (0028,0302)", "not stated", 60) in plain.tables[0].rows
@@ -206,6 +207,27 @@ def test_header_fields_are_held_against_the_confidentiality_profile(run):
     assert headers(run, fields='{"Comment":"DOE^JANE"}').verdict == "WARN"
     assert headers(run, fields="{}", names=np.array(["Doe"] * 60, dtype=object)).verdict == "FLAG"
     assert headers(run, fields="{}", personal=False).verdict == "NOT_APPLICABLE"
+
+
+def test_a_private_attribute_counts_as_identifying(run):
+    for name in ("(0019,100c)", "0029,1010", "00291010"):
+        assert name in headers(run, fields=f'{{"{name}":"1"}}').answer
+    assert headers(run, fields='{"(0018,0050)":"1"}').verdict == "CLEAR_WITHIN_LIMITS"
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict"),
+    [
+        ("{}", "NOT_ASSESSABLE"),
+        ('{"body_part":"BRAIN","recognizable_visual_features":"NO"}', "NOT_ASSESSABLE"),
+        ('{"body_part":"HEAD","recognizable_visual_features":"YES"}', "FLAG"),
+        ('{"body_part":"KNEE"}', "NOT_APPLICABLE"),
+    ],
+)
+def test_faces_in_volumes_of_heads_are_never_clear(run, fields, verdict):
+    found, _ = run(noise(), reader(), kept=make_kept(fields, ndim=3), ocr_images=1)
+    assert found["text/faces"].verdict == verdict
+    assert "text/faces" not in run(noise(), reader(), kept=make_kept(fields), ocr_images=1)[0]
 
 
 def test_pictures_are_stretched_and_take_the_middle_of_volumes():

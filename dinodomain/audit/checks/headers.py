@@ -1,4 +1,8 @@
-"""What a store's index keeps of headers, against the confidentiality profile of DICOM PS3.15. Part of the text check; reads no pixel."""
+"""What a store's index keeps of headers, against the confidentiality profile of DICOM PS3.15. Part of the text check; reads no pixel.
+
+Private attributes (of an odd group) count as identifying: only their maker knows what they hold. Ingest copies attributes by their names
+and so no private ones; a table that was joined at ingest may hold some.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,11 @@ PS315 = frozenset({
 })  # fmt: skip
 """Attributes that the Basic Application Level Confidentiality Profile removes, empties or replaces (PS3.15 Table E.1-1), by keyword."""
 
-CLAIMS = {"BurnedInAnnotation": "(0028,0301)", "RecognizableVisualFeatures": "(0028,0302)"}
+CLAIMS = {
+    "burned_in_annotation": "BurnedInAnnotation (0028,0301)", "recognizable_visual_features": "RecognizableVisualFeatures (0028,0302)",
+}  # fmt: skip
+_PRIVATE = re.compile(r"^\(?[0-9a-f]{3}[13579bdf],? ?[0-9a-f]{4}\)?$", re.IGNORECASE)
+_HEAD = re.compile(r"head|brain|skull|face|orbit|sinus|neck|c-?spine", re.IGNORECASE)
 _HASHED = re.compile(r"^[0-9a-f]{32}$")
 
 
@@ -43,11 +51,13 @@ def headers(about: About, kept: Kept) -> Finding:
         kept: The store's side of the trail.
     """
     fields = _fields(kept)
-    named = sorted(name for name in fields if name in PS315)
+    named = sorted(name for name in fields if name in PS315 or _PRIVATE.match(name))
     clear = [f"{name} (column {name})" for name in ("source_id", "unit") if kept.personal and not _hashed(kept.index[name])]
     shaped = sorted(name for name, values in fields.items() if name not in named and _identifying(values))
+    limits = (*about.limits, "Of headers the index is looked at; the files that were ingested hold more, private attributes among it.")
     told: dict[str, Any] = {
-        "title": "Does the index keep header values that name somebody?", "n_images": len(kept), "n_units": kept.num_units,
+        "limits": limits, "title": "Does the index keep header values that name somebody?",
+        "n_images": len(kept), "n_units": kept.num_units,
         "counts": {"header fields kept": len(fields), "of the confidentiality profile": len(named)},
         "tables": (_claims(fields, len(kept)),), "evidence": {"fields": sorted(fields), "profile": named, "looks_like_ids": shaped},
     }  # fmt: skip
@@ -70,6 +80,35 @@ def headers(about: About, kept: Kept) -> Finding:
     return about.finding("headers", **told, verdict="CLEAR_WITHIN_LIMITS", answer=answer)
 
 
+def faces(about: About, kept: Kept) -> Finding:
+    """Whether faces can be made visible from volumes of heads: only what headers claim is known, so it is never clear.
+
+    Args:
+        about: The text check.
+        kept: The store's side of the trail, of volumes of people.
+    """
+    fields = _fields(kept)
+    part, claim = (fields.get(name, np.full(len(kept), "", dtype=object)) for name in ("body_part", "recognizable_visual_features"))
+    heads = np.array([not str(one) or bool(_HEAD.search(str(one))) for one in part], bool)
+    told: dict[str, Any] = {
+        "title": "Can faces be made visible from volumes of heads?", "n_images": int(heads.sum()),
+        "counts": {"volumes that may show a head": printed(int(heads.sum())), "of these stated as recognisable": printed(
+            int((heads & (claim == "YES")).sum()))},
+    }  # fmt: skip
+    if not heads.any():
+        reason = "every volume states a body part other than the head"
+        return about.finding("faces", **told, verdict="NOT_APPLICABLE", answer="There are no heads.", reason_code="no_heads", reason=reason)
+    if (heads & (claim == "YES")).any():
+        return about.finding(
+            "faces", **told, verdict="FLAG", answer="Yes: headers state recognisable visual features (0028,0302).",
+            action="Remove faces before ingest (defacing or skull stripping), and train again.", repeat="No header states them.",
+        )  # fmt: skip
+    reason = "faces are not looked for in volumes, and a header that denies them is a claim, not a test"
+    return about.unknown(
+        "not_looked_for", reason, "render some heads, and remove faces before ingest where one can be seen", "faces", **told
+    )
+
+
 def _fields(kept: Kept) -> dict[str, np.ndarray]:
     """Fields of the index itself, without the columns of a CSV that was joined for the audit alone."""
     read = [json.loads(text) if text else {} for text in kept.index["fields"]]
@@ -90,9 +129,9 @@ def _identifying(values: np.ndarray) -> bool:
 def _claims(fields: Mapping[str, np.ndarray], count: int) -> Table:
     """What headers themselves say of their pixels: a claim, beside what was read."""
     rows: list[tuple[Cell, ...]] = []
-    for name, tag in CLAIMS.items():
+    for name, attribute in CLAIMS.items():
         values = as_groups(fields[name]) if name in fields else np.full(count, "")
         for value, number in zip(*np.unique(values, return_counts=True)):
-            rows.append((f"{name} {tag}", str(value) or "not stated", printed(int(number))))
+            rows.append((attribute, str(value) or "not stated", printed(int(number))))
     note = "A header's claim; what the pixels show is the finding on pixels."
     return Table(title="What headers claim", columns=("attribute", "value", "sources"), rows=tuple(rows), note=note)

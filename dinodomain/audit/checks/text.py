@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dinodomain.audit.checks.headers import DATE, ID
+from dinodomain.audit.checks.headers import DATE, ID, faces
 from dinodomain.audit.checks.headers import headers as found_in_headers
 from dinodomain.audit.evidence import ENCODER, About, Check, Evidence, Need, Private, Result
 from dinodomain.audit.figures import Cell, Heat, Table
@@ -30,7 +30,7 @@ ABOUT = About(
     name="text", code="PHI", question="Q1", core=True, title="Do images or headers hold text that may name somebody?",
     limits=(
         "Reads Latin letters and digits; handwriting, other scripts and text fainter than what was planted may pass.",
-        "Whether a word is a name is not decided. Faces, and bodies that somebody might recognise, are not looked for (not implemented).",
+        "Whether a word is a name is not decided. Faces in photographs and radiographs are not looked for.",
         "Of volumes the middle slice of each tile is read.",
     ),
     maps_to={
@@ -82,7 +82,10 @@ class Seen:
 
 def run(evidence: Evidence) -> list[Result]:
     """Pixels first, then what the index keeps of headers."""
-    headers = [] if evidence.trail is None or evidence.trail.kept is None else [found_in_headers(ABOUT, evidence.trail.kept)]
+    kept = None if evidence.trail is None else evidence.trail.kept
+    headers = [] if kept is None else [found_in_headers(ABOUT, kept)]
+    if kept is not None and kept.personal and kept.ndim == 3:
+        headers.append(faces(ABOUT, kept))
     if evidence.asked.ocr_images == 0:
         return [ABOUT.unknown("not_asked", "no image was read (audit.ocr_images=0)", "give a number, or leave it out", "pixels"), *headers]
     try:

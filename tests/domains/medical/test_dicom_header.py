@@ -54,6 +54,12 @@ def test_only_the_allow_list_enters(tmp_path, write_dicom):
     assert "0203" not in repr(found)
 
 
+def test_what_a_header_claims_of_identifying_pixels_enters_as_yes_or_no():
+    found = fields(BurnedInAnnotation="YES", RecognizableVisualFeatures="NO")
+    assert (found["burned_in_annotation"], found["recognizable_visual_features"]) == ("YES", "NO")
+    assert fields(BurnedInAnnotation="DOE") == {}
+
+
 def test_fields_keep_what_the_audit_asks_for():
     found = fields(
         PatientSex="F", Manufacturer="SIEMENS", ManufacturerModelName="Skyra", MagneticFieldStrength="3", KVP="120", SliceThickness="1.5",
