@@ -5,8 +5,8 @@ Decides no verdict about a model; says better, worse, no difference shown or not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,9 @@ from scipy.stats import norm
 
 from dinodomain.audit.evidence import Evidence
 from dinodomain.audit.figures import Bar, Forest, Table
-from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute
+from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, within
+from dinodomain.audit.protocol.codelength import codelength
+from dinodomain.audit.protocol.ladder import MAX_ROWS, spread_rows
 from dinodomain.audit.protocol.leak import Leak, excess, read_leaks
 from dinodomain.audit.protocol.task import grouped, read_column, units_in
 from dinodomain.probes.scores import Z95, Interval, around, auroc, unit_weights
@@ -35,6 +37,7 @@ class Difference:
         other: Of the one it is compared with.
         change: Ours minus other, with its 95 % interval.
         n_units: Units it rests on.
+        bits: Codelength of the column in bits a row, by ours and by the other; None for gaps and numbers.
         why_not: Why it cannot be compared; empty where it can.
     """
 
@@ -44,6 +47,7 @@ class Difference:
     other: float = float("nan")
     change: Interval = field(default=_NONE)
     n_units: int = 0
+    bits: tuple[float, float] | None = None
     why_not: str = ""
 
     @property
@@ -97,13 +101,28 @@ def _read(evidence: Evidence, other: str, name: str) -> tuple[Attribute, dict[st
     return column, read_leaks(features, column, evidence.effort)[0]
 
 
+def _paired(evidence: Evidence, other: str, column: Attribute, leaks: Mapping[str, Leak], what: Difference) -> Difference:
+    """Both values, their paired difference, and what it takes to tell the column by either encoder."""
+    ours, theirs = leaks["audited"], leaks[other]
+    change = excess(ours, theirs)
+    bits = _bits(evidence, other, column) if column.kind == "classes" else None
+    return replace(what, ours=ours.value, other=theirs.value, change=change, n_units=column.num_units, bits=bits)
+
+
+def _bits(evidence: Evidence, other: str, column: Attribute) -> tuple[float, float]:
+    seed = evidence.effort.seed
+    part = within(column, spread_rows(column.unit_index, MAX_ROWS, seed))
+    rows = (evidence.probed.features[kind][part.rows] for kind in ("audited", other))
+    ours, theirs = (codelength(one, part.values, part.unit_index, len(part.classes), seed) for one in rows)
+    return ours, theirs
+
+
 def _leak(evidence: Evidence, other: str, name: str) -> Difference:
     column, leaks = _read(evidence, other, name)
     told = f"{name} read from the features"
     if leaks is None:
         return Difference(name=told, kind="leak", n_units=column.num_units, why_not=f"{column.num_minor} units in the smaller class")
-    ours, theirs = leaks["audited"], leaks[other]
-    return Difference(name=told, kind="leak", ours=ours.value, other=theirs.value, change=excess(ours, theirs), n_units=column.num_units)
+    return _paired(evidence, other, column, leaks, Difference(name=told, kind="leak"))
 
 
 def _of_task(evidence: Evidence, other: str) -> Iterator[Difference]:
@@ -115,8 +134,8 @@ def _of_task(evidence: Evidence, other: str) -> Iterator[Difference]:
     if leaks is None:
         yield Difference(name=told, kind="task", n_units=column.num_units, why_not=f"{column.num_minor} units in the smaller class")
         return
+    yield _paired(evidence, other, column, leaks, Difference(name=told, kind="task"))
     ours, theirs = leaks["audited"], leaks[other]
-    yield Difference(name=told, kind="task", ours=ours.value, other=theirs.value, change=excess(ours, theirs), n_units=column.num_units)
     if column.kind == "classes" and len(column.classes) == 2:
         yield from (_gap(evidence, column, ours, theirs, name) for name in evidence.asked.attributes)
 
@@ -160,12 +179,16 @@ def table(found: Sequence[Difference], words: Sequence[Word], other: str, margin
     """Every quantity with both values."""
     rows = tuple(
         (item.name, _number(item.ours), _number(item.other), _number(item.change.value), _number(item.change.low),
-         _number(item.change.high), item.n_units, word + (f": {item.why_not}" if item.why_not else ""),
+         _number(item.change.high), *(item.bits or (None, None)), item.n_units, word + (f": {item.why_not}" if item.why_not else ""),
          "yes" if item.no_worse(margin) else "not shown")
         for item, word in zip(found, words)
     )  # fmt: skip
-    columns = ("quantity", ours, other, f"{ours} minus {other}", "low", "high", "units", f"{ours} is", f"no worse by {margin:g}")
-    note = "Less is better for what is read from the features and for gaps; more is better for the task."
+    columns = ("quantity", ours, other, f"{ours} minus {other}", "low", "high", f"bits, {ours}", f"bits, {other}", "units",
+               f"{ours} is", f"no worse by {margin:g}")  # fmt: skip
+    note = (
+        "Less is better for what is read from the features and for gaps; more is better for the task. Bits a row: what it takes to tell "
+        "the column to somebody who has the features (Voita and Titov 2020); fewer means easier to learn."
+    )
     return Table(title=f"{ours.capitalize()} and {other} encoder on the same rows", columns=columns, rows=rows, note=note)
 
 
