@@ -143,7 +143,8 @@ def _unusual(norms: np.ndarray) -> float:
 def _finding(reading: Reading, grid: tuple[int, ...], p: tuple[float, ...], policy: Policy, told: dict[str, Any]) -> Finding:
     lines, name, full = policy.thresholds, reading.attribute.name, reading.maps["full"]
     place, peak = _place(full.peak, grid), full.peak
-    at = Interval(value=float(full.value[peak]), low=float(full.low[peak]), high=float(full.value[peak] + full.reach * full.error[peak]))
+    value, half = float(full.value[peak]), float(full.reach * full.error[peak])
+    at = Interval(value=value, low=max(0.0, value - half), high=min(1.0, value + half))
     localised = where(reading, p[0], lines)
     told = {
         **told, "estimate": estimate_of(at, f"auroc at {place}", "simultaneous over all places: max-T of unit permutations"),

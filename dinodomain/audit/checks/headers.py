@@ -54,7 +54,7 @@ def headers(about: About, kept: Kept) -> Finding:
     named = sorted(name for name in fields if name in PS315 or _PRIVATE.match(name))
     clear = [f"{name} (column {name})" for name in ("source_id", "unit") if kept.personal and not _hashed(kept.index[name])]
     shaped = sorted(name for name, values in fields.items() if name not in named and _identifying(values))
-    limits = (*about.limits, "Of headers the index is looked at; the files that were ingested hold more, private attributes among it.")
+    limits = (*about.limits, "Of headers the index is looked at; the files that were ingested hold more, attributes of makers among it.")
     told: dict[str, Any] = {
         "limits": limits, "title": "Does the index keep header values that name somebody?",
         "n_images": len(kept), "n_units": kept.num_units,
