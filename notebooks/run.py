@@ -24,7 +24,7 @@ def main() -> int:
             return 1
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}})
+            client = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": folder}})
             asyncio.run(client.async_execute())
         print(f"{file.name}: {len(notebook.cells)} cells in {time.monotonic() - began:.0f} s")
     print(f"{len(files)} passed, 0 failed")

@@ -38,7 +38,7 @@ ABOUT = About(
     ),
     maps_to={"EU AI Act": ("Art. 10(5)",), "NIST AI RMF": ("MEASURE 2.7", "MEASURE 2.10"), "FUTURE-AI": ("General 2",)},
 )  # fmt: skip
-TRAINED, TRIED = 500, 150
+TRAINED, TRIED = 400, 120
 """Images that the network is trained on and tried on."""
 MIN_UNITS = 60
 LEGIBLE = 0.05

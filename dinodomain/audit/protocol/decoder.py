@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 PENALTY = 1e-4  # per token
-HIDDEN, STEPS, BATCH, RATE = 512, 600, 1024, 1e-3
+HIDDEN, STEPS, BATCH, RATE = 512, 400, 1024, 1e-3
 _WINDOW = 7
 _C1, _C2 = 0.01**2, 0.03**2
 
