@@ -20,7 +20,7 @@ from dinodomain.audit.finding import Finding, SelfTest, estimate_of, null_of
 from dinodomain.audit.observe.corners import look_at_corners
 from dinodomain.audit.protocol.attribute import Attribute
 from dinodomain.audit.protocol.ladder import spread_rows
-from dinodomain.audit.protocol.leak import Effort
+from dinodomain.audit.protocol.leak import Effort, p_value
 from dinodomain.audit.protocol.task import read_column
 from dinodomain.audit.protocol.verdict import Thresholds, Verdict
 from dinodomain.probes.folds import index_units
@@ -88,8 +88,8 @@ class Recall:
 
     @property
     def p(self) -> float:
-        """One-sided. Source: Phipson and Smyth 2010."""
-        return float((1 + (self.null >= self.more.value).sum()) / (1 + len(self.null)))
+        """One-sided."""
+        return p_value(self.more.value, self.null)
 
 
 def run(evidence: Evidence) -> list[Result]:
@@ -106,8 +106,7 @@ def run(evidence: Evidence) -> list[Result]:
         reason = f"{trained} trained and {reserved} reserved units can be asked about; {MIN_UNITS} of each are the least"
         return [ABOUT.unknown("n_units", reason, _REMEDY, **told)]
     data = evidence.probed
-    numbers = asked.rows if data.numbers is None else data.numbers[asked.rows]
-    corners = look_at_corners(evidence.observer, numbers, data.audited.shape[1], evidence.effort.seed)
+    corners = look_at_corners(evidence.observer, data.whole_rows[asked.rows], data.audited.shape[1], evidence.effort.seed)
     found = {
         name: recall_of(told_by(data.features[name], corners[name], asked), asked.trained, asked.units, evidence.effort)
         for name in ("audited", "untrained") if name in data.features

@@ -104,10 +104,9 @@ def _tried(
 def _sides(evidence: Evidence, observer: Observer) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the whole set to train and to try on: one of each unit, of the commonest size, as many as memory allows."""
     data, generator = evidence.probed, np.random.default_rng([evidence.effort.seed, 0x9EC0])
-    every = np.arange(len(data.units)) if data.numbers is None else data.numbers
-    order = generator.permutation(len(every))
+    order = generator.permutation(len(data.units))
     _, first = np.unique(index_units(data.units)[order], return_index=True)
-    numbers = every[order[np.sort(first)]]
+    numbers = data.whole_rows[order[np.sort(first)]]
     buckets = observer.tiles.bucket[numbers]
     alike = numbers[buckets == Counter(buckets.tolist()).most_common(1)[0][0]]
     one = next(observer.show(alike[:1]))

@@ -93,8 +93,8 @@ class Observer:
 
     def some(self, data: AuditSet, seed: int, most: int | None = None) -> np.ndarray:
         """[n] rows of the whole audited set, sorted: those of ``data``, or ``most`` of them drawn at random."""
-        rows = np.arange(len(data.units)) if data.numbers is None else data.numbers
-        drawn: np.ndarray = np.sort(np.random.default_rng([seed, 0x5047]).permutation(rows)[: self.most if most is None else most])
+        shuffled = np.random.default_rng([seed, 0x5047]).permutation(data.whole_rows)
+        drawn: np.ndarray = np.sort(shuffled[: self.most if most is None else most])
         return drawn
 
     def show(self, numbers: np.ndarray) -> Iterator[Shown]:

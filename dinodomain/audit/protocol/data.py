@@ -82,6 +82,11 @@ class AuditSet:
         return self.units if self.linked is None else self.linked
 
     @property
+    def whole_rows(self) -> np.ndarray:
+        """[N] row of each in the whole audited set."""
+        return np.arange(len(self.units)) if self.numbers is None else self.numbers
+
+    @property
     def num_units(self) -> int:
         """Distinct known units."""
         return len(np.unique(self.units[self.units != ""]))
@@ -106,7 +111,7 @@ def take(data: AuditSet, rows: np.ndarray) -> AuditSet:
         holdout=None if data.holdout is None else data.holdout[rows],
         copies=None,
         linked=None if data.linked is None else data.linked[rows],
-        numbers=rows if data.numbers is None else data.numbers[rows],
+        numbers=data.whole_rows[rows],
     )
 
 

@@ -65,13 +65,18 @@ class Leak:
 
     @property
     def p(self) -> float:
-        """(1 + permutations that reach the estimate) / (1 + K). Source: Phipson and Smyth 2010."""
-        return float((1 + (self.null >= self.value).sum()) / (1 + len(self.null)))
+        """Chance of such an estimate where the attribute says nothing."""
+        return p_value(self.value, self.null)
 
     @property
     def interval(self) -> Interval:
         """95 %, from the larger of the bootstrap's and the null's deviation: each alone covers too rarely (.75-.87 for .95)."""
         return interval_of(self.value, float(np.nanstd(self.draws)), float(np.std(self.null)), self.num_minor)
+
+
+def p_value(value: float, null: np.ndarray) -> float:
+    """(1 + permutations [K] that reach the estimate) / (1 + K). Source: Phipson and Smyth 2010."""
+    return float((1 + (null >= value).sum()) / (1 + len(null)))
 
 
 def interval_of(value: float, bootstrap: float, null: float, num_minor: int) -> Interval:

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from dinodomain.audit.protocol.attribute import Attribute
-from dinodomain.audit.protocol.leak import Reader, score_found
+from dinodomain.audit.protocol.leak import Reader, p_value, score_found
 
 WIDTH = 96
 """Principal components of the tokens that probes see, found without labels."""
@@ -52,7 +52,7 @@ class LeakMap:
     def p(self) -> float:
         """Chance that any place of permuted values stands out as much as the one that stands out most here."""
         found, null = self._excess
-        return float((1 + (np.nanmax(null, axis=1) >= np.nanmax(found)).sum()) / (1 + len(null)))
+        return p_value(np.nanmax(found), np.nanmax(null, axis=1))
 
     @property
     def peak(self) -> int:
@@ -63,12 +63,6 @@ class LeakMap:
     def reach(self) -> float:
         """Deviations that the largest of all places exceeds in 5 % of permutations: what 1.64 is for one place."""
         return float(np.quantile(np.nanmax(self._excess[1], axis=1), 0.95))
-
-    @property
-    def low(self) -> np.ndarray:
-        """[P] lower ends that hold for all places at once (95 %)."""
-        result: np.ndarray = self.value - self.reach * self.error
-        return result
 
     @property
     def marked(self) -> np.ndarray:
