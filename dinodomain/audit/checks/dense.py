@@ -1,8 +1,8 @@
 """Patch tokens: where in the image can an attribute be read, and does the place hold it itself or did attention bring it there?
 
-One probe for each place, permuted by unit and corrected over all places. The same map is read from tokens that were computed without any
-other patch: what only the full tokens show was imported by attention. Registers and the class token are left out; tokens of unusual
-length, which hold global information in networks without registers (Darcet et al. 2024), are counted apart.
+One probe for each place and for each background region, permuted by unit and corrected over all of them. The same map is read from tokens
+that were computed without any other patch: what only the full tokens show was imported by attention. Registers and the class token are left
+out; tokens of unusual length, which hold global information in networks without registers (Darcet et al. 2024), are counted apart.
 n images, P places.
 """
 
@@ -20,6 +20,7 @@ from dinodomain.audit.finding import Finding, Localised, SelfTest, estimate_of
 from dinodomain.audit.observe.tokens import TokenSet, look_at_tokens
 from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, permuted, read_attribute
+from dinodomain.audit.protocol.joint import carried, joint_p
 from dinodomain.audit.protocol.leak import Effort, Leak, Reader, read_leak
 from dinodomain.audit.protocol.leakmap import LeakMap, filled, read_map, read_values
 from dinodomain.audit.protocol.verdict import MIN_UNITS, MIN_UNITS_FOR_CLEAR, Thresholds, Verdict
@@ -70,6 +71,14 @@ class Reading:
     usable: np.ndarray
     long: float
 
+    @property
+    def p(self) -> tuple[float, ...]:
+        """Of the place that stands out most, then of each region; corrected over all places and regions."""
+        full, behind = self.maps["full"], self.regions.values()
+        value = np.concatenate([full.value, [leak.value for leak in behind]])
+        found = joint_p(value, np.column_stack([full.null, *(leak.null for leak in behind)]))
+        return float(found[full.peak]), *map(float, found[len(full.value) :])
+
 
 def run(evidence: Evidence) -> list[Result]:
     """A finding for each attribute."""
@@ -91,8 +100,8 @@ def _result(evidence: Evidence, tokens: TokenSet, name: str) -> Result:
     if not (tokens.known[attribute.rows].mean(axis=0) >= LEAST_KNOWN).any():
         return ABOUT.unknown("no_data", "no place has data in half of the images", "audit tiles with more data", name, **told)
     reading = read(tokens, attribute, evidence.effort, evidence.least_permutations("Q3"))
-    p, grid = (reading.maps["full"].p, *[leak.p for leak in reading.regions.values()]), tokens.grid
-    return Draft(p=p, judge=lambda adjusted, family: _finding(reading, grid, adjusted, evidence.policy, told))
+    grid, policy = tokens.grid, evidence.policy
+    return Draft(p=(min(reading.p),), judge=lambda p, family: _finding(reading, grid, carried(reading.p, p[0]), policy, told))
 
 
 def read(tokens: TokenSet, attribute: Attribute, effort: Effort, permutations: int) -> Reading:
@@ -263,10 +272,10 @@ def self_test() -> SelfTest:
     clean = generator.normal(size=(120, 9, 6))
     planted = clean.copy()
     planted[:, 4, 0] += 3.0 * sign
-    found, silent = (_map_of(values, sign) for values in (planted, clean))
+    found, silent = (joint_p(made.value, made.null) for made in (_map_of(values, sign) for values in (planted, clean)))
     return SelfTest(
-        positive="pass" if found.p <= 0.02 and found.peak == 4 else "fail", negative="pass" if silent.p > 0.02 else "fail",
-        detail=f"made-up tokens: planted p = {found.p:.3f} at its place, clean p = {silent.p:.3f}",
+        positive="pass" if found[4] == found.min() <= 0.02 else "fail", negative="pass" if silent.min() > 0.02 else "fail",
+        detail=f"made-up tokens: planted p = {found[4]:.3f} at its place, clean p = {silent.min():.3f}",
     )  # fmt: skip
 
 
@@ -279,5 +288,5 @@ def _map_of(tokens: np.ndarray, sign: np.ndarray) -> LeakMap:
 
 CHECK = Check(
     about=ABOUT, run=run, self_test=self_test, needs=(ATTRIBUTES, UNITS, ENCODER),
-    count=lambda evidence: len(evidence.asked.attributes) * (1 + len(BACKGROUND)),
+    count=lambda evidence: len(evidence.asked.attributes),
 )  # fmt: skip

@@ -7,7 +7,7 @@ Captum locate and illustrate (check ``maps``), they never flag. n images, E widt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from dinodomain.audit.figures import Bar, Forest, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.observe.replace import Replaced, look_without
 from dinodomain.audit.protocol.attribute import Attribute, permuted, read_attribute
+from dinodomain.audit.protocol.joint import carried, joint_p
 from dinodomain.audit.protocol.leak import Effort, Reader, score_many, weighted_score
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds
 from dinodomain.probes.folds import grouped_folds
@@ -37,7 +38,6 @@ ABOUT = About(
 
 MIN_IMAGES_UNITS = 200
 """Units with the region that a verdict needs."""
-REGIONS = 6
 DRAWS = 500
 
 NAMED = Need(
@@ -58,7 +58,7 @@ class Loss:
         dropped: Score where the encoder never saw its patches.
         elsewhere: Score without the same shape elsewhere.
         excess: ``elsewhere`` minus ``without``, with interval.
-        p: Chance that a probe of permuted labels loses as much.
+        null: [K] what probes of permuted labels lose.
         units: Units with the region.
         share: Of the image.
     """
@@ -69,7 +69,7 @@ class Loss:
     dropped: float
     elsewhere: float
     excess: Interval
-    p: float
+    null: np.ndarray
     units: int
     share: float
 
@@ -102,8 +102,14 @@ def _result(evidence: Evidence, name: str, numbers: np.ndarray, plain: np.ndarra
             name, verdict="NOT_APPLICABLE", answer="There is nothing to take away.", reason_code="no_region", reason=reason, **told
         )
     losses = measure(plain, attribute, regions, evidence.effort, evidence.least_permutations("Q3"))
-    judge = lambda p, _: _finding(name, losses, p, evidence.lines, told)  # noqa: E731
-    return Draft(p=tuple(loss.p for loss in losses), judge=judge)
+    p = _joint(losses)
+    return Draft(p=(min(p),), judge=lambda adjusted, family: _finding(name, losses, carried(p, adjusted[0]), evidence.lines, told))
+
+
+def _joint(losses: Sequence[Loss]) -> tuple[float, ...]:
+    """Chance that probes of permuted labels lose as much, corrected over the regions."""
+    found = joint_p(np.array([loss.excess.value for loss in losses]), np.column_stack([loss.null for loss in losses]))
+    return tuple(map(float, found))
 
 
 def measure(
@@ -138,8 +144,7 @@ def _loss(
     at = around(float(excess[0]), error)
     return Loss(
         region=name, plain=float(plain[0]), without=float(without[0]), dropped=float(dropped[0]), elsewhere=float(elsewhere[0]), excess=at,
-        p=float((1 + (excess[1:] >= excess[0]).sum()) / len(excess)), units=len(np.unique(attribute.unit_index[replaced.there[rows]])),
-        share=replaced.share,
+        null=excess[1:], units=len(np.unique(attribute.unit_index[replaced.there[rows]])), share=replaced.share,
     )  # fmt: skip
 
 
@@ -204,7 +209,7 @@ def self_test() -> SelfTest:
     clean[:, 3] += 2.5 * label
     found, silent = (_excess_of(rows, label) for rows in (planted, clean))
     return SelfTest(
-        positive="pass" if found.p <= 0.02 and found.excess.low > 0.05 else "fail",
+        positive="pass" if min(_joint([found])) <= 0.02 and found.excess.low > 0.05 else "fail",
         negative="pass" if abs(silent.excess.value) < 0.05 else "fail",
         detail=f"made-up region: loss {found.excess.value:.2f} where it carries the label, {silent.excess.value:+.2f} where it does not",
     )  # fmt: skip
@@ -220,8 +225,8 @@ def _excess_of(rows: np.ndarray, label: np.ndarray) -> Loss:
     return measure(rows, attribute, {"made-up": replaced}, Effort(bootstraps=60, folds=3), 99)[0]
 
 
-def _most(evidence: Evidence) -> int:
-    return REGIONS * (len(evidence.asked.attributes) + (evidence.asked.task is not None))
+def _columns(evidence: Evidence) -> int:
+    return len(evidence.asked.attributes) + (evidence.asked.task is not None)
 
 
-CHECK = Check(about=ABOUT, run=run, self_test=self_test, needs=(NAMED, UNITS, ENCODER), count=_most)
+CHECK = Check(about=ABOUT, run=run, self_test=self_test, needs=(NAMED, UNITS, ENCODER), count=_columns)

@@ -110,25 +110,28 @@ class Reader:
 
     def predict(self, values: np.ndarray) -> np.ndarray:
         """Out-of-fold predictions of K versions of the values: [K, n] to [K, n, C] (classes) or [K, n] (numbers)."""
-        return self.altered(values, ())[0]
+        return self._predict(levels(self._attribute.kind, values), ())[0]
 
     def altered(self, values: np.ndarray, versions: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Predictions of the plain rows, then of altered versions of them [n, E] by the very same probes; shapes as in ``predict``."""
         if versions and self._width > MAX_WIDTH:
             raise UserError("features", f"are {self._width} wide", allowed=f"{MAX_WIDTH} at most, where images are altered",
                             remedy="audit with a smaller pooling of the backbone (cls)")  # fmt: skip
-        found = self._ridge.altered(self._targets(values), versions, centre=True)
-        return [self._shaped(rows, len(values)) for rows in found]
+        return self._predict(levels(self._attribute.kind, values), versions)
 
-    def _targets(self, values: np.ndarray) -> np.ndarray:
-        """[n, K or K C] what ridge is fitted to."""
-        num_classes, (count, rows) = len(self._attribute.classes), values.shape
+    def _predict(self, found: np.ndarray, versions: Sequence[np.ndarray]) -> list[np.ndarray]:
+        predicted = self._ridge.altered(self._targets(found), versions, centre=True)
+        return [self._shaped(rows, len(found)) for rows in predicted]
+
+    def _targets(self, found: np.ndarray) -> np.ndarray:
+        """[n, K or K C] what ridge is fitted to, of levels [K, n]."""
+        num_classes, (count, rows) = len(self._attribute.classes), found.shape
         if self._attribute.kind == "number":
-            ranks: np.ndarray = mean_ranks(values).T / rows
+            ranks: np.ndarray = found.T / rows
             return ranks
         if num_classes == 2:
-            return values.T.astype(np.float64)
-        hot: np.ndarray = (values[:, :, None] == np.arange(num_classes)).transpose(1, 0, 2).reshape(rows, count * num_classes)
+            return found.T.astype(np.float64)
+        hot: np.ndarray = (found[:, :, None] == np.arange(num_classes)).transpose(1, 0, 2).reshape(rows, count * num_classes)
         return hot
 
     def _shaped(self, found: np.ndarray, count: int) -> np.ndarray:
@@ -141,11 +144,12 @@ class Reader:
 
     def score(self, values: np.ndarray) -> np.ndarray:
         """Scores of K versions of the values: [K, n] to [K]."""
-        pieces = []
-        for start in range(0, len(values), _PIECE):
-            part = values[start : start + _PIECE]
-            pieces.append(score_many(self._attribute.kind, self.predict(part), part))
-        return np.concatenate(pieces)
+        return self.score_levels(levels(self._attribute.kind, values))
+
+    def score_levels(self, found: np.ndarray) -> np.ndarray:
+        """The same of their levels [K, n], which readers of other features can share."""
+        parts = (found[start : start + _PIECE] for start in range(0, len(found), _PIECE))
+        return np.concatenate([_score_levels(self._attribute.kind, self._predict(part, ())[0], part) for part in parts])
 
 
 def narrow(features: np.ndarray) -> np.ndarray:
@@ -158,8 +162,17 @@ def narrow(features: np.ndarray) -> np.ndarray:
     return result
 
 
+def levels(kind: str, values: np.ndarray) -> np.ndarray:
+    """[K, n] what of the values [K, n] is read and scored: ranks of numbers, classes as they are."""
+    return mean_ranks(values) if kind == "number" else values
+
+
 def score_many(kind: str, predictions: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Unweighted scores of K predictions [K, n, C] or [K, n] against K values [K, n]; the rank-sum form of the AUROC."""
+    return _score_levels(kind, predictions, levels(kind, values))
+
+
+def _score_levels(kind: str, predictions: np.ndarray, values: np.ndarray) -> np.ndarray:
     if kind == "number":
         return _rank_correlation(predictions, values)
     num_classes = predictions.shape[2]
@@ -180,9 +193,9 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _rank_correlation(predictions: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(1 + Spearman) / 2 per row."""
-    a, b = mean_ranks(predictions), mean_ranks(values)
+def _rank_correlation(predictions: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """(1 + Spearman) / 2 per row, of predictions with values of these ranks."""
+    a, b = mean_ranks(predictions), ranks
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
     result: np.ndarray = 0.5 + 0.5 * (a * b).sum(axis=1) / np.maximum(norm, 1e-300)

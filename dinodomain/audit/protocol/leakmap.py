@@ -1,7 +1,6 @@
-"""Where an attribute can be read: one probe per place, and a null of the largest score over all places (max-T).
+"""Where an attribute can be read: one probe for each place, its score out of fold, its null and its draws.
 
-With hundreds of places the best one always looks good; the largest score of permuted values says how good by chance (Westfall and Young
-1993, 2.8). n images, P places, E width, K permutations, B draws.
+n images, P places, E width, K permutations, B draws.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from dinodomain.audit.protocol.attribute import Attribute
-from dinodomain.audit.protocol.leak import Reader, p_value, score_found
+from dinodomain.audit.protocol.joint import standing
+from dinodomain.audit.protocol.leak import Reader, levels, score_found
 
 WIDTH = 96
 """Principal components of the tokens that probes see, found without labels."""
@@ -43,31 +43,19 @@ class LeakMap:
         return out
 
     @property
-    def _excess(self) -> tuple[np.ndarray, np.ndarray]:
-        """[P] and [K, P] distance from the null's mean in its deviations."""
-        mean, spread = self.null.mean(axis=0), np.maximum(self.null.std(axis=0), 1e-9)
-        return (self.value - mean) / spread, (self.null - mean) / spread
-
-    @property
-    def p(self) -> float:
-        """Chance that any place of permuted values stands out as much as the one that stands out most here."""
-        found, null = self._excess
-        return p_value(np.nanmax(found), np.nanmax(null, axis=1))
-
-    @property
     def peak(self) -> int:
         """The place that stands out most."""
-        return int(np.nanargmax(self._excess[0]))
+        return int(np.nanargmax(standing(self.value, self.null)[0]))
 
     @property
     def reach(self) -> float:
         """Deviations that the largest of all places exceeds in 5 % of permutations: what 1.64 is for one place."""
-        return float(np.quantile(np.nanmax(self._excess[1], axis=1), 0.95))
+        return float(np.quantile(np.nanmax(standing(self.value, self.null)[1], axis=1), 0.95))
 
     @property
     def marked(self) -> np.ndarray:
         """[P] bool, places that stand out more than chance allows anywhere."""
-        found = self._excess[0]
+        found = standing(self.value, self.null)[0]
         return np.where(np.isnan(found), -np.inf, found) > self.reach
 
 
@@ -125,11 +113,12 @@ def read_map(
     """
     places, draws = tokens.shape[1], sum(len(piece) for piece in weights)
     value, null, drawn = np.full(places, np.nan), np.full((len(shuffled), places), np.nan), np.full((draws, places), np.nan)
+    permuted = levels(attribute.kind, shuffled)
     for place in np.flatnonzero(usable):
         reader = Reader(tokens[:, place], attribute, folds, _PENALTY)
         found = reader.predict(attribute.values[None])[0]
         value[place], drawn[:, place] = score_found(attribute, found, weights)
-        null[:, place] = reader.score(shuffled)
+        null[:, place] = reader.score_levels(permuted)
     return LeakMap(value=value, null=null, draws=drawn)
 
 
