@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from dinodomain.audit.checks.licences import output_licence
 from dinodomain.audit.evidence import TRAIL, About, Check, Evidence, Private, Result
 from dinodomain.audit.figures import Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.attribute import MISSING
 from dinodomain.audit.trail.flow import flows, split_tables, store_tables
 from dinodomain.audit.trail.kept import Kept
-from dinodomain.audit.trail.licences import Class, conflicts, read_licence
+from dinodomain.audit.trail.licences import Licence, conflicts, read_licence
 from dinodomain.audit.trail.record import Trail, concentration
 from dinodomain.errors import MissingExtra
 from dinodomain.probes.scores import wilson
@@ -50,8 +51,6 @@ DECLARED: Mapping[str, str] = {
 
 PERSONAL = ("consent", "confidentiality", "privacy_measures", "geography")
 """What must not be blank where the data are about people."""
-
-RELEASED = ("release_weights", "publish_embeddings", "deploy")
 
 
 def run(evidence: Evidence) -> list[Result]:
@@ -182,39 +181,35 @@ def _hashed(kept: Kept, rows: np.ndarray, same: np.ndarray) -> list[Result]:
 def _licences(evidence: Evidence, trail: Trail) -> Finding:
     told: dict[str, Any] = {"title": "Are licences of data and base weights known, and do they go together?"}
     try:
-        named = _named(evidence, trail)
-        output = evidence.policy.declared.get("weights_licence", "")
-        chosen = read_licence(output) if output else None
+        named, output = _named(evidence, trail), read_licence(output_licence(evidence))
     except MissingExtra as error:
         return ABOUT.unknown("missing_extra", str(error), 'install it: pip install "dinodomain[audit]"', "licences", **told)
-    total = sum(count for _, count, _, _ in named)
-    blank = sum(count for text, count, _, _ in named if not text)
     told |= {
         "n_images": 0 if trail.kept is None else len(trail.kept),
         "tables": (Table(
-            title="Licences", columns=("of", "as recorded", "read as", "kind"),
-            rows=tuple((f"{count} sources" if count else "base weights", text or "not recorded", spdx or "no SPDX expression", kind)
-                       for text, count, spdx, kind in named),
-            note="Kinds come from a small table of this package; they raise questions for people and decide none.",
+            title="Licences", columns=("licence", "as recorded", "read as", "asks for"),
+            rows=tuple((name, one.text or "not recorded", one.spdx or "no SPDX expression", str(one)) for name, _, one in named),
+            note="By a small table of this package; it raises questions for people and decides none.",
         ),),
     }  # fmt: skip
-    classes: dict[str, Class] = {spdx: kind for _, _, spdx, kind in named if spdx}
-    released = evidence.asked.decision.startswith(RELEASED)
-    return _licence_verdict(evidence, trail, told, blank / max(1, total), conflicts(classes, chosen, released=released), named)
+    against = conflicts({name: one for name, _, one in named if one.text}, output, released=evidence.asked.decision != "internal_use")
+    return _licence_verdict(evidence, trail, told, against, named)
 
 
-def _named(evidence: Evidence, trail: Trail) -> list[tuple[str, int, str, Class]]:
-    """(text, sources, SPDX, class) of each licence of the store, and of the base weights (0 sources)."""
-    found = []
+Named = list[tuple[str, int, Licence]]
+
+
+def _named(evidence: Evidence, trail: Trail) -> Named:
+    """(of what, sources, licence) of each licence of the store, and of the base weights (0 sources)."""
+    found: Named = []
     if trail.kept is not None:
         texts = Counter("" if _blank(value) else str(value).strip() for value in trail.kept.index["licence"])
         stated = evidence.policy.declared.get("licence", "").strip()
         if stated and texts[""]:  # beside the evidence: it is shown as declared, and blanks stay blank
-            found.append((f"declared: {stated}", 0, *read_licence(stated)))
-        found += [(text, count, *read_licence(text)) for text, count in sorted(texts.items()) if count]
+            found.append(("declared licence", 0, read_licence(stated)))
+        found += [(f"{text or 'none'} ({count} sources)", count, read_licence(text)) for text, count in sorted(texts.items()) if count]
     if trail.base is not None:
-        text = str(trail.base.get("licence") or "")
-        found.append((text, 0, *read_licence(text)))
+        found.append(("licence of the base weights", 0, read_licence(str(trail.base.get("licence") or ""))))
     return found
 
 
@@ -222,18 +217,16 @@ def _blank(value: object) -> bool:
     return value is None or str(value).strip().lower() in MISSING
 
 
-def _licence_verdict(
-    evidence: Evidence, trail: Trail, told: dict[str, Any], blank: float, against: list[str], named: list[tuple[str, int, str, Class]]
-) -> Finding:  # fmt: skip
+def _licence_verdict(evidence: Evidence, trail: Trail, told: dict[str, Any], against: list[str], named: Named) -> Finding:
     if trail.kept is None and trail.base is None:
         return ABOUT.unknown(
             "no_store", "no store was opened and no base weights are recorded", "audit with store=STORE", "licences", **told
         )
-    base_blank = trail.base is not None and not trail.base.get("licence")
+    blank = sum(count for _, count, one in named if not one.text) / max(1, sum(count for _, count, _ in named))
     flags = [*against, *([f"{blank:.1%} of the sources have no licence"] if blank > evidence.lines.unknown_sources else [])]
-    flags += ["the base weights have no recorded licence"] if base_blank else []
-    unread = [text for text, _, spdx, _ in named if text and not spdx]
-    restricted = [spdx for _, _, spdx, kind in named if kind in ("non_commercial", "no_derivatives", "restricted")]
+    flags += ["the base weights have no recorded licence"] if trail.base is not None and not trail.base.get("licence") else []
+    unread = [one.text for _, _, one in named if one.text and not one.spdx]
+    restricted = [one.spdx for _, _, one in named if one.asks and one.asks != {"share alike"}]
     warnings = [f"{text!r} is no SPDX expression, so what it allows was not looked up" for text in unread]
     warnings += [f"{spdx} restricts what the model may be used for" for spdx in dict.fromkeys(restricted)]
     action = (
