@@ -30,7 +30,8 @@ _ASKS: Sequence[tuple[str, tuple[Condition, ...]]] = (
 
 _TEXTS: Sequence[tuple[str, str]] = (
     (r".*\bdinov3\b.*", "LicenseRef-DINOv3"), (r".*\bdino(v2)? under apache-2\.0", "Apache-2.0"),
-    (r".*\bopenrail\b.*", "LicenseRef-OpenRAIL"), (r".*\bcopernicus\b.*", "LicenseRef-Copernicus"), (r"((us|usgs) )?public domain|pd", "CC-PDDC"),
+    (r".*\bopenrail\b.*", "LicenseRef-OpenRAIL"), (r".*\bcopernicus\b.*", "LicenseRef-Copernicus"),
+    (r"((us|usgs) )?public domain|pd", "CC-PDDC"),
 )  # fmt: skip
 """Texts that are no SPDX expression, in lower case, to what they stand for. Copernicus: free with attribution, (EU) 1159/2013."""
 
