@@ -2,7 +2,8 @@
 
 On ``DINODOMAIN_TEST_DATA`` (what it lacks is left out): patients of LGG MRI under random and grouped folds; site, view and text of chest
 images of two hospitals; listed near-duplicates of UC Merced and identical images of PneumoniaMNIST; ship patches and Landsat rows over
-the same ground; a CT hidden in another. Features are pixels (24 x 24, grey) or an untrained tiny encoder: these faults lie in the data.
+the same ground; a CT hidden in another; faces in brain scans. Features are pixels (24 x 24, grey) or an untrained tiny encoder: these
+faults lie in the data.
 
     python benchmarks/audit_real.py [--quick] [--only TEXT] [--work out/audit_real] --json FILE
 
@@ -25,9 +26,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from sklearn.model_selection import KFold
 
 from dinodomain.audit import Asked, AuditPlan, AuditSet, Effort, Finding, Policy, run_checks
@@ -39,6 +42,8 @@ from dinodomain.audit.protocol.attribute import read_attribute
 from dinodomain.audit.protocol.leak import Reader
 from dinodomain.audit.trail import read_trail
 from dinodomain.audit.trail.footprints import same_ground
+from dinodomain.audit.trail.heads import look as look_at_head
+from dinodomain.audit.trail.heads import read_heads
 from dinodomain.audit.trail.parts import find_parts
 from dinodomain.checkpoint import save_backbone
 from dinodomain.ingest import IngestPlan, ingest
@@ -255,10 +260,33 @@ def hidden(asking: Asking) -> Rows:
     yield row("parts of a volume in another", "medical_ingest, ts_example_ct_sm in ts_example_ct", len(found), 1, detail, "parts", right)
 
 
+def heads(asking: Asking) -> Rows:
+    """Heads as scanned show a face; their brains alone, cut out by their labels and two voxels around, do not."""
+    folder = REAL / "ixi_t1_2mm" / "dev"
+    store = stored(asking, "mri", folder, "heads", include=("*/*_T1w.nii.gz",))
+    whole = [one.state for one in read_heads(store, np.arange(len(store))).values()]
+    cut = [_without_face(labels) for labels in sorted(folder.glob("*/*dlmuse_seg.nii.gz"))]
+    for measure, states, wanted in (("heads in which a face stands", whole, "stands"), ("heads whose face was removed", cut, "removed")):
+        share, detail = (
+            np.mean([state == wanted for state in states]),
+            ", ".join(f"{count} {name}" for name, count in Counter(states).items()),
+        )
+        yield row(measure, f"ixi_t1_2mm, {len(states)} volumes of 2 mm, profiles", share, 1, detail, "share")
+
+
+def _without_face(labels: Path) -> str:
+    scan, brain = (
+        nib.as_closest_canonical(nib.load(path)) for path in (labels.with_name(labels.name.replace("dlmuse_seg", "T1w")), labels)
+    )
+    mask = ndimage.binary_dilation(ndimage.binary_fill_holes(np.asarray(brain.dataobj) > 0), iterations=2)
+    volume = np.where(mask, np.asarray(scan.dataobj, np.float32), 0.0).transpose(2, 1, 0)
+    return look_at_head(volume, [float(side) for side in scan.header.get_zooms()[::-1]]).state
+
+
 PARTS: Mapping[str, tuple[str, Callable[[Asking], Rows]]] = {
     "patients": ("lgg_mri", patients), "hospitals": ("cxr_nih_hannover", hospitals), "text": ("cxr_nih_hannover", written),
     "aerial": ("ucmerced_rgb128", aerial), "children": ("pneumoniamnist28", children), "ground": ("sat_multispectral", ground),
-    "hidden": ("medical_ingest", hidden),
+    "hidden": ("medical_ingest", hidden), "heads": ("ixi_t1_2mm", heads),
 }  # fmt: skip
 """Name to the folder that it needs and what it does."""
 

@@ -14,6 +14,7 @@ from dinodomain.audit.checks import text
 from dinodomain.audit.masks import ocr
 from dinodomain.audit.masks.ocr import Word, is_read, make_reader, measure, pictures, plant, surface, text_mask
 from dinodomain.audit.trail import Kept, Trail
+from dinodomain.audit.trail.heads import Head, State
 from dinodomain.errors import MissingExtra
 from dinodomain.probes.scores import Interval
 from dinodomain.testing import SyntheticImages
@@ -183,10 +184,12 @@ def test_without_the_package_or_an_encoder_it_is_not_assessable(run, make_set, m
     assert report.findings[0].reason_code == "needs_encoder"
 
 
-def make_kept(fields: str, *, personal: bool = True, names: np.ndarray = HASHED, ndim: int = 2) -> Kept:
+def make_kept(fields: str, *, personal: bool = True, names: np.ndarray = HASHED, states: tuple[State, ...] = ()) -> Kept:
+    """An index of 60 sources with the same fields; volumes whose states repeat where any are given."""
     index = {"source_id": names, "unit": names, "fields": np.array([fields] * 60, dtype=object)}
     return Kept(
-        digest="", domain="xray", ndim=ndim, personal=personal, index=index, groups={},
+        digest="", domain="xray", ndim=3 if states else 2, personal=personal, index=index, groups={},
+        heads=(lambda rows: {row: Head(state=states[row % len(states)]) for row in rows.tolist()}) if states else None,
         unit_rows=np.arange(60), unit_names=names.astype(str),
         held_units=frozenset(), held_sources=np.zeros(60, bool), eligible_sources=np.ones(60, bool), eligible_units=frozenset(),
     )  # fmt: skip
@@ -216,16 +219,18 @@ def test_a_private_attribute_counts_as_identifying(run):
 
 
 @pytest.mark.parametrize(
-    ("fields", "verdict"),
+    ("fields", "states", "verdict"),
     [
-        ("{}", "NOT_ASSESSABLE"),
-        ('{"body_part":"BRAIN","recognizable_visual_features":"NO"}', "NOT_ASSESSABLE"),
-        ('{"body_part":"HEAD","recognizable_visual_features":"YES"}', "FLAG"),
-        ('{"body_part":"KNEE"}', "NOT_APPLICABLE"),
+        ("{}", ("no head", "stands"), "FLAG"), ("{}", ("no head", "removed"), "CLEAR_WITHIN_LIMITS"),
+        ("{}", ("no head",), "NOT_APPLICABLE"), ("{}", ("removed", "undecided"), "NOT_ASSESSABLE"),
+        ('{"body_part":"BRAIN"}', ("removed", "no head"), "NOT_ASSESSABLE"),
+        ('{"body_part":"HEAD","recognizable_visual_features":"YES"}', ("removed",), "FLAG"),
+        ('{"body_part":"HEAD","recognizable_visual_features":"NO"}', ("stands",), "FLAG"),  # a claim excuses nothing
+        ('{"body_part":"KNEE"}', ("stands",), "NOT_APPLICABLE"),
     ],
-)
-def test_faces_in_volumes_of_heads_are_never_clear(run, fields, verdict):
-    found, _ = run(noise(), reader(), kept=make_kept(fields, ndim=3), ocr_images=1)
+)  # fmt: skip
+def test_faces_in_volumes_of_heads_are_told_by_claims_and_profiles(run, fields, states, verdict):
+    found, _ = run(noise(), reader(), kept=make_kept(fields, states=states), ocr_images=1)
     assert found["text/faces"].verdict == verdict
     assert "text/faces" not in run(noise(), reader(), kept=make_kept(fields), ocr_images=1)[0]
 

@@ -39,7 +39,6 @@ CLAIMS = {
     "burned_in_annotation": "BurnedInAnnotation (0028,0301)", "recognizable_visual_features": "RecognizableVisualFeatures (0028,0302)",
 }  # fmt: skip
 _PRIVATE = re.compile(r"^\(?[0-9a-f]{3}[13579bdf],? ?[0-9a-f]{4}\)?$", re.IGNORECASE)
-_HEAD = re.compile(r"head|brain|skull|face|orbit|sinus|neck|c-?spine", re.IGNORECASE)
 _HASHED = re.compile(r"^[0-9a-f]{32}$")
 
 
@@ -50,7 +49,7 @@ def headers(about: About, kept: Kept) -> Finding:
         about: The text check.
         kept: The store's side of the trail.
     """
-    fields = _fields(kept)
+    fields = fields_of(kept)
     named = sorted(name for name in fields if name in PS315 or _PRIVATE.match(name))
     clear = [f"{name} (column {name})" for name in ("source_id", "unit") if kept.personal and not _hashed(kept.index[name])]
     shaped = sorted(name for name, values in fields.items() if name not in named and _identifying(values))
@@ -80,36 +79,7 @@ def headers(about: About, kept: Kept) -> Finding:
     return about.finding("headers", **told, verdict="CLEAR_WITHIN_LIMITS", answer=answer)
 
 
-def faces(about: About, kept: Kept) -> Finding:
-    """Whether faces can be made visible from volumes of heads: only what headers claim is known, so it is never clear.
-
-    Args:
-        about: The text check.
-        kept: The store's side of the trail, of volumes of people.
-    """
-    fields = _fields(kept)
-    part, claim = (fields.get(name, np.full(len(kept), "", dtype=object)) for name in ("body_part", "recognizable_visual_features"))
-    heads = np.array([not str(one) or bool(_HEAD.search(str(one))) for one in part], bool)
-    told: dict[str, Any] = {
-        "title": "Can faces be made visible from volumes of heads?", "n_images": int(heads.sum()),
-        "counts": {"volumes that may show a head": printed(int(heads.sum())), "of these stated as recognisable": printed(
-            int((heads & (claim == "YES")).sum()))},
-    }  # fmt: skip
-    if not heads.any():
-        reason = "every volume states a body part other than the head"
-        return about.finding("faces", **told, verdict="NOT_APPLICABLE", answer="There are no heads.", reason_code="no_heads", reason=reason)
-    if (heads & (claim == "YES")).any():
-        return about.finding(
-            "faces", **told, verdict="FLAG", answer="Yes: headers state recognisable visual features (0028,0302).",
-            action="Remove faces before ingest (defacing or skull stripping), and train again.", repeat="No header states them.",
-        )  # fmt: skip
-    reason = "faces are not looked for in volumes, and a header that denies them is a claim, not a test"
-    return about.unknown(
-        "not_looked_for", reason, "render some heads, and remove faces before ingest where one can be seen", "faces", **told
-    )
-
-
-def _fields(kept: Kept) -> dict[str, np.ndarray]:
+def fields_of(kept: Kept) -> dict[str, np.ndarray]:
     """Fields of the index itself, without the columns of a CSV that was joined for the audit alone."""
     read = [json.loads(text) if text else {} for text in kept.index["fields"]]
     names = sorted({name for one in read for name in one})

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dinodomain.audit.checks.headers import DATE, ID, faces
+from dinodomain.audit.checks.faces import faces
+from dinodomain.audit.checks.headers import DATE, ID
 from dinodomain.audit.checks.headers import headers as found_in_headers
 from dinodomain.audit.evidence import ENCODER, About, Check, Evidence, Need, Private, Result
 from dinodomain.audit.figures import Cell, Heat, Table
@@ -23,6 +24,7 @@ from dinodomain.audit.finding import Estimate, Finding, SelfTest
 from dinodomain.audit.masks.ocr import CONTRASTS, LEAST_SIDE, SIZES, Plant, Reader, Word, make_reader, measure, pictures, surface
 from dinodomain.audit.observe import Observer
 from dinodomain.audit.protocol.verdict import Thresholds
+from dinodomain.audit.trail.heads import look, made_up
 from dinodomain.errors import MissingExtra
 from dinodomain.probes.scores import Interval, wilson
 
@@ -84,8 +86,8 @@ def run(evidence: Evidence) -> list[Result]:
     """Pixels first, then what the index keeps of headers."""
     kept = None if evidence.trail is None else evidence.trail.kept
     headers = [] if kept is None else [found_in_headers(ABOUT, kept)]
-    if kept is not None and kept.personal and kept.ndim == 3:
-        headers.append(faces(ABOUT, kept))
+    if kept is not None and kept.personal and kept.heads is not None:
+        headers.append(faces(ABOUT, kept, evidence.effort.seed))
     if evidence.asked.ocr_images == 0:
         return [ABOUT.unknown("not_asked", "no image was read (audit.ocr_images=0)", "give a number, or leave it out", "pixels"), *headers]
     try:
@@ -257,17 +259,19 @@ def _private(columns: Mapping[str, np.ndarray], listed: Sequence[tuple[int, Word
 
 
 def self_test() -> SelfTest:
-    """Kinds of made-up strings, and the bound of nothing found."""
+    """Kinds of made-up strings, the bound of nothing found, and made-up heads with a face and without."""
     identifying = ("12.03.1987", "ID 48213", "20190412", "MRN:00482113")
     others = ("PORTABLE", "AP", "L", "10 cm", "SMITH", "100%")
     hits = [kind_of(text) in IDENTIFIERS for text in identifying]
     false = [kind_of(text) in IDENTIFIERS for text in others]
     whole = Interval(value=1.0, low=1.0, high=1.0)
     bound = upper_bound(0, 3000, whole)
+    stands, gone = (look(made_up(face=face), (3.0, 3.0, 3.0)).state for face in (True, False))
     return SelfTest(
-        positive="pass" if all(hits) and bound == 0.001 else "fail", negative="pass" if not any(false) else "fail",
-        detail=f"made-up strings: {sum(hits)} of 4 identifiers told, {sum(false)} of 6 others; the reader's recall is measured on the "
-        "audited images",
+        positive="pass" if all(hits) and bound == 0.001 and stands == "stands" else "fail",
+        negative="pass" if not any(false) and gone == "removed" else "fail",
+        detail=f"made-up strings: {sum(hits)} of 4 identifiers told, {sum(false)} of 6 others; made-up heads: a face {stands}, one taken "
+        f"away is {gone}; the reader's recall is measured on the audited images",
     )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dinodomain.audit.trail.heads import Head
+
 Json = Any
 Rehash = Callable[[np.ndarray], np.ndarray]
 """([n] rows of the index) to [n] bool: the pixels read now have the recorded content hash."""
@@ -52,6 +54,7 @@ class Kept:
         withdrawn_sources: How many sources are gone.
         rehash: Reads pixels again.
         volumes: Reads volumes as stacks of small slices, see ``trail.parts``; None where there are none.
+        heads: ([n] rows of the index) to row and what it shows of a head, see ``trail.heads``; None where there are no volumes.
     """
 
     digest: str
@@ -72,6 +75,7 @@ class Kept:
     withdrawn_sources: int = 0
     rehash: Rehash | None = None
     volumes: Callable[[], Mapping[int, np.ndarray]] | None = None
+    heads: Callable[[np.ndarray], Mapping[int, Head]] | None = None
 
     def __len__(self) -> int:
         return len(self.held_sources)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dinodomain.audit.trail.heads import read_heads
 from dinodomain.audit.trail.kept import Kept, Left
 from dinodomain.audit.trail.parts import read_volumes
 from dinodomain.audit.trail.record import Trail, training_record, training_trail
@@ -68,6 +69,7 @@ def _kept(store: Store, loader: Mapping[str, Json], groups: Mapping[str, np.ndar
         withdrawn_sources=len(manifest.get("withdrawn_sources", ())),
         rehash=lambda chosen: np.array([_same_pixels(store, int(row)) for row in chosen], bool),
         volumes=(lambda: read_volumes(store)) if store.ndim == 3 else None,
+        heads=(lambda rows: read_heads(store, rows)) if store.ndim == 3 else None,
     )  # fmt: skip
 
 

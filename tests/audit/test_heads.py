@@ -1,0 +1,58 @@
+"""Profiles of heads: a face that stands, one that was removed, what is no head; on made-up volumes and on real brain scans."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from dinodomain.audit.trail.heads import look, made_up, read_heads
+from dinodomain.ingest import IngestPlan, ingest
+from dinodomain.store import open_store
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 3.0, 3.0), (1.5, 1.0, 1.0), (6.0, 1.5, 1.5)])
+def test_a_face_is_told_at_any_spacing(spacing):
+    for face, state in ((True, "stands"), (False, "removed")):
+        volume = ndimage.zoom(made_up(face=face), [3.0 / side for side in spacing], order=1)
+        assert look(volume, spacing).state == state
+
+
+def test_air_below_tissue_may_have_any_value():
+    hounsfield = 10.0 * made_up(face=True) - 1000.0
+    assert look(hounsfield, (3.0, 3.0, 3.0)).state == "stands"
+
+
+def test_a_head_that_is_cut_off_decides_nothing():
+    volume = made_up(face=True)
+    assert look(volume[45:], (3.0, 3.0, 3.0)).state == "undecided"  # nose and mouth lie outside
+    assert look(volume[:60], (3.0, 3.0, 3.0)).state == "no head"  # the top lies outside
+
+
+def test_other_things_are_no_heads():
+    assert look(np.zeros((40, 40, 40), np.float32), (3.0, 3.0, 3.0)).state == "no head"
+    chest = np.full((60, 80, 120), -1000.0, np.float32)
+    chest[:, 10:70, 5:115] = 40.0
+    assert look(chest, (3.0, 3.0, 3.0)).state == "no head"
+    globe = ((np.indices((90, 90, 90)) - 45) ** 2).sum(axis=0) < 38**2  # 228 mm wide
+    assert look(globe.astype(np.float32), (3.0, 3.0, 3.0)).state == "no head"
+
+
+def test_real_heads_show_their_faces_and_their_brains_alone_do_not(real_data, tmp_path):
+    folder = real_data / "ixi_t1_2mm" / "dev"
+    if not folder.is_dir():
+        pytest.skip("no IXI here")
+    plan = IngestPlan(domain="mri", source=str(folder), store=str(tmp_path / "store"), workers=0, include=("IXI0*/*_T1w.nii.gz",))
+    ingest(plan, progress=lambda done, total: None)
+    store = open_store(tmp_path / "store")
+    found = read_heads(store, np.arange(len(store)))
+    assert {head.state for head in found.values()} == {"stands"}
+    for labels in sorted(folder.glob("*/*dlmuse_seg.nii.gz"))[:3]:
+        scan, brain = (_canonical(path) for path in (labels.with_name(labels.name.replace("dlmuse_seg", "T1w")), labels))
+        alone = scan * ndimage.binary_dilation(ndimage.binary_fill_holes(brain > 0), iterations=2)
+        assert look(alone, (2.0, 2.0, 2.0)).state == "removed"
+
+
+def _canonical(path):
+    return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj, np.float32).transpose(2, 1, 0)
