@@ -11,9 +11,11 @@ from dinodomain.audit import Asked, Effort, run_checks
 from dinodomain.audit.checks import dense
 from dinodomain.audit.masks.regions import background, border, otsu
 from dinodomain.audit.observe.tokens import TokenSet, look_at_tokens, mean_token
-from dinodomain.audit.protocol.attribute import read_attribute
-from dinodomain.audit.protocol.leakmap import Basis, filled
+from dinodomain.audit.protocol.attribute import permuted, read_attribute
+from dinodomain.audit.protocol.leakmap import Basis, filled, read_map
 from dinodomain.audit.protocol.verdict import Thresholds
+from dinodomain.probes.folds import grouped_folds
+from dinodomain.probes.scores import unit_weights
 
 EFFORT = Effort(permutations=99, bootstraps=60, folds=3)
 
@@ -124,3 +126,22 @@ def test_the_border_is_a_ring_in_plane():
     ring = border((4, 32, 32))
     assert ring[:, :2].all()
     assert not ring[:, 2:-2, 2:-2].any()
+
+
+def test_maps_do_not_depend_on_the_number_of_threads():
+    generator = np.random.default_rng(0)
+    tokens, before = generator.normal(size=(60, 5, 6)), torch.get_num_threads()
+    attribute = read_attribute("a", np.repeat(["x", "y"], 30), np.arange(60))
+    folds, shuffled = grouped_folds(attribute.unit_index, attribute.values, 3, 0), permuted(attribute, 40, 0)
+    weights = list(unit_weights(attribute.unit_index, 20, 0))
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(read_map(tokens, np.array([True, True, False, True, True]), attribute, folds, shuffled, weights))
+    finally:
+        torch.set_num_threads(before)
+    one, three = found
+    assert np.isnan(one.value[2])
+    for name in ("value", "null", "draws"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(three, name))

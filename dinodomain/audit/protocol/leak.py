@@ -183,6 +183,7 @@ def _score_levels(kind: str, predictions: np.ndarray, values: np.ndarray) -> np.
 
 def mean_ranks(values: np.ndarray) -> np.ndarray:
     """[K, n] ranks 1..n along each row, ties sharing their mean: those of ``scipy.stats.rankdata``, in a third of its time without ties."""
+    values = np.ascontiguousarray(values)  # values of a row that lie apart in memory sort more slowly
     order = np.argsort(values, axis=1)
     ordered = np.take_along_axis(values, order, axis=1)
     ranks = np.empty(values.shape)

@@ -6,10 +6,13 @@ n images, P places, E width, K permutations, B draws.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
 
 from dinodomain.audit.protocol.attribute import Attribute
 from dinodomain.audit.protocol.joint import standing
@@ -114,11 +117,17 @@ def read_map(
     places, draws = tokens.shape[1], sum(len(piece) for piece in weights)
     value, null, drawn = np.full(places, np.nan), np.full((len(shuffled), places), np.nan), np.full((draws, places), np.nan)
     permuted = levels(attribute.kind, shuffled)
-    for place in np.flatnonzero(usable):
+
+    def read(place: int) -> None:
         reader = Reader(tokens[:, place], attribute, folds, _PENALTY)
         found = reader.predict(attribute.values[None])[0]
         value[place], drawn[:, place] = score_found(attribute, found, weights)
         null[:, place] = reader.score_levels(permuted)
+
+    # Sorting takes as long as the products and has one thread: so places are spread over threads, each product has one.
+    threads = torch.get_num_threads()
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, np.flatnonzero(usable).tolist()))
     return LeakMap(value=value, null=null, draws=drawn)
 
 
