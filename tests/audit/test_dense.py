@@ -119,6 +119,8 @@ def test_otsu_splits_two_tones_and_the_background_lies_outside_the_body():
     image[0, 0, 9:11, 9:11] = 0.0  # a hole is body, not background
     outside = background(image, torch.ones(1, 20, 20, dtype=torch.bool))[0]
     assert int((~outside).sum()) == 100
+    texture = torch.from_numpy(np.kron(np.random.default_rng(0).integers(40, 160, (16, 16)), np.ones((2, 2)))).float()[None, None]
+    assert not background(texture, torch.ones(1, 32, 32, dtype=torch.bool)).any()  # much of what lies outside is as bright
     assert not background(torch.zeros(1, 1, 8, 8), torch.ones(1, 8, 8, dtype=torch.bool)).any()
 
 
