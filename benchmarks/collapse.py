@@ -28,7 +28,7 @@ from dinodomain.engine.doctor import DoctorPlan, Findings, doctor
 from dinodomain.lineage import write_json
 
 REAL = Path(os.environ.get("DINODOMAIN_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
-STEPS, BATCH = 300, 32
+BATCH, LONG = 32, 1500
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "model": {"dim": 96, "depth": 4, "heads": 4, "patch": 8, "layer_scale": 1.0, "init": "xavier"},
     "views": {"global_size": 32, "local_size": 16, "num_local": 4},
@@ -49,6 +49,7 @@ class Case:
         change: Keys that provoke it, or make the recipe small.
         recipe: Name of the recipe.
         after: The run that it begins with.
+        steps: How long it is trained.
     """
 
     name: str
@@ -57,13 +58,14 @@ class Case:
     change: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recipe: str = "tiny"
     after: str = ""
+    steps: int = 300
 
 
 CASES = (
-    Case(name="dino", verdict="healthy", recipe="dino", change=SMALL),
-    Case(name="dinov2", verdict="healthy", recipe="dinov2", change=SMALL),
-    Case(name="dinov3", verdict="healthy", recipe="dinov3", change=SMALL_V3),
-    Case(name="dinov3_gram", verdict="healthy", recipe="dinov3_gram", change=SMALL_V3, after="dinov3"),
+    Case(name="dino", verdict="healthy", recipe="dino", change=SMALL, steps=LONG),
+    Case(name="dinov2", verdict="healthy", recipe="dinov2", change=SMALL, steps=LONG),
+    Case(name="dinov3", verdict="healthy", recipe="dinov3", change=SMALL_V3, steps=LONG),
+    Case(name="dinov3_gram", verdict="healthy", recipe="dinov3_gram", change=SMALL_V3, after="dinov3", steps=500),
     Case(name="healthy", verdict="healthy"),
     Case(
         name="no_centring",
@@ -132,7 +134,7 @@ def main() -> None:
     for case in CASES:
         if chosen.only in (None, case.name):
             started = time.perf_counter()
-            found = provoke(case, store, chosen.out, 30 if chosen.quick else STEPS)
+            found = provoke(case, store, chosen.out, 30 if chosen.quick else case.steps)
             rows.append(judged(case, found, time.perf_counter() - started))
             print(f"\n== {case.name}\n{found.text()}\n", flush=True)
     print(*(f"{'named ' if row['ours'] else 'MISSED'}  {row['input']}: {row['detail']} ({row['seconds']} s)" for row in rows), sep="\n")
