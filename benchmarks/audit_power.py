@@ -34,7 +34,7 @@ import torch
 from power import core
 from power.cases import all_cases, lacking
 from power.core import CONDITIONS, Condition
-from power.scenario import Scenario
+from power.scenario import SEEDS, Scenario
 
 from dinodomain.lineage import write_json
 from dinodomain.probes.scores import wilson
@@ -56,7 +56,7 @@ def wanted(only: str, seeds: int | None, quick: bool) -> Iterator[tuple[str, int
 
 
 def _seeds(case: Case) -> int:
-    return core.SEEDS if isinstance(case, Condition) else case.seeds
+    return core.SEEDS if isinstance(case, Condition) else SEEDS
 
 
 def outcome(key: str, seed: int) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed of each: proves that it runs, and nothing else")
     parser.add_argument("--list", action="store_true", help="print what is missing and stop")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds the text (core, a check)")
-    parser.add_argument("--seeds", type=int, help="most seeds of each; none takes 400 for the core, 3 to 50 for others")
+    parser.add_argument("--seeds", type=int, help="most seeds of each; none takes 400 for the core, 50 for others")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="state, a line a seed; none takes out/audit_power.jsonl (quick: another, anew)")
     parser.add_argument("--json", type=Path, help="file for the rows of the table")

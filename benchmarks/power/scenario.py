@@ -18,8 +18,6 @@ DETECTED = 0.8
 FALSE = 0.05
 """Share of clean seeds that may be flagged or warned of: the level of all tests of a question together."""
 SEEDS = 50
-CERTAIN = 3
-"""Seeds where nothing is drawn that could change the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +31,6 @@ class Scenario:
         effect: How large the plant is, in words; empty where there is none.
         run: Seed to the findings of that world.
         finding: Id of the finding that answers; empty takes all of the check.
-        seeds: Worlds that are looked at.
         aim: Share that is asked for; None where a small effect is only measured.
     """
 
@@ -43,7 +40,6 @@ class Scenario:
     run: Callable[[int], Sequence[Finding]]
     effect: str = ""
     finding: str = ""
-    seeds: int = SEEDS
     aim: float | None = None
 
     @property
@@ -88,7 +84,7 @@ def quiet(check: str, name: str, run: Callable[[int], Sequence[Finding]], **more
 
 def short(check: str, name: str, run: Callable[[int], Sequence[Finding]], **more: Any) -> Scenario:
     """A scenario with less than the check needs."""
-    return Scenario(check=check, name=name, kind="few", run=run, aim=1.0, seeds=more.pop("seeds", CERTAIN), **more)
+    return Scenario(check=check, name=name, kind="few", run=run, aim=1.0, **more)
 
 
 @cache
