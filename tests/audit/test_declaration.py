@@ -98,7 +98,10 @@ def with_output(output: str, **keys) -> Declaration:
         ("CC-BY-SA-4.0", "CC-BY-SA-4.0", "CLEAR_WITHIN_LIMITS"), ("GPL-3.0-only", "CC-BY-SA-4.0", "FLAG"),
         ("CC-BY-ND-4.0", "CC-BY-ND-4.0", "FLAG"), ("MIT OR CC-BY-NC-4.0", "MIT", "CLEAR_WITHIN_LIMITS"),
         ("MIT AND CC-BY-NC-4.0", "MIT", "FLAG"), ("some agreement", "MIT", "NOT_ASSESSABLE"), ("MIT", "", "NOT_ASSESSABLE"),
-        ("LicenseRef-DUA", "MIT", "FLAG"),
+        ("LicenseRef-DUA", "MIT", "FLAG"), ("LicenseRef-DUA", "LicenseRef-DUA AND MIT", "CLEAR_WITHIN_LIMITS"),
+        ("CC-BY-SA-4.0 AND MIT", "CC-BY-SA-4.0", "CLEAR_WITHIN_LIMITS"), ("AGPL-3.0-only OR LicenseRef-Enterprise", "MIT", "FLAG"),
+        ("GPL-3.0-only OR CC-BY-SA-4.0", "CC-BY-SA-4.0", "CLEAR_WITHIN_LIMITS"), ("CC-BY-NC-4.0", "LicenseRef-Mine", "NOT_ASSESSABLE"),
+        ("CC-BY-NC-4.0", "MIT OR CC-BY-NC-4.0", "FLAG"),
     ],
 )  # fmt: skip
 def test_conditions_of_data_must_reach_the_output(evidence, data, output, verdict):
@@ -115,7 +118,7 @@ def test_base_weights_come_from_the_lineage_however_deep(evidence):
     start = {"plan": {"weights": "/somewhere/dinov3_vits16.pth", "licence": "DINOv3 License"}, "history": []}
     (finding,) = licences.run(evidence(with_output("Apache-2.0"), record={"history": [{"history": [start]}]}))
     assert finding.verdict == "FLAG"
-    assert "base weights dinov3_vits16.pth asks for its own terms passed on" in finding.answer
+    assert "base weights dinov3_vits16.pth (DINOv3 License) asks for its own terms passed on" in finding.answer
 
 
 def test_no_licence_at_all_cannot_be_assessed(evidence):

@@ -87,6 +87,23 @@ def test_what_attention_brings_is_told_from_what_a_place_holds():
     assert dense.where(reading, 0.01, Thresholds()) == "imported"
 
 
+def test_a_region_that_tells_it_has_the_small_p_value_and_no_other():
+    generator = np.random.default_rng(0)
+    sign = np.repeat(["no", "yes"], 75)
+    tokens = generator.normal(size=(150, 9, 8))
+    behind, silent = generator.normal(size=(2, 150, 8))
+    behind[sign == "yes", 0] += 3.0
+    made = TokenSet(
+        numbers=np.arange(150), grid=(3, 3), tokens=dict.fromkeys(("embedded", "alone", "full"), tokens), known=np.ones((150, 9), bool),
+        norms=np.ones((150, 9)), regions={"background": silent, "border": behind, "sky": behind},
+    )  # fmt: skip
+    reading = dense.read(made, read_attribute("sign", sign, np.arange(150)), EFFORT, 99)
+    places, background, border = reading.p
+    assert tuple(reading.regions) == ("background", "border")  # what is no background is not looked at
+    assert border == 1 / 201
+    assert min(places, background) > 0.05
+
+
 def test_places_without_data_say_nothing_and_have_no_score():
     tokens = np.random.default_rng(0).normal(size=(20, 3, 4))
     known = np.ones((20, 3), bool)

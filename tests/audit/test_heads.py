@@ -24,6 +24,20 @@ def test_air_below_tissue_may_have_any_value():
     assert look(hounsfield, (3.0, 3.0, 3.0)).state == "stands"
 
 
+@pytest.mark.parametrize("padding", [-1024.0, -2048.0, -3024.0, np.nan])
+def test_padding_around_the_field_of_a_scanner_counts_as_air(padding):
+    for face, state in ((True, "stands"), (False, "removed")):
+        volume = 10.0 * made_up(face=face) - 1000.0 + np.random.default_rng(0).normal(0, 15, (80, 80, 60)).astype(np.float32)
+        _, y, x = np.indices(volume.shape)
+        volume[(y - 40) ** 2 + (x - 30) ** 2 > 38**2] = padding
+        assert look(volume, (3.0, 3.0, 3.0)).state == state
+
+
+def test_thin_and_empty_volumes_are_no_heads():
+    assert look(np.ones((2, 50, 50), np.float32), (1.0, 1.0, 1.0)).state == "no head"
+    assert look(np.full((20, 20, 20), np.nan, np.float32), (3.0, 3.0, 3.0)).state == "no head"
+
+
 def test_a_head_that_is_cut_off_decides_nothing():
     volume = made_up(face=True)
     assert look(volume[45:], (3.0, 3.0, 3.0)).state == "undecided"  # nose and mouth lie outside

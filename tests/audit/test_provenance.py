@@ -13,6 +13,7 @@ from dinodomain.audit.checks.provenance import concentration
 from dinodomain.audit.evidence import Private
 from dinodomain.audit.trail import Kept, Left, StoreDrawn, Trail
 from dinodomain.audit.trail.licences import conflicts, read_licence
+from dinodomain.model import weights
 
 QUICK = Effort(permutations=99, bootstraps=100)
 
@@ -91,16 +92,29 @@ def test_base_weights_count_with_the_data(run, trail):
     assert "asks for no commercial use" in found.licences.answer
 
 
+RECORDED = [
+    (name, text, "its own terms passed on" if name == "dinov3" else "attribution at most") for name, text in weights._LICENCES.items()
+]
+"""What a warm start writes of weights beside which no licence lies."""
+
+
 @pytest.mark.parametrize(
     ("text", "spdx", "asks"),
     [
         ("CC BY 4.0", "CC-BY-4.0", "attribution at most"), ("CC-BY-NC-SA-4.0", "CC-BY-NC-SA-4.0", "no commercial use, share alike"),
         ("MIT", "MIT", "attribution at most"), ("CC-BY-SA-3.0 AND MIT", "CC-BY-SA-3.0 AND MIT", "share alike"),
-        ("MIT OR GPL-3.0-only", "GPL-3.0-only OR MIT", "attribution at most"), ("USGS public domain", "CC-PDDC", "attribution at most"),
+        ("MIT OR GPL-3.0-only", "GPL-3.0-only OR MIT", "attribution at most or share alike"),
+        ("USGS public domain", "CC-PDDC", "attribution at most"),
         ("CC-BY-ND-4.0", "CC-BY-ND-4.0", "no derivatives passed on"), ("MITRE", "", "not known"), ("", "", "not known"),
         ("per file", "", "not known"), ("DINOv3 License", "LicenseRef-DINOv3", "its own terms passed on"),
         ("Copernicus Sentinel data 2021", "LicenseRef-Copernicus", "attribution at most"),
-        ("DINOv2 under Apache-2.0", "Apache-2.0", "attribution at most"),
+        *((text, "LicenseRef-DINOv3" if name == "dinov3" else "Apache-2.0", words) for name, text, words in RECORDED),
+        ("CC-BY-NC-4.0 AND LicenseRef-Copernicus", "CC-BY-NC-4.0 AND LicenseRef-Copernicus", "no commercial use"),
+        ("Copernicus WorldDEM-30, restricted", "", "not known"), ("()", "", "not known"),
+        ("MIT OR 0BSD", "MIT OR 0BSD", "attribution at most"),
+        ("cc by 4.0", "CC-BY-4.0", "attribution at most"), ("licenseref-dua", "licenseref-dua", "its own terms passed on"),
+        ("BSD-Protection", "BSD-Protection", "not known"),
+        ("CC-BY-NC-4.0 OR ODbL-1.0", "CC-BY-NC-4.0 OR ODbL-1.0", "no commercial use or share alike"),
         ("LicenseRef-DUA AND MIT", "LicenseRef-DUA AND MIT", "its own terms passed on"), ("Bitstream-Vera", "Bitstream-Vera", "not known"),
     ],
 )  # fmt: skip
@@ -112,12 +126,23 @@ def test_licences_are_read_as_spdx_and_by_what_they_ask_for(text, spdx, asks):
 
 def test_two_share_alike_terms_contradict_each_other_and_no_derivatives_forbids_release():
     both = {name: read_licence(name) for name in ("CC-BY-SA-4.0", "ODbL-1.0")}
-    assert len(conflicts(both, None, released=True)) == 1
-    assert not conflicts(both, None, released=False)  # nothing is passed on
+    undeclared = read_licence("")
+    assert len(conflicts(both, undeclared, released=True)) == 1
+    assert not conflicts(both, undeclared, released=False)  # nothing is passed on
+    assert not conflicts({"a": both["ODbL-1.0"], "b": read_licence("ODbL-1.0 AND MIT")}, undeclared, released=True)
+    assert not conflicts({**both, "ODbL-1.0": read_licence("ODbL-1.0 OR MIT")}, undeclared, released=True)
     fixed = {"data": read_licence("CC-BY-ND-4.0")}
-    assert not conflicts(fixed, None, released=False)
+    assert not conflicts(fixed, undeclared, released=False)
     assert len(conflicts(fixed, read_licence("CC-BY-ND-4.0"), released=True)) == 1
     assert not conflicts({name: read_licence(name) for name in ("MIT", "CC-BY-4.0")}, read_licence("Apache-2.0"), released=True)
+
+
+def test_a_licence_that_the_table_does_not_know_is_never_clear(run, trail):
+    unknown = replace(trail, kept=make_kept(licence="Sleepycat"))
+    assert "the licence of Sleepycat" in run(unknown).licences.answer
+    shared = replace(trail, kept=make_kept(licence="CC-BY-SA-4.0"))
+    assert run(shared).licences.verdict == "CLEAR_WITHIN_LIMITS"
+    assert run(shared, decision="release_weights").licences.verdict == "WARN"  # under which licence is not declared
 
 
 def test_another_store_blanks_about_people_and_changes_are_warned_of(run, trail):

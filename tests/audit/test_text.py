@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dinodomain.audit import Asked, AuditSet, Effort, Policy, run_checks
 from dinodomain.audit.checks import text
+from dinodomain.audit.checks.faces import faces
 from dinodomain.audit.masks import ocr
 from dinodomain.audit.masks.ocr import Word, is_read, make_reader, measure, pictures, plant, surface, text_mask
 from dinodomain.audit.trail import Kept, Trail
-from dinodomain.audit.trail.heads import Head, State
+from dinodomain.audit.trail.heads import Head
 from dinodomain.errors import MissingExtra
 from dinodomain.probes.scores import Interval
 from dinodomain.testing import SyntheticImages
@@ -184,12 +186,13 @@ def test_without_the_package_or_an_encoder_it_is_not_assessable(run, make_set, m
     assert report.findings[0].reason_code == "needs_encoder"
 
 
-def make_kept(fields: str, *, personal: bool = True, names: np.ndarray = HASHED, states: tuple[State, ...] = ()) -> Kept:
+def make_kept(fields: str, *, personal: bool = True, names: np.ndarray = HASHED, states: tuple[str, ...] = ()) -> Kept:
     """An index of 60 sources with the same fields; volumes whose states repeat where any are given."""
     index = {"source_id": names, "unit": names, "fields": np.array([fields] * 60, dtype=object)}
     return Kept(
         digest="", domain="xray", ndim=3 if states else 2, personal=personal, index=index, groups={},
-        heads=(lambda rows: {row: Head(state=states[row % len(states)]) for row in rows.tolist()}) if states else None,
+        heads=(lambda rows: {row: Head(state=states[row % len(states)]) for row in rows.tolist() if states[row % len(states)] != "unread"})
+        if states else None,
         unit_rows=np.arange(60), unit_names=names.astype(str),
         held_units=frozenset(), held_sources=np.zeros(60, bool), eligible_sources=np.ones(60, bool), eligible_units=frozenset(),
     )  # fmt: skip
@@ -226,13 +229,26 @@ def test_a_private_attribute_counts_as_identifying(run):
         ('{"body_part":"BRAIN"}', ("removed", "no head"), "NOT_ASSESSABLE"),
         ('{"body_part":"HEAD","recognizable_visual_features":"YES"}', ("removed",), "FLAG"),
         ('{"body_part":"HEAD","recognizable_visual_features":"NO"}', ("stands",), "FLAG"),  # a claim excuses nothing
-        ('{"body_part":"KNEE"}', ("stands",), "NOT_APPLICABLE"),
+        ('{"body_part":"KNEE"}', ("stands",), "NOT_APPLICABLE"), ("{}", ("removed", "unread"), "NOT_ASSESSABLE"),
     ],
 )  # fmt: skip
 def test_faces_in_volumes_of_heads_are_told_by_claims_and_profiles(run, fields, states, verdict):
     found, _ = run(noise(), reader(), kept=make_kept(fields, states=states), ocr_images=1)
     assert found["text/faces"].verdict == verdict
     assert "text/faces" not in run(noise(), reader(), kept=make_kept(fields), ocr_images=1)[0]
+
+
+@pytest.mark.parametrize(("heads", "verdict"), [(1, "NOT_ASSESSABLE"), (70, "CLEAR_WITHIN_LIMITS"), (0, "NOT_APPLICABLE")])
+def test_a_sample_of_few_heads_clears_nothing(heads, verdict):
+    names = np.array([f"{number:032x}" for number in range(500)], dtype=object)
+    kept = replace(
+        make_kept("{}", states=("removed",)), index={"source_id": names, "unit": names, "fields": np.array(["{}"] * 500, dtype=object)},
+        held_sources=np.zeros(500, bool),
+        heads=lambda rows: {row: Head(state="removed" if at < heads else "no head") for at, row in enumerate(rows.tolist())},
+    )  # fmt: skip
+    found = faces(text.ABOUT, kept, 0)
+    assert found.verdict == verdict
+    assert ("at most 4% of all heads" in found.answer) == (heads == 70)
 
 
 def test_pictures_are_stretched_and_take_the_middle_of_volumes():

@@ -73,11 +73,11 @@ class Reading:
 
     @property
     def p(self) -> tuple[float, ...]:
-        """Of the place that stands out most, then of each region; corrected over all places and regions."""
+        """Of the places, the smallest of theirs, then of each region; corrected over all places and regions."""
         full, behind = self.maps["full"], self.regions.values()
         value = np.concatenate([full.value, [leak.value for leak in behind]])
         found = joint_p(value, np.column_stack([full.null, *(leak.null for leak in behind)]))
-        return float(found[full.peak]), *map(float, found[len(full.value) :])
+        return float(found[: len(full.value)].min()), *map(float, found[len(full.value) :])
 
 
 def run(evidence: Evidence) -> list[Result]:
@@ -101,7 +101,7 @@ def _result(evidence: Evidence, tokens: TokenSet, name: str) -> Result:
         return ABOUT.unknown("no_data", "no place has data in half of the images", "audit tiles with more data", name, **told)
     reading = read(tokens, attribute, evidence.effort, evidence.least_permutations("Q3"))
     grid, policy = tokens.grid, evidence.policy
-    return Draft(p=(min(reading.p),), judge=lambda p, family: _finding(reading, grid, carried(reading.p, p[0]), policy, told))
+    return Draft(p=(min(reading.p),), judge=lambda p, family: _finding(reading, grid, carried(reading.p, p[0], family), policy, told))
 
 
 def read(tokens: TokenSet, attribute: Attribute, effort: Effort, permutations: int) -> Reading:
@@ -111,7 +111,7 @@ def read(tokens: TokenSet, attribute: Attribute, effort: Effort, permutations: i
         tokens: Of the images whose rows the attribute has.
         attribute: What is read.
         effort: Folds and seed.
-        permutations: K; a map needs fewer than a single probe, because its null is that of the largest place.
+        permutations: K, 200 at least.
     """
     rows, count = attribute.rows, max(DRAWS, permutations)
     folds = grouped_folds(attribute.unit_index, attribute.values, effort.folds, effort.seed)

@@ -14,7 +14,7 @@ from dinodomain.audit.declared import Declaration
 from dinodomain.audit.evidence import About, Check, Evidence, Need, Result
 from dinodomain.audit.figures import Table
 from dinodomain.audit.finding import Finding, SelfTest
-from dinodomain.audit.trail.licences import Licence, conflicts, read_licence
+from dinodomain.audit.trail.licences import Licence, conflicts, doubts, read_licence
 
 ABOUT = About(
     name="licences", code="LIN", question="Q4", title="Do the licences of data and base weights allow what is intended?",
@@ -59,7 +59,8 @@ def _found(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if "licence" in evidence.data.columns:
         texts = sorted({str(value).strip() for value in evidence.data.columns["licence"]})
         yield from ((f"audited data ({text or 'not stated'})", text) for text in texts if text or not declared.data)
-    yield from ((f"base weights {name}", text) for name, text in _base_weights(evidence.record or {}) if not declared.base_weights)
+    starts = dict.fromkeys(_base_weights(evidence.record or {}))
+    yield from ((f"base weights {name} ({text or 'not stated'})", text) for name, text in starts if not declared.base_weights)
     yield from ((f"data ({text}), declared", text) for text in declared.data)
     yield from ((f"base weights ({text}), declared", text) for text in declared.base_weights)
 
@@ -75,9 +76,9 @@ def _base_weights(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _finding(found: Mapping[str, Licence], output: Licence, decision: str) -> Finding:
     released = decision != "internal_use"
-    against, unknown = conflicts(found, output, released=released), [name for name, one in found.items() if one.asks is None]
-    if released and output.asks is None:
-        unknown.append(f"the output ({output.text or 'not declared'})")
+    against, unknown = conflicts(found, output, released=released), doubts(found, output, released=released)
+    if released and not output.known and not unknown:
+        unknown = [f"the licence of the output ({output.text or 'not declared'})"]
     told: dict[str, Any] = {"tables": (_table(found, output),), "counts": {"licences": len(found)}}
     if against:
         return ABOUT.finding(
@@ -87,7 +88,7 @@ def _finding(found: Mapping[str, Licence], output: Licence, decision: str) -> Fi
         )  # fmt: skip
     if unknown:
         remedy = "state SPDX ids (LicenseRef-DUA for an agreement) with ingest.licence or under licences in audit.declaration"
-        return ABOUT.unknown("unknown_licence", f"not known is the licence of {', '.join(unknown)}", remedy, **told)
+        return ABOUT.unknown("unknown_licence", f"not known is {', '.join(unknown)}", remedy, **told)
     return ABOUT.finding(verdict="CLEAR_WITHIN_LIMITS", answer=f"No conflict found for {decision.replace('_', ' ')} by the table.", **told)
 
 
@@ -99,8 +100,8 @@ def _table(found: Mapping[str, Licence], output: Licence) -> Table:
 
 def self_test() -> SelfTest:
     """Non-commercial data under a permissive output conflict; permissive data do not."""
-    bound = Licence(text="made up", spdx="CC-BY-NC-4.0", asks=frozenset({"no commercial use"}))
-    free = Licence(text="made up", spdx="MIT", asks=frozenset())
+    bound = Licence(text="made up", spdx="CC-BY-NC-4.0", choices=frozenset({frozenset({("no commercial use", "CC-BY-NC-4.0")})}))
+    free = Licence(text="made up", spdx="MIT", choices=frozenset({frozenset()}))
     found = [conflicts(one, free, released=True) for one in ({"data": bound, "more": free}, {"data": free})]
     return SelfTest(
         positive="pass" if len(found[0]) == 1 else "fail", negative="fail" if found[1] else "pass",

@@ -20,7 +20,7 @@ from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.attribute import MISSING
 from dinodomain.audit.trail.flow import flows, split_tables, store_tables
 from dinodomain.audit.trail.kept import Kept
-from dinodomain.audit.trail.licences import Licence, conflicts, read_licence
+from dinodomain.audit.trail.licences import Licence, conflicts, doubts, read_licence
 from dinodomain.audit.trail.record import Trail, concentration
 from dinodomain.errors import MissingExtra
 from dinodomain.probes.scores import wilson
@@ -192,8 +192,9 @@ def _licences(evidence: Evidence, trail: Trail) -> Finding:
             note="By a small table of this package; it raises questions for people and decides none.",
         ),),
     }  # fmt: skip
-    against = conflicts({name: one for name, _, one in named if one.text}, output, released=evidence.asked.decision != "internal_use")
-    return _licence_verdict(evidence, trail, told, against, named)
+    stated, released = {name: one for name, _, one in named if one.text}, evidence.asked.decision != "internal_use"
+    against, unknown = (judge(stated, output, released=released) for judge in (conflicts, doubts))
+    return _licence_verdict(evidence, trail, told, (against, unknown), named)
 
 
 Named = list[tuple[str, int, Licence]]
@@ -217,17 +218,19 @@ def _blank(value: object) -> bool:
     return value is None or str(value).strip().lower() in MISSING
 
 
-def _licence_verdict(evidence: Evidence, trail: Trail, told: dict[str, Any], against: list[str], named: Named) -> Finding:
+def _licence_verdict(
+    evidence: Evidence, trail: Trail, told: dict[str, Any], judged: tuple[list[str], list[str]], named: Named
+) -> Finding:  # fmt: skip
     if trail.kept is None and trail.base is None:
         return ABOUT.unknown(
             "no_store", "no store was opened and no base weights are recorded", "audit with store=STORE", "licences", **told
         )
     blank = sum(count for _, count, one in named if not one.text) / max(1, sum(count for _, count, _ in named))
+    against, unknown = judged
     flags = [*against, *([f"{blank:.1%} of the sources have no licence"] if blank > evidence.lines.unknown_sources else [])]
     flags += ["the base weights have no recorded licence"] if trail.base is not None and not trail.base.get("licence") else []
-    unread = [one.text for _, _, one in named if one.text and not one.spdx]
-    restricted = [one.spdx for _, _, one in named if one.asks and one.asks != {"share alike"}]
-    warnings = [f"{text!r} is no SPDX expression, so what it allows was not looked up" for text in unread]
+    restricted = [one.spdx for _, _, one in named if one.asks - {"share alike"}]
+    warnings = [f"not known is {', '.join(unknown)}"] if unknown else []
     warnings += [f"{spdx} restricts what the model may be used for" for spdx in dict.fromkeys(restricted)]
     action = (
         "Record licences at ingest (ingest.licence=SPDX) and take the conflicts to whoever answers for them before anything is released."

@@ -103,7 +103,7 @@ def _result(evidence: Evidence, name: str, numbers: np.ndarray, plain: np.ndarra
         )
     losses = measure(plain, attribute, regions, evidence.effort, evidence.least_permutations("Q3"))
     p = _joint(losses)
-    return Draft(p=(min(p),), judge=lambda adjusted, family: _finding(name, losses, carried(p, adjusted[0]), evidence.lines, told))
+    return Draft(p=(min(p),), judge=lambda adjusted, family: _finding(name, losses, carried(p, adjusted[0], family), evidence.lines, told))
 
 
 def _joint(losses: Sequence[Loss]) -> tuple[float, ...]:
@@ -154,7 +154,8 @@ def _finding(name: str, losses: tuple[Loss, ...], p: tuple[float, ...], lines: T
     told = {
         **told, "estimate": estimate_of(worst.excess, f"score lost without the {worst.region}, beyond the control", "1.96 x max(SE, SD)"),
         "tables": (_table(losses, p),), "plots": (_forest(name, losses, lines),),
-        "evidence": {"excess": {loss.region: loss.excess.value for loss in losses}},
+        "evidence": {"excess": {loss.region: loss.excess.value for loss in losses},
+                     "p_adjusted": {loss.region: value for loss, value in zip(losses, p)}},
     }  # fmt: skip
     scores = (
         f"without the {worst.region} the score is {worst.without:.2f} instead of {worst.plain:.2f} "
@@ -185,7 +186,7 @@ def _table(losses: tuple[Loss, ...], p: tuple[float, ...]) -> Table:
             (loss.region, loss.share, loss.units, loss.plain, loss.without, loss.dropped, loss.elsewhere, value)
             for loss, value in zip(losses, p)
         ),
-        note="The probe was fitted to unaltered images of other units; p is corrected over the question.",
+        note="The probe was fitted to unaltered images of other units; p is corrected over the regions and over the question.",
     )  # fmt: skip
 
 

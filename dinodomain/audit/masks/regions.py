@@ -21,7 +21,7 @@ BORDER = 1 / 16
 
 PROVENANCE: Mapping[str, str] = {
     "border": "a ring of a sixteenth of the side along the edges in plane",
-    "background": "pixels outside the largest bright object (Otsu 1979), holes filled, where nearly all of them are dark; or marked as "
+    "background": "pixels outside the largest bright object (Otsu 1979), holes filled, where most of them are dark; or marked as "
     "outside the body at ingest",
     "invalid": "pixels without data",
     "cloud": "pixels marked as cloud, shadow or snow at ingest",

@@ -16,9 +16,12 @@ from scipy import ndimage
 from dinodomain.audit.masks.regions import otsu
 from dinodomain.errors import UserError
 from dinodomain.store import Store
+from dinodomain.types import NODATA
 
 State = Literal["stands", "removed", "undecided", "no head"]
 
+AIR = -1000.0
+"""HU; no other modality goes as low."""
 CELL = 3.0
 """Millimetres: what volumes are averaged to."""
 FOREHEAD, NOSE = (40.0, 90.0), (130.0, 180.0)
@@ -38,7 +41,7 @@ class Head:
     """What a volume shows.
 
     Attributes:
-        state: Whether a face stands in it; ``no head`` where it holds no top of a head.
+        state: Whether a face stands in it; ``no head`` where it holds no top of a head, or one narrower than 10 cm.
         fall: Millimetres from the foremost point of the forehead back to that of nose and mouth; NaN where they are not both there.
     """
 
@@ -47,28 +50,46 @@ class Head:
 
 
 def read_heads(store: Store, rows: np.ndarray) -> dict[int, Head]:
-    """Row of the index to what it shows, first channel; rows that cannot be read are left out, volumes without a spacing are undecided."""
+    """Row of the index to what it shows, first channel; rows that cannot be read are left out, those of unknown orientation undecided."""
     found = {}
     for row in rows.tolist():
-        facts = store.row(row)
-        whole = np.zeros(tuple(facts["shape"]), facts["dtype"])
+        spacing = store.row(row)["spacing"]
+        placed = store.row(row)["affine"] is not None and bool(np.isfinite(spacing).all()) and min(spacing) > 0
         try:
-            store.read_box(row, (0, 0, 0), whole)
+            found[row] = look_at(*_read_cells(store, row)) if placed else Head(state="undecided")
         except UserError:  # a damaged file is what rehashing tells
             continue
-        oriented = facts["affine"] is not None and np.isfinite(facts["spacing"]).all()
-        found[row] = look(whole[0], facts["spacing"]) if oriented else Head(state="undecided")
     return found
+
+
+def _read_cells(store: Store, row: int) -> tuple[np.ndarray, list[float]]:
+    """Cells of a volume, slab by slab; voxels without data count as the darkest that has some."""
+    facts = store.row(row)
+    shape, steps = tuple(facts["shape"]), _steps(facts["shape"][1:], facts["spacing"])
+    lines = steps[0] * max(1, int(facts["chunk"][0]) // steps[0])
+    pieces = []
+    for start in range(0, shape[1] - shape[1] % steps[0], lines):
+        size = (min(lines, shape[1] - shape[1] % steps[0] - start), *shape[2:])
+        slab, bits = np.zeros((shape[0], *size), facts["dtype"]), np.zeros(size, np.uint8)
+        store.read_box(row, (start, 0, 0), slab)
+        store.read_valid(row, (start, 0, 0), bits)
+        pieces.append(_averaged(np.where(bits & NODATA, np.nan, slab[0].astype(np.float32)), steps))
+    return np.concatenate(pieces), [side * step for side, step in zip(facts["spacing"], steps)]
 
 
 def look(volume: np.ndarray, spacing: Sequence[float]) -> Head:
     """Finds the profile of a head.
 
     Args:
-        volume: [Z, Y, X] of any intensity in which tissue is brighter than air.
+        volume: [Z, Y, X] of any intensity in which tissue is brighter than air; NaN where there are no data.
         spacing: Millimetres along each axis.
     """
-    cells, sides = _cells(volume, spacing)
+    steps = _steps(volume.shape, spacing)
+    return look_at(_averaged(volume, steps), [side * step for side, step in zip(spacing, steps)])
+
+
+def look_at(cells: np.ndarray, sides: Sequence[float]) -> Head:
+    """The same of a volume's cells and their sides in millimetres."""
     body = _body(cells)
     area = body.sum(axis=(1, 2)) * sides[1] * sides[2] / 100
     if not (area > _TOP_AREA).any() or area[-1] > _OPEN_AREA:
@@ -85,17 +106,27 @@ def look(volume: np.ndarray, spacing: Sequence[float]) -> Head:
     return Head(state="stands" if fall <= STANDS else "removed" if fall >= REMOVED else "undecided", fall=fall)
 
 
-def _cells(volume: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, list[float]]:
-    """Means over cells of about three millimetres, and the sides of a cell."""
-    steps = [max(1, round(CELL / side)) for side in spacing]
+def _steps(shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
+    """Voxels a cell has along each axis: about three millimetres, and never more than there are."""
+    return [min(size, max(1, round(CELL / side))) for size, side in zip(shape, spacing)]
+
+
+def _averaged(volume: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """Means over cells; what does not fill one is left out."""
     kept = [size // step for size, step in zip(volume.shape, steps)]
     cut = volume[tuple(slice(0, size * step) for size, step in zip(kept, steps))].astype(np.float32)
-    split = cut.reshape(kept[0], steps[0], kept[1], steps[1], kept[2], steps[2])
-    return split.mean(axis=(1, 3, 5)), [side * step for side, step in zip(spacing, steps)]
+    found: np.ndarray = cut.reshape(kept[0], steps[0], kept[1], steps[1], kept[2], steps[2]).mean(axis=(1, 3, 5))
+    return found
 
 
 def _body(cells: np.ndarray) -> np.ndarray:
-    """The largest bright object, holes filled. Half way to Otsu's threshold: dark tissue is tissue, too."""
+    """The largest bright object, holes filled. Half way to Otsu's threshold: dark tissue is tissue, too.
+
+    Nothing is darker than air: padding around the field of a CT, -1024 to -3024 HU, counts as air, as do cells without data.
+    """
+    if np.isnan(cells).all():
+        return np.zeros(cells.shape, bool)
+    cells = np.maximum(np.nan_to_num(cells, nan=float(np.nanmin(cells))), AIR)
     low, high = np.percentile(cells, [1, 99])
     if high <= low:
         return np.zeros(cells.shape, bool)
