@@ -212,7 +212,7 @@ class Check:
 
 
 UNITS = Need(
-    there=lambda evidence: evidence.data.units_known, code="no_unit_key", reason="some images have no unit id",
+    there=lambda evidence: evidence.data.units_known, code="no_unit_key", reason="some images, or all, have no unit id",
     remedy="give the column that names the patient or place (group=COLUMN)",
 )  # fmt: skip
 ATTRIBUTES = Need(

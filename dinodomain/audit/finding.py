@@ -245,9 +245,13 @@ def published_schema() -> dict[str, Any]:
 def read_report(path: Path) -> Report:
     """Reads and validates an ``audit.json``.
 
+    Args:
+        path: The file, or the folder that holds it.
+
     Raises:
         UserError: Not there, not JSON, or not a report of this schema.
     """
+    path = path / "audit.json" if path.is_dir() else path
     try:
         body = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

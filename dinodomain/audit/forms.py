@@ -32,8 +32,8 @@ def read_form(path: str | os.PathLike[str], key: str, model: type[Form]) -> Form
             body = yaml.safe_load(handle)
     except OSError as error:
         raise UserError(place, error.strerror or "cannot be read", remedy="give the path of a file in YAML") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(place, f"is not YAML: {str(error).splitlines()[0]}", allowed=f"a mapping of {key} keys") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a plain ValueError
+        raise UserError(place, f"cannot be read as YAML: {str(error).splitlines()[0]}", allowed=f"a mapping of {key} keys") from None
     body = _dates_as_text(body)
     if not isinstance(body, dict):
         raise UserError(place, "holds no mapping", allowed=", ".join(model.model_fields))
@@ -80,3 +80,20 @@ def _models_in(kind: Any) -> list[type[BaseModel]]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
     return [found for inner in getattr(kind, "__args__", ()) for found in _models_in(inner)]
+
+
+def blank(model: type[BaseModel], heads: str) -> str:
+    """An empty form as YAML: each key with its default, behind one #, under what it means, behind two."""
+    lines = [heads]
+    for name, item in model.model_fields.items():
+        default = item.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            lines += [f"# {name}:", *(f"#   {key}: {_shown(value)}" for key, value in default.model_dump(mode="json").items())]
+        else:
+            lines += [f"## {item.description}", f"# {name}: {_shown(default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    return "null" if plain is None else str(plain).lower() if isinstance(plain, bool) else str(plain) if plain != "" else "''"

@@ -15,7 +15,7 @@ from dinodomain.audit.checks import CHECKS
 from dinodomain.audit.finding import Finding, GateOutcome, Question, Report
 from dinodomain.audit.forms import did_you_mean
 from dinodomain.audit.plan import decision_words
-from dinodomain.audit.policy import Policy
+from dinodomain.audit.policy import Policy, changed, earlier
 from dinodomain.errors import Problems, UserError
 
 PASSED, FAILED, UNDECIDED = 0, 1, 4
@@ -111,6 +111,7 @@ def decide(
     lines.undecided += [f"{finding.id}: self-test failed" for finding in report.findings if finding.self_test.failed]
     _withdrawn(lines, report, policy)
     _regressions(lines, report, policy, against)
+    _beside(lines, report, policy)
     if policy.max_age_days is not None:
         lines.conditions.append(f"counts for {policy.max_age_days} days from {report.created[:10]}")
     code = FAILED if lines.failed else (UNDECIDED if lines.undecided else PASSED)
@@ -118,12 +119,38 @@ def decide(
     return GateResult(code=code, **kept)
 
 
+def _beside(lines: _Lines, report: Report, policy: Policy) -> None:
+    """What the outcome does not rest on, but whoever reads it must know."""
+    if differ := changed(policy, report.policy)[1]:
+        lines.conditions.append(f"the policy's {', '.join(differ)} differ from those that the report was made under")
+    usual = needed(report.decision)
+    left = [name for name in usual if policy.required is not None and name not in {one.partition("/")[0] for one in policy.required}]
+    if left:
+        asked_for = ", ".join(policy.required or ()) or "nothing"
+        lines.conditions.append(
+            f"the policy asks for {asked_for} only; without one, {decision_words(report.decision)} needs {', '.join(left)}, too"
+        )
+    asked = set(wanted_of(report, policy))
+    apart = [
+        one.id for one in report.findings if one.verdict == "FLAG" and not {one.id, one.check} & asked and one.reason_code != "expected"
+    ]
+    if apart:
+        lines.conditions.append(f"flagged, but not asked for: {', '.join(apart)}")
+    named = {one.id for one in report.findings} | {one.check for one in report.findings}
+    lines.conditions += [f"the waiver of {one.finding} covers no finding" for one in policy.waivers if one.finding not in named]
+    columns = {one.id.partition("/")[2] for one in report.findings}
+    lines.conditions += [f"the policy expects {name}, of which no finding speaks" for name in policy.expected if name not in columns]
+
+
+def needed(decision: str) -> tuple[str, ...]:
+    """The core checks of the questions that a decision needs."""
+    questions = NEEDED[decision.partition(":")[0]]
+    return tuple(check.about.name for check in CHECKS if check.about.core and check.about.question in questions)
+
+
 def wanted_of(report: Report, policy: Policy) -> tuple[str, ...]:
     """Checks or findings that must be assessed and not flagged: the policy's, or what the report's decision needs."""
-    if policy.required is not None:
-        return policy.required
-    questions = NEEDED[report.decision.partition(":")[0]]
-    return tuple(check.about.name for check in CHECKS if check.about.core and check.about.question in questions)
+    return needed(report.decision) if policy.required is None else policy.required
 
 
 def companions(report: Report) -> tuple[tuple[str, str], ...]:
@@ -207,6 +234,8 @@ def _regressions(lines: _Lines, report: Report, policy: Policy, against: Report 
     allowed = policy.max_new_flags or 0
     if len(new) > allowed:
         lines.failed.append(f"{len(new)} findings flagged that were not before, {allowed} allowed: {', '.join(new)}")
+    else:
+        lines.conditions.append(f"against the report of {against.created[:10]}: {len(new)} findings flagged that were not before")
 
 
 def _stale(report: Report, policy: Policy, subject: Mapping[str, str], now: datetime) -> list[str]:
@@ -221,9 +250,25 @@ def _stale(report: Report, policy: Policy, subject: Mapping[str, str], now: date
     expires = _expiry(report)
     if expires is not None and now.date() > expires:
         lines.append(f"the declaration's expiry, {expires}, has passed")
-    if report.policy.get("digest") != policy.digest:
-        lines.append("the report was made under another policy; its verdicts used other thresholds or expectations")
+    if differ := changed(policy, report.policy)[0]:
+        lines.append(f"the report was made under another policy: {', '.join(differ)} differ, on which verdicts rest; audit again")
+    if loosened := _loosened(report, policy):
+        lines.append(f"the policy asks for less than the one that the report was made under: {', '.join(loosened)}; audit again")
     return lines
+
+
+def _loosened(report: Report, policy: Policy) -> list[str]:
+    """Keys by which a policy asks for less than an earlier one; to ask for more once results are known is nobody's loss."""
+    before = earlier(report.policy)
+    less = {
+        "required": set(wanted_of(report, before)) - set(wanted_of(report, policy)), "fail_on": set(before.fail_on) - set(policy.fail_on),
+    }  # fmt: skip
+    most = {
+        name: (getattr(before, name), getattr(policy, name)) for name in ("max_age_days", "max_new_flags", "max_withdrawn")
+    }  # fmt: skip
+    return [name for name, gone in less.items() if gone] + [
+        name for name, (was, now) in most.items() if was is not None and (now is None or now > was)
+    ]
 
 
 def _expiry(report: Report) -> date | None:

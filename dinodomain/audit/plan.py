@@ -44,14 +44,16 @@ class AuditPlan:
         checks: Checks to run; empty runs all.
         split: Column that says train, val or test; none means ``split``, where there is one.
         out: Folder for the report.
-        gate: Policy in YAML: thresholds, expectations, and what must be assessed and not flagged; none means the defaults.
-        report: With ``gate``: an ``audit.json`` to judge without auditing anew.
-        verify: Folder of a report to check instead of auditing: sums, schema, chain, signature; with ``checks`` these are computed anew.
+        gate: Policy in YAML: thresholds, expectations, and what must be assessed and not flagged; none means the defaults. ``new`` writes
+            an empty one into ``out``, each key with its meaning, and audits nothing.
+        report: With ``gate``: an ``audit.json``, or the folder of one, to judge without auditing anew.
+        verify: Folder of a report to check instead of auditing: sums, schema, chain, signature; with ``checks`` these are computed anew,
+            from the inputs that the report names or from those given beside it (``features``, ``metadata``, ``checkpoint``, ``store``).
         against: With ``gate``: an earlier ``audit.json``; findings flagged now and not then count against ``max_new_flags``.
         previous: Checkpoint of the release before, which the audited one is compared with on the same rows.
         finetuned: Checkpoint or export of a model fine-tuned from the audited one; its leaks and gaps are compared with the encoder's.
         generic: Checkpoint that stands for what anybody can get; none takes the weights that the run began with, where it kept them.
-        declaration: What people declare about uses and risks, a YAML file; ``new`` writes an empty form into ``out``.
+        declaration: What people declare about uses and risks, a YAML file; ``new`` writes an empty form into ``out`` and audits nothing.
         supplied_by: Who supplied audit set and metadata, printed on the first page.
         independent: Whether the auditor had no part in building the model, printed on the first page.
         formats: More files of the bundle: ``datasheet``, ``croissant``, ``mlbom``, ``junit``, ``cells``.
@@ -69,7 +71,7 @@ class AuditPlan:
         copies: Images of which altered copies are embedded, to measure what the duplicate check would find; 0 for none.
         images: Most images that the encoder is shown again, altered or in parts.
         tokens: Most images whose patch tokens are looked at.
-        ocr_images: Images in which text is looked for, 0 looks in none; none takes 3,500 in domains of people and 100 elsewhere.
+        ocr_images: Images in which text is looked for by OCR, 0 looks in none; none takes 3,500 in domains of people and 100 elsewhere.
         attackers: Whether stronger attackers than the linear probe are tried; they take most of the time and can only worsen a verdict.
         batch: Images embedded at a time.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -130,6 +132,11 @@ class AuditPlan:
             raise Problems(found)
 
     @property
+    def forms(self) -> bool:
+        """Whether empty forms are asked for, and no audit."""
+        return "new" in (self.gate, self.declaration)
+
+    @property
     def csv(self) -> str | None:
         """The CSV, whichever name it came under."""
         return self.labels or self.metadata
@@ -155,6 +162,8 @@ class AuditPlan:
         )
 
     def _asked_for(self) -> list[UserError]:
+        if self.forms:
+            return [] if self.out else [UserError("out", "missing", remedy="name the folder for the empty form")]
         if self.verify:
             return []
         if self.unit:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import date
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dinodomain.audit.forms import read_form
+from dinodomain.audit.forms import blank, read_form
 from dinodomain.audit.protocol.verdict import Thresholds, Verdict
-from dinodomain.lineage import digest
+from dinodomain.lineage import digest, write_bytes
 
 Origin = Literal["recorded", "self_reported", "report_text", "inferred"]
 RiskId = Literal["R1", "R2", "R3", "R4"]
 _AFTERWARDS = {"waivers", "supplied_by", "independent"}
 """Keys that change no verdict: a waiver is granted once the findings are known, and who supplied data decides nothing."""
+_GATE = {"name", "set_by", "required", "fail_on", "max_age_days", "max_new_flags", "max_withdrawn"}
+"""Keys that only the gate reads: a report can be judged by others that ask for no less."""
+_HEADS = """## The policy of an audit, fixed before its results are seen. Take one # away to set a key; behind it stands its default.
+## expected: {sex: radiographs show the shadow of the breast}
+## waivers:
+##   - {finding: attribute/sex, reason: dose depends on it, owner: who answers for it, expires: 2027-06-30}"""
 
 
 class Waiver(BaseModel):
@@ -90,6 +98,26 @@ class Policy(BaseModel):
     def digest(self) -> str:
         """sha256 of all settings that decide verdicts or the gate; waivers, which come afterwards, are not among them."""
         return digest(self.model_dump(mode="json", exclude=_AFTERWARDS))
+
+
+def earlier(recorded: Mapping[str, Any]) -> Policy:
+    """The policy that a report recorded."""
+    return Policy.model_validate({key: value for key, value in recorded.items() if key != "digest"})
+
+
+def changed(policy: Policy, before: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Keys that differ from the policy that a report was made under: those on which verdicts rest, and those that only the gate reads."""
+    ours, theirs = policy.model_dump(mode="json"), earlier(before).model_dump(mode="json")
+    differ = [key for key in ours if key not in _AFTERWARDS and ours[key] != theirs[key]]
+    return [key for key in differ if key not in _GATE], [key for key in differ if key in _GATE]
+
+
+def write_blank(path: Path) -> Path:
+    """Writes an empty policy, every key with its default and meaning; one that is already there stays as it is."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, blank(Policy, _HEADS).encode())
+    return path
 
 
 def read_policy(path: str | os.PathLike[str]) -> Policy:

@@ -21,7 +21,7 @@ from dinodomain.audit.evidence import Asked, Check, Draft, Evidence, Need, Priva
 from dinodomain.audit.finding import QUESTIONS, Finding, Question, Report, SelfTest
 from dinodomain.audit.observe import Observer
 from dinodomain.audit.policy import Policy
-from dinodomain.audit.protocol.attribute import MISSING
+from dinodomain.audit.protocol.attribute import MISSING, identifying
 from dinodomain.audit.protocol.data import AuditSet, take
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.verdict import holm
@@ -206,6 +206,13 @@ def _known_columns(data: AuditSet, asked: Asked) -> None:
     wanted = [(f"audit.{key}", name) for key in ("attributes", "domains", "strata") for name in getattr(asked, key)]
     wanted += [(f"audit.{key}", name) for key in ("task", "study") if (name := getattr(asked, key)) is not None]
     problems = [UserError(place, f"no column {name!r}", allowed=allowed) for place, name in wanted if name not in data.columns]
+    problems += [
+        UserError(place, f"{name!r} holds {distinct} values for {data.num_units} units, so that they name somebody",
+                  allowed="columns of a few groups, or of numbers", remedy="leave it out; what tells units apart is group=COLUMN")
+        for place, name in wanted
+        if place not in ("audit.study", "audit.strata") and name in data.columns
+        and (distinct := identifying(data.columns[name], data.label_units))
+    ]  # fmt: skip
     if problems:
         raise Problems(problems)
 

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dinodomain.audit.chain import Line, chain_of, history_of, next_line, read_chain, write_chain
 from dinodomain.audit.complete import complete
-from dinodomain.audit.declared import Declaration, read_declaration, write_blank
+from dinodomain.audit.declared import Declaration, read_declaration
+from dinodomain.audit.declared import write_blank as write_declaration
 from dinodomain.audit.finding import Finding, Report, read_report
 from dinodomain.audit.gate import GateResult, check_names, decide
 from dinodomain.audit.load import Subject, from_features, from_store
 from dinodomain.audit.plan import AuditPlan
-from dinodomain.audit.policy import Policy, read_policy
+from dinodomain.audit.policy import Policy, earlier, read_policy
+from dinodomain.audit.policy import write_blank as write_policy
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.verdict import VERDICTS
 from dinodomain.audit.report import Paths, write_report
 from dinodomain.audit.run import Audited, run_checks
 from dinodomain.audit.sign import sign
 from dinodomain.audit.unfinished import user_key
-from dinodomain.audit.verify import Verified, verify
+from dinodomain.audit.verify import Verified, untouched, verify
 from dinodomain.domain import Domain
 from dinodomain.errors import UserError
 from dinodomain.lineage import Json
 
 _log = logging.getLogger(__name__)
+PATHS = ("checkpoint", "features", "store", "labels", "metadata")
+"""Inputs of an audit that may lie elsewhere when it is verified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +40,23 @@ class AuditResult:
     """What an audit gave.
 
     Attributes:
-        report: The record.
+        report: The record; None where empty forms were written.
         paths: Where it was written; None where a report was only judged.
         gate: The gate's outcome; None without a policy.
         verified: What ``audit verify=`` found; None otherwise.
+        forms: Empty forms that were written (``gate=new``, ``audit.declaration=new``).
     """
 
-    report: Report
-    paths: Paths | None
-    gate: GateResult | None
+    report: Report | None
+    paths: Paths | None = None
+    gate: GateResult | None = None
     verified: Verified | None = None
+    forms: tuple[Path, ...] = ()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Of the report; none where empty forms were written."""
+        return () if self.report is None else self.report.findings
 
     @property
     def exit_code(self) -> int:
@@ -58,6 +69,8 @@ class AuditResult:
         """A line per finding, the unanswered questions, the gate, and where the report lies."""
         if self.verified is not None:
             return self.verified.text()
+        if self.report is None:
+            return "\n".join(f"fill in {path}, and give it in place of new" for path in self.forms)
         width = max(len(verdict) for verdict in VERDICTS)
         lines = [
             f"{item.verdict.ljust(width)}  {item.id}: {item.answer}{f' ({item.reason})' if item.reason else ''}"
@@ -72,6 +85,8 @@ class AuditResult:
 
     def as_json(self) -> dict[str, Json]:
         """Plain values for ``--json``."""
+        if self.report is None:
+            return {"forms": [str(path) for path in self.forms]}
         counts = Counter(item.verdict for item in self.report.findings)
         found: dict[str, Any] = {
             "audit_id": self.report.audit_id,
@@ -97,17 +112,17 @@ def audit(plan: AuditPlan, *, domain: Domain | None = None) -> AuditResult:
     Raises:
         UserError: An input cannot be used.
     """
+    if plan.forms:
+        return AuditResult(report=None, forms=tuple(_written(plan)))
     if plan.verify is not None:
-        checked = verify(plan.verify, checks=plan.checks, key=plan.key, rerun=lambda report, name: _again(report, name, domain))
-        folder = Path(plan.verify)
-        return AuditResult(
-            report=read_report(folder / "audit.json" if folder.is_dir() else folder), paths=None, gate=None, verified=checked
-        )  # fmt: skip
+        checked = verify(plan.verify, checks=plan.checks, key=plan.key, rerun=lambda report, name: _again(report, name, plan, domain))
+        return AuditResult(report=read_report(Path(plan.verify)), verified=checked)
     policy = _policy(plan)
-    against = None if plan.against is None else read_report(Path(plan.against))
+    against = None if plan.against is None else _trusted(plan.against, "against")
     if plan.report is not None:
-        report = read_report(Path(plan.report))
-        return AuditResult(report=report, paths=None, gate=decide(report, policy, subject=_expected_subject(plan), against=against))
+        report = _trusted(plan.report, "report")
+        _same_decision(plan, report)
+        return AuditResult(report=report, gate=decide(report, policy, subject=_expected_subject(plan), against=against))
     assert plan.out is not None, "checked by the plan"
     declared = _declared(plan)
     audited, data = _audited(plan, policy, declared, domain, _kept(plan))
@@ -119,6 +134,7 @@ def audit(plan: AuditPlan, *, domain: Domain | None = None) -> AuditResult:
     if plan.sign is not None:
         sign(paths.sums, plan.sign)
     write_chain(chain_of(plan.checkpoint, plan.out), lines)
+    _raised(report, plan)
     return AuditResult(report=report, paths=paths, gate=gate if plan.gate else None)
 
 
@@ -130,15 +146,35 @@ def _policy(plan: AuditPlan) -> Policy:
     return policy
 
 
-def _declared(plan: AuditPlan) -> Declaration | None:
-    """The declaration; ``new`` leaves an empty form in the report's folder and counts as none."""
-    if plan.declaration is None:
-        return None
+def _written(plan: AuditPlan) -> Iterator[Path]:
+    assert plan.out is not None, "checked by the plan"
+    if plan.gate == "new":
+        yield write_policy(Path(plan.out) / "policy.yaml")
     if plan.declaration == "new":
-        assert plan.out is not None, "checked by the plan"
-        _log.info("audit: fill in %s and give it with audit.declaration=", write_blank(Path(plan.out)))
-        return None
-    return read_declaration(plan.declaration)
+        yield write_declaration(Path(plan.out))
+
+
+def _trusted(given: str, key: str) -> Report:
+    """A report whose sum is the one beside it.
+
+    Raises:
+        UserError: It was altered, or cannot be read.
+    """
+    same = untouched(Path(given))
+    if same is None:
+        _log.warning("%s: no sum of %s lies beside it (SHA256SUMS), so that it cannot be told whether it was altered", key, given)
+    elif not same:
+        raise UserError(key, f"{given} was altered: its sum is not that in SHA256SUMS", remedy="take the report as the audit wrote it")
+    return read_report(Path(given))
+
+
+def _same_decision(plan: AuditPlan, report: Report) -> None:
+    if plan.decision not in (AuditPlan.__dataclass_fields__["decision"].default, report.decision):
+        raise UserError("audit.decision", f"is {plan.decision}, the report was made for {report.decision}", remedy="audit again for it")
+
+
+def _declared(plan: AuditPlan) -> Declaration | None:
+    return None if plan.declaration is None else read_declaration(plan.declaration)
 
 
 def _audited(
@@ -182,6 +218,12 @@ def _kept(plan: AuditPlan) -> Path | None:
     return Path(plan.out) / "private" / "unfinished"
 
 
+def _raised(report: Report, plan: AuditPlan) -> None:
+    """Says so where more permutations were drawn than asked for."""
+    if (drawn := report.plan["permutations"]) > plan.permutations:
+        _log.info("audit: %d permutations instead of %d, so that the smallest p value survives the correction", drawn, plan.permutations)
+
+
 def _in_chain(report: Report, plan: AuditPlan) -> tuple[Report, list[Line]]:
     """The report with its place among the audits of the same subject, and the chain with its line."""
     assert plan.out is not None, "checked by the plan"
@@ -191,11 +233,15 @@ def _in_chain(report: Report, plan: AuditPlan) -> tuple[Report, list[Line]]:
     return report.model_copy(update={"history": history_of(lines)}), lines
 
 
-def _again(report: Report, name: str, domain: Domain | None) -> Sequence[Finding]:
-    """Findings of one check, computed from the inputs that a report names, under its policy and with as many permutations."""
+def _again(report: Report, name: str, given: AuditPlan, domain: Domain | None) -> Sequence[Finding]:
+    """Findings of one check, computed from the inputs that a report names, under its policy and with as many permutations.
+
+    Where they lie elsewhere by now, the paths given with ``verify`` count.
+    """
     inputs = {key: tuple(value) if isinstance(value, list) else value for key, value in report.plan["inputs"].items()}
-    plan = AuditPlan(**inputs | {"checks": (name,), "permutations": report.plan["permutations"], "out": "unused"})
-    policy = Policy.model_validate({key: value for key, value in report.policy.items() if key != "digest"})
+    moved = {key: value for key in PATHS if (value := getattr(given, key)) is not None}
+    plan = AuditPlan(**inputs | moved | {"checks": (name,), "permutations": report.plan["permutations"], "out": "unused"})
+    policy = earlier(report.policy)
     declared = report.plan.get("declaration")
     return _audited(plan, policy, None if declared is None else Declaration.model_validate(declared), domain)[0].report.findings
 

@@ -66,12 +66,25 @@ def verify(folder: str, *, checks: Sequence[str] = (), key: str | None = None, r
     return Verified(passed=tuple(passed), failed=tuple(failed), open=tuple(left))
 
 
+def untouched(path: Path) -> bool | None:
+    """Whether a report is the one whose sum was written beside it; None where there is no sum of it."""
+    path = path / "audit.json" if path.is_dir() else path
+    listed = _listed(path.parent / "SHA256SUMS")
+    return listed[path.name] == digest_file(path) if path.name in listed and path.is_file() else None
+
+
+def _listed(sums: Path) -> dict[str, str]:
+    """File name to sum; empty where there is no list."""
+    lines = sums.read_text("utf-8").splitlines() if sums.is_file() else []
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines if line)}
+
+
 def _sums(place: Path) -> Iterator[tuple[str, str]]:
     sums = place / "SHA256SUMS"
     if not sums.is_file():
         yield "bad", "SHA256SUMS is missing"
         return
-    listed = {name: digest for digest, _, name in (line.partition("  ") for line in sums.read_text("utf-8").splitlines() if line)}
+    listed = _listed(sums)
     wrong = [name for name, digest in listed.items() if not (place / name).is_file() or digest_file(place / name) != digest]
     missing = sorted({"audit.json", "audit.html", "card.md"} - set(listed))
     yield ("bad", f"altered or missing: {', '.join(wrong)}") if wrong else ("ok", f"the sums of {len(listed)} files")

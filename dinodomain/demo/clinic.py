@@ -47,7 +47,7 @@ def run_clinic(plan: DemoPlan, out: Path) -> Story:
         **AUDIT,
     )  # fmt: skip
     exported = api.export(checkpoint=str(out / "run"), out=str(out / "exported"), format="timm", overwrite=True)
-    verdicts = {finding.id: finding.verdict for finding in audit.report.findings}
+    verdicts = {finding.id: finding.verdict for finding in audit.findings}
     rows = (
         ("archive", f"{archive.num_images} files of {archive.num_patients} patients, {len(archive.aliases)} of them twice"),
         ("ingested", f"{summary.added + summary.present} images, {len(summary.skipped)} skipped"),

@@ -60,7 +60,7 @@ def run_tiles(plan: DemoPlan, out: Path) -> Story:
         checkpoint=str(out / "run"), out=str(out / "exported"), format="timm", overwrite=True,
         waive_audit="made-up place, only features were audited; dinodomain demo",
     )  # fmt: skip
-    verdicts = {finding.id: finding.verdict for finding in report.report.findings}
+    verdicts = {finding.id: finding.verdict for finding in report.findings}
     rows = (
         ("ingested", f"{summary.added + summary.present} scene, {len(open_store(store).chunks)} tiles of {CHUNK} px, 4 bands"),
         ("pretrained", f"{run.step} steps, last loss {run.metrics()[-1]['loss']:.3f}"),

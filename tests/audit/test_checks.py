@@ -11,6 +11,7 @@ from dinodomain.audit import Asked, Copies, Policy, run_checks
 from dinodomain.audit.checks import CHECKS, attribute, duplicates
 from dinodomain.audit.finding import SelfTest
 from dinodomain.audit.observe.views import look_at_crops, training_views
+from dinodomain.errors import Problems
 
 BROKEN = SelfTest(positive="fail", negative="pass", detail="planted and not found")
 
@@ -73,11 +74,20 @@ def test_few_units_give_counts_only(make_set, found):
     assert finding.counts["units with A"] == 25
 
 
-def test_cells_below_ten_units_are_not_printed(make_set, found):
+def test_classes_below_ten_units_are_not_named(make_set, found):
     data = make_set(num_units=50)
     rare = np.where(np.arange(100) < 6, "rare", "common")
     (finding,) = found(replace(data, columns={"group": rare}, split=None), "attribute", attributes=("group",))
-    assert finding.counts["units with rare"] == "< 10"
+    assert finding.counts == {"units with common": 47, "classes of fewer than 10 units, not named": 1}
+
+
+def test_a_column_that_names_everybody_is_refused_and_ages_of_few_are_a_quantity(make_set, found):
+    data = make_set(num_units=12)
+    names, ages = np.array([f"p{unit}" for unit in data.units]), np.array([f"{20 + int(unit[1:])}.5" for unit in data.units])
+    with pytest.raises(Problems, match="so that they name somebody"):
+        found(replace(data, columns={"patient": names}, split=None), "attribute", attributes=("patient",))
+    (finding,) = found(replace(data, columns={"age": ages}, split=None), "attribute", attributes=("age",))
+    assert "20.5" not in finding.model_dump_json()
 
 
 def test_an_expected_attribute_is_softened_with_its_reason_never_dropped(make_set, found):

@@ -29,8 +29,9 @@ def judged(report, *, now=TODAY, against=None, subject=None, **keys):
     """Judged by a policy under which the report counts as made."""
     policy = Policy(**keys)
     return decide(
-        report.model_copy(update={"policy": {**report.policy, "digest": policy.digest}}), policy, now=now, against=against, subject=subject
-    )
+        report.model_copy(update={"policy": {**policy.model_dump(mode="json"), "digest": policy.digest}}), policy, now=now, against=against,
+        subject=subject,
+    )  # fmt: skip
 
 
 def waiver(finding: str, expires: date) -> Waiver:
@@ -47,9 +48,20 @@ def test_stale_foreign_and_differently_judged_reports_decide_nothing(report):
     assert other.code == 4
     assert "another weights" in other.undecided[0]
     assert any("days old" in line for line in judged(report, required=(), max_age_days=1).undecided)
-    assert judged(report, required=(), max_age_days=30).conditions == ("counts for 30 days from 2026-05-30",)
-    assert any("another policy" in line for line in decide(report, Policy(name="mine", required=())).undecided)
-    assert decide(report, Policy(required=())).code == 4  # the defaults were in force then, with another ``required``
+    assert "counts for 30 days from 2026-05-30" in judged(report, required=(), max_age_days=30).conditions
+    assert any("expected differ" in line for line in decide(report, Policy(expected={"site": "r"})).undecided)
+
+
+def test_a_report_can_be_judged_by_a_policy_that_asks_for_more_but_not_for_less(report):
+    made = Policy(required=("overlap",), fail_on=("FLAG",), max_age_days=10**6)
+    under = report.model_copy(update={"policy": {**made.model_dump(mode="json"), "digest": made.digest}})
+    more = decide(under, made.model_copy(update={"required": ("overlap", "subgroups", "attribute/site")}), now=TODAY)
+    assert more.code == 1
+    assert any("required differ from those" in line for line in more.conditions)
+    for less in ({"required": ()}, {"fail_on": ()}, {"max_age_days": None}):
+        found = decide(under, made.model_copy(update=less), now=TODAY)
+        assert any(f"asks for less than the one that the report was made under: {next(iter(less))}" in line for line in found.undecided)
+    assert decide(under, made.model_copy(update={"name": "mine", "set_by": "me"}), now=TODAY).code == 0
 
 
 def test_a_waiver_in_force_keeps_a_finding_from_deciding_and_says_until_when(report):
@@ -132,9 +144,19 @@ def test_every_decision_needs_the_core_checks_of_its_questions(report, decision)
 
 def test_the_outcome_in_words_names_the_decision(report):
     passed = judged(report, required=()).outcome("release_weights", asked=True)
-    assert passed.words == "The audit meets what is asked for release of the weights."
+    assert passed.words == "The audit meets what is asked for release of the weights, on conditions."
     failed = judged(report, required=("attribute",)).outcome("deploy:triage", asked=False)
     assert failed.words == "The audit does not meet what is asked for deployment for triage: 1 finding stands against it."
+
+
+def test_what_a_policy_does_not_ask_for_is_told_beside_the_outcome(report):
+    flagged = report.model_copy(update={"findings": tuple(one.model_copy(update={"verdict": "FLAG"}) for one in report.findings[:1])})
+    name = flagged.findings[0].id
+    told = judged(flagged, required=("membership",), expected={"height": "why not"}, waivers=(
+        Waiver(finding="attribute/height", reason="r", owner="o", expires=date(2027, 1, 1)),)).conditions  # fmt: skip
+    for words in ("asks for membership only", f"flagged, but not asked for: {name}", "the waiver of attribute/height covers no finding",
+                  "expects height, of which no finding speaks"):  # fmt: skip
+        assert any(words in line for line in told), words
 
 
 def test_a_policy_that_names_an_unknown_check_gets_the_nearest():

@@ -76,7 +76,7 @@ def marked(*rows: int) -> np.ndarray:
 
 def reader(words: str = "", score: float = 1.0):
     """Reads one string off marked pictures and nothing off others."""
-    box = ((0.0, 0.0), (64.0, 0.0), (64.0, 64.0), (0.0, 64.0))
+    box = ((0.0, 0.0), (64.0, 0.0), (64.0, 16.0), (0.0, 16.0))
 
     def read(picture: np.ndarray) -> tuple[Word, ...]:
         return (Word(box=box, text=words, score=score),) if words and picture[0, 0, 0] == 255 else ()
@@ -249,6 +249,14 @@ def test_a_sample_of_few_heads_clears_nothing(heads, verdict):
     found = faces(text.ABOUT, kept, 0)
     assert found.verdict == verdict
     assert ("at most 4% of all heads" in found.answer) == (heads == 70)
+
+
+def test_a_box_as_large_as_the_picture_is_no_text(run):
+    """A round body is read as an 0 or an 8."""
+    whole = ((0.0, 0.0), (60.0, 2.0), (60.0, 62.0), (0.0, 62.0))
+    found, private = run(noise(), lambda picture: (Word(box=whole, text="8", score=0.9),))
+    assert found["text/pixels"].counts["images with text"] == 0
+    assert not private
 
 
 def test_pictures_are_stretched_and_take_the_middle_of_volumes():

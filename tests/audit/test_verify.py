@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ import pytest
 
 from dinodomain.audit import AuditPlan, audit
 from dinodomain.audit.complete import command
+from dinodomain.audit.policy import Policy, read_policy
 from dinodomain.cli import make_plan, split_words
 from dinodomain.errors import UserError
 from dinodomain.verbs import VERBS
@@ -38,7 +41,7 @@ def files(make_set, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(files):
     keys, root = files
-    return audit(AuditPlan(**keys, out=str(root / "report"), sign=str(root / "key.pem"), declaration="new")).paths.json.parent
+    return audit(AuditPlan(**keys, out=str(root / "report"), sign=str(root / "key.pem"))).paths.json.parent
 
 
 @pytest.fixture
@@ -66,8 +69,39 @@ def test_a_whole_bundle_holds_and_its_finding_is_computed_anew(bundle):
     json.dumps(result.as_json())
 
 
-def test_the_empty_form_was_left_beside_the_report(bundle):
-    assert (bundle / "declaration.yaml").is_file()
+def test_empty_forms_are_written_and_nothing_is_audited(tmp_path):
+    result = audit(AuditPlan(features="nowhere.parquet", out=str(tmp_path), gate="new", declaration="new"))
+    assert result.report is None
+    assert result.exit_code == 0
+    assert result.text().count("fill in") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["declaration.yaml", "policy.yaml"]
+    written = (tmp_path / "policy.yaml").read_text().splitlines()
+    (tmp_path / "set.yaml").write_text("\n".join(line[2:] for line in written if line.startswith("# ")))
+    assert read_policy(tmp_path / "set.yaml") == Policy()  # what it calls defaults are the defaults
+
+
+def test_a_report_that_was_altered_is_not_judged(copy, tmp_path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("name: mine")
+    plan = AuditPlan(report=str(copy), gate=str(policy))
+    assert audit(plan).exit_code == 4  # most of what is needed was not asked for
+    whole = (copy / "audit.json").read_text()
+    (copy / "audit.json").write_text(whole.replace("NOT_ASSESSABLE", "CLEAR_WITHIN_LIMITS"))
+    with pytest.raises(UserError, match="was altered"):
+        audit(plan)
+    (copy / "audit.json").write_text(whole)
+    with pytest.raises(UserError, match="was made for internal_use"):
+        audit(replace(plan, decision="release_weights"))
+
+
+def test_inputs_that_moved_are_given_with_verify(copy, files, tmp_path):
+    moved = shutil.copy(files[0]["features"], tmp_path / "moved.parquet")
+    body = json.loads((copy / "audit.json").read_text())
+    body["plan"]["inputs"]["features"] = "nowhere.parquet"
+    (copy / "audit.json").write_text(json.dumps(body))
+    assert any("computed anew" in line for line in checked(copy, checks=("duplicates",), features=str(moved))[1].passed)
+    with pytest.raises(UserError, match="nowhere"):
+        checked(copy, checks=("duplicates",))
 
 
 def test_an_altered_page_is_noticed(copy):

@@ -15,7 +15,7 @@ from dinodomain.audit.evidence import ATTRIBUTES, UNITS, About, Check, Draft, Ev
 from dinodomain.audit.figures import Bar, Forest, Table
 from dinodomain.audit.finding import Estimate, Finding, SelfTest, estimate_of, null_of
 from dinodomain.audit.policy import Policy
-from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, printed, read_attribute
+from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, counted, read_attribute
 from dinodomain.audit.protocol.ladder import ATTACKER
 from dinodomain.audit.protocol.leak import Effort, Leak, read_leaks
 from dinodomain.audit.protocol.measures import precision_lift
@@ -195,7 +195,7 @@ def _on_these(sensitivity: Sensitivity) -> SelfTest:
 
 
 def _counts(attribute: Attribute) -> dict[str, int | str]:
-    counts: dict[str, int | str] = {f"units with {name}": printed(count) for name, count in attribute.units_per_class.items()}
+    counts = counted(attribute.units_per_class)
     if attribute.dropped:
         counts["classes left out, too few units"] = len(attribute.dropped)
     return counts

@@ -17,7 +17,7 @@ import numpy as np
 from dinodomain.audit.evidence import UNITS, About, Check, Evidence, Result
 from dinodomain.audit.figures import Bar, Forest, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
-from dinodomain.audit.protocol.attribute import printed
+from dinodomain.audit.protocol.attribute import SMALL_CELL, printed
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
 from dinodomain.audit.trail.group_tables import effective, group_table, joint_tables, missing_plots, missing_table
 from dinodomain.audit.trail.groups import UnitGroups, as_groups, group_units
@@ -124,12 +124,15 @@ def _missing_verdict(
     if told["n_units"] < MIN_UNITS:
         return ABOUT.unknown("n_units", f"{told['n_units']} units; {MIN_UNITS} are the least", "audit more units", "counts", **told)
     most = f"{lines.missing_warn:.0%}"
-    answer = f"Counts are in the tables; no column lacks values for more than {most} of the units, or for one group above others."
+    answer = (
+        f"Counts are in the tables; no column lacks values for more than {most} of the units, or for one group above others, of those of "
+        f"{SMALL_CELL} units or more."
+    )
     return ABOUT.finding("counts", **told, verdict="CLEAR_WITHIN_LIMITS", answer=answer)
 
 
 def _gaps(found: Mapping[str, UnitGroups]) -> list[tuple[str, str, str, Interval]]:
-    """For each column, how much more often it is missing in a group of another column than in the rest, both of 30 units or more."""
+    """For each column, how much more often it is missing in a group of another column than in the rest, both of 10 units or more."""
     gaps = []
     for (name, groups), (by, others) in itertools.permutations(found.items(), 2):
         if {name, by} == {"month", "season"}:
@@ -138,7 +141,7 @@ def _gaps(found: Mapping[str, UnitGroups]) -> list[tuple[str, str, str, Interval
         for column, group in enumerate(others.names):
             inside = others.shares[:, column] > 0
             outside = others.known & ~inside
-            if min(inside.sum(), outside.sum()) >= MIN_UNITS:
+            if min(inside.sum(), outside.sum()) >= SMALL_CELL:
                 gaps.append((name, by, group, _difference(blank[inside], blank[outside])))
     return gaps
 

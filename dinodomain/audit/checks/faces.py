@@ -44,7 +44,8 @@ def faces(about: About, kept: Kept, seed: int) -> Finding:
     found, whole = _states(kept, chosen, stated), len(chosen) == possible.sum()
     looked = found["stands"] + found["removed"] + found["undecided"]
     told: dict[str, Any] = {
-        "title": "Can faces be made visible from volumes of heads?", "n_images": looked, "n_units": _units(kept, chosen), "limits": (*about.limits, *_LIMITS),
+        "title": "Can faces be made visible from volumes of heads?", "n_images": looked, "n_units": _units(kept, chosen),
+        "limits": (*about.limits, *_LIMITS),
         "counts": {"volumes drawn": len(chosen), "that could not be read": printed(found["unread"]), "heads": printed(looked),
                    "heads with a face": printed(found["stands"]), "heads without one": printed(found["removed"]),
                    "volumes stated as recognisable": printed(int(claimed.sum()))},
@@ -70,7 +71,7 @@ def _open(found: Counter[str], looked: int, *, whole: bool) -> tuple[tuple[str, 
     """What stands in the way of an answer, and whether it does."""
     return (
         (f"volumes that could not be read: {printed(found['unread'])}", found["unread"] > 0),
-        (f"brow, nose and mouth do not all show in some heads ({printed(found['undecided'])}): cut off, or of unknown orientation or spacing",
+        (f"heads that do not show brow, nose and mouth: {printed(found['undecided'])} (cut off, or of unknown orientation or spacing)",
          found["undecided"] > 0),
         (f"fewer than {LEAST} of the volumes drawn are heads", not whole and 0 < looked < LEAST),
     )  # fmt: skip

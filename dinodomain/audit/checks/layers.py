@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 from dinodomain.audit.evidence import ATTRIBUTES, ENCODER, UNITS, About, Check, Evidence, Result
 from dinodomain.audit.figures import Curves, Series, Table
@@ -19,7 +20,7 @@ from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, read
 from dinodomain.audit.protocol.leak import Effort, Reader, score_found
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.probes.folds import grouped_folds
-from dinodomain.probes.scores import Interval, around, unit_weights
+from dinodomain.probes.scores import Z95, Interval, around, unit_weights
 
 ABOUT = About(
     name="layers", code="LAYER", question="Q3", title="Which output of the encoder leaks least for the same use?",
@@ -30,6 +31,7 @@ ABOUT = About(
 EQUAL = 0.01
 """Score by which a task may be worse on a layer that is recommended."""
 DRAWS = 300
+METHOD = "SE of unit bootstrap, over all outputs at once"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +47,14 @@ class Read:
     draws: Mapping[str, np.ndarray]
 
     def below(self, layer: str, released: str) -> Interval:
-        """Score of the released layer minus that of another, paired."""
+        """Score of the released layer minus that of another, paired; the interval holds for all layers together (Bonferroni)."""
         error = float(np.nanstd(self.draws[released] - self.draws[layer]))
         found = self.value[released] - self.value[layer]
-        return around(found, error)
+        return around(found, error * float(norm.isf(0.025 / max(1, len(self.value) - 1))) / Z95)
+
+    def shows(self, layer: str) -> bool:
+        """Whether a layer shows the column at all: the lower end of its own interval lies above chance."""
+        return around(self.value[layer], float(np.nanstd(self.draws[layer]))).low > 0.5
 
 
 def run(evidence: Evidence) -> list[Result]:
@@ -103,17 +109,17 @@ def finding(name: str, leak: Read, use: Read | None, told: Mapping[str, object])
     least = min(fit or [released], key=lambda layer: leak.value[layer])
     better = leak.below(least, released)
     told = {
-        **told, "estimate": estimate_of(better, f"score for {name} of the last block minus that of {least}", "1.96 x SE of unit bootstrap"),
+        **told, "estimate": estimate_of(better, f"score for {name} of the last block minus that of {least}", METHOD),
         "tables": (_table(name, leak, use),), "plots": (_curves(name, leak, use),), "evidence": {"least": least, "released": released},
     }  # fmt: skip
     serving = "" if use is None else " and serves the task as well"
-    if least != released and better.low > 0:
+    if least != released and better.low > 0 and leak.shows(released):
         return ABOUT.finding(
             name, **told, verdict="WARN",
             answer=f"{least} reads {name} with {leak.value[least]:.2f} instead of {leak.value[released]:.2f}{serving}.",
             action=f"Consider releasing {least} instead of the last block.", repeat="The attribute check on features of that layer.",
         )  # fmt: skip
-    answer = f"No layer that serves as well was shown to leak {name} less than the last block ({leak.value[released]:.2f})."
+    answer = f"No output that serves as well was shown to leak {name} less than the last block ({leak.value[released]:.2f})."
     return ABOUT.finding(name, **told, verdict="CLEAR_WITHIN_LIMITS", answer=answer)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from dinodomain.audit.evidence import UNITS, About, Check, Draft, Evidence, Need, Result
 from dinodomain.audit.figures import Bar, Forest, Heat, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of, null_of
-from dinodomain.audit.protocol.attribute import Attribute, printed, read_attribute, within
+from dinodomain.audit.protocol.attribute import Attribute, counted, read_attribute, within
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, excess, read_leaks
 from dinodomain.audit.protocol.nuisance import with_statistics
@@ -68,7 +68,7 @@ def run(evidence: Evidence) -> list[Result]:
     data, name = evidence.probed, evidence.policy.origin_column
     origin = read_column(data, name)
     told: dict[str, Any] = {"n_units": origin.num_units, "n_minor": origin.num_minor, "n_images": len(origin.rows)}
-    told["counts"] = {f"units of {one}": printed(count) for one, count in origin.units_per_class.items()}
+    told["counts"] = counted(origin.units_per_class, "units of")
     if origin.kind != "classes" or len(origin.classes) + len(origin.dropped) < 2:
         reason = f"{name} names one data set" if origin.kind == "classes" else f"{name} holds numbers"
         return [ABOUT.finding(**told, verdict="NOT_APPLICABLE", answer="Not asked.", reason_code="one_origin", reason=reason)]

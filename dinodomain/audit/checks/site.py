@@ -17,7 +17,7 @@ import numpy as np
 from dinodomain.audit.evidence import DOMAINS, UNITS, About, Check, Draft, Evidence, Result
 from dinodomain.audit.figures import Bar, Curves, Forest, Plot, Series, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of, null_of
-from dinodomain.audit.protocol.attribute import Attribute, printed, read_attribute
+from dinodomain.audit.protocol.attribute import Attribute, counted, printed, read_attribute
 from dinodomain.audit.protocol.leak import Leak, read_leaks
 from dinodomain.audit.protocol.neighbours import Index, Pair, index_interval, make_pair, measure_index
 from dinodomain.audit.protocol.task import (
@@ -81,7 +81,7 @@ def _result(evidence: Evidence, name: str) -> Result:
     domain = read_attribute(name, pooled(data.columns[name], data.label_units), data.label_units)
     told: dict[str, Any] = {
         "title": f"Are the features ordered by {name} rather than by content?", "n_units": domain.num_units, "n_minor": domain.num_minor,
-        "n_images": len(domain.rows), "counts": {f"units of {key}": printed(count) for key, count in domain.units_per_class.items()},
+        "n_images": len(domain.rows), "counts": counted(domain.units_per_class, "units of"),
     }  # fmt: skip
     if domain.kind != "classes" or len(domain.classes) < 2:
         reason = f"{name} does not hold 2 to {MAX_GROUPS} domains"

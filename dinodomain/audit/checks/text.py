@@ -54,6 +54,8 @@ KINDS: Mapping[str, re.Pattern[str]] = {
 }
 """In the order in which they are tried; dates and ids are identifiers."""
 
+MOST_BOX = 0.6
+"""Share of both sides of a picture above which a box is no text."""
 IDENTIFIERS = ("date", "id")
 MARKERS = frozenset({
     "portable", "ap", "pa", "l", "r", "lat", "left", "right", "erect", "supine", "upright", "semi-erect", "semierect", "semi",
@@ -109,7 +111,7 @@ def read_images(evidence: Evidence, make: Callable[[], Reader]) -> Seen:
         if min(picture.shape[:2]) < LEAST_SIDE:
             small += 1
             continue
-        words[row] = make()(picture)
+        words[row] = tuple(word for word in make()(picture) if not _fills(word, picture))
         if len(samples) < PLANTED_INTO and not words[row]:
             samples.append(picture)
     measured = tuple(measure(make(), samples, seed)) if samples else ()
@@ -117,6 +119,12 @@ def read_images(evidence: Evidence, make: Callable[[], Reader]) -> Seen:
     counted = [hit for planted, hit in measured if planted.size >= lines.text_size and planted.contrast >= lines.text_contrast]
     recall = wilson(sum(counted), len(counted)) if counted else None
     return Seen(rows=np.array(sorted(words), np.int64), words=words, small=small, recall=recall, measured=measured)
+
+
+def _fills(word: Word, picture: np.ndarray) -> bool:
+    """Whether a box is as good as the whole picture: a round body is read as 0 or 8, and no text is so large."""
+    across, down = (float(max(ends) - min(ends)) for ends in zip(*word.box))
+    return bool(across > MOST_BOX * picture.shape[1] and down > MOST_BOX * picture.shape[0])
 
 
 def _chosen(evidence: Evidence) -> np.ndarray:

@@ -5,7 +5,7 @@ n rows, U units, K permutations, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,7 +17,7 @@ from dinodomain.probes.ridge import unit_blocks
 Kind = Literal["classes", "number"]
 Level = Literal["unit", "image"]
 
-MAX_CLASSES = 20  # more distinct numbers than this are a quantity
+MAX_CLASSES = 20  # more distinct numbers than this, or than a half of the units, are a quantity
 MIN_CLASS_UNITS = 30  # fewer: nothing but counts
 SMALL_CELL = 10  # counts of units below this are not printed
 MISSING = frozenset({"", "nan", "none", "null", "na", "n/a", "unknown"})
@@ -81,7 +81,7 @@ def read_attribute(name: str, column: Sequence[object] | np.ndarray, units: np.n
     known = np.array([item.lower() not in MISSING for item in text], bool)
     rows = np.flatnonzero(known)
     numbers = numbers_of(text[rows])
-    if numbers is not None and len(np.unique(numbers)) > MAX_CLASSES:
+    if numbers is not None and len(np.unique(numbers)) > min(MAX_CLASSES, max(2, len(np.unique(units[rows])) / 2)):
         return _make(name, "number", rows, numbers, (), units, {}, known, ())
     counts = {str(label): len(np.unique(units[rows][text[rows] == label])) for label in np.unique(text[rows])}
     large = tuple(label for label, count in counts.items() if count >= MIN_CLASS_UNITS)
@@ -127,6 +127,22 @@ def within(attribute: Attribute, keep: np.ndarray) -> Attribute:
 def printed(count: int | float) -> int | str:
     """A number of units as people may see it; "< 10" for what might point to single people, an empty cell tells of nobody."""
     return int(count) if count == 0 or count >= SMALL_CELL else f"< {SMALL_CELL}"
+
+
+def counted(units_per_class: Mapping[str, int], words: str = "units with") -> dict[str, int | str]:
+    """Units of each class as people may see them: classes of fewer than ten units are told of together, without their names."""
+    small = sum(0 < count < SMALL_CELL for count in units_per_class.values())
+    found: dict[str, int | str] = {f"{words} {name}": count for name, count in units_per_class.items() if not 0 < count < SMALL_CELL}
+    return found | ({f"classes of fewer than {SMALL_CELL} units, not named": small} if small else {})
+
+
+def identifying(values: Sequence[object] | np.ndarray, units: np.ndarray) -> int:
+    """Distinct texts of a column where they tell nearly every unit apart (more than ten, and more than a half of the units); else 0."""
+    text = np.array([str(value).strip() for value in values])
+    known = np.array([item.lower() not in MISSING for item in text], bool)
+    distinct = len(np.unique(text[known]))
+    few = distinct <= max(SMALL_CELL, len(np.unique(units[known])) / 2)
+    return 0 if few or numbers_of(text[known]) is not None else distinct
 
 
 def permuted(attribute: Attribute, count: int, seed: int) -> np.ndarray:
