@@ -104,6 +104,16 @@ def test_confounded_classes_are_flagged_where_the_site_is_read_and_undecided_whe
     assert (silent.verdict, silent.reason_code) == ("NOT_ASSESSABLE", "confounded")
 
 
+def test_few_units_of_a_class_are_no_confounding(found):
+    """Ten ill units on each site: V is 0, and order by site cannot be weighed."""
+    site = made().columns["site"]
+    labels = np.where(np.arange(len(site)) % 12 == 0, "ill", "healthy")
+    (finding,) = found(made(offset=4.0, labels=labels), "site", domains=("site",), task="finding")
+    assert (finding.verdict, finding.reason_code) == ("WARN", "n_units")
+    assert "confounded" not in finding.reason
+    assert finding.answer.startswith("It can be read")
+
+
 def test_without_a_task_only_a_readable_site_is_told(found):
     assert found(made(offset=4.0), "site", domains=("site",))[0].verdict == "FLAG"
     (silent,) = found(made(), "site", domains=("site",))

@@ -18,7 +18,7 @@ from dinodomain.audit.evidence import UNITS, About, Check, Evidence, Result
 from dinodomain.audit.figures import Bar, Forest, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.attribute import SMALL_CELL, printed
-from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
+from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds
 from dinodomain.audit.trail.group_tables import effective, group_table, joint_tables, missing_plots, missing_table
 from dinodomain.audit.trail.groups import UnitGroups, as_groups, group_units
 from dinodomain.probes.scores import Z95, Interval, wilson
@@ -193,13 +193,11 @@ def _target_verdict(name: str, absent: Sequence[str], distance: Interval, told: 
         answer = f"No: there is no unit with {name} {', '.join(absent)}, and {words}."
         action = f"Add units with {name} {', '.join(absent)}, or take them out of what the model is for."
         return ABOUT.finding(name, **told, verdict="FLAG", answer=answer, action=action, repeat=repeat)
-    if distance.low > lines.target_warn:
-        verdict: Verdict = "WARN"
-        return ABOUT.finding(
-            name, **told, verdict=verdict, answer=f"No: {words}.", action=f"Add or reweight units by {name}.", repeat=repeat
-        )
     if told["n_units"] < MIN_UNITS:
         return ABOUT.unknown("n_units", f"{told['n_units']} units; {MIN_UNITS} are the least", "audit more units", name, **told)
+    if distance.low > lines.target_warn:
+        action = f"Add or reweight units by {name}."
+        return ABOUT.finding(name, **told, verdict="WARN", answer=f"No: {words}.", action=action, repeat=repeat)
     if distance.high < lines.target_warn:
         return ABOUT.finding(name, **told, verdict="CLEAR_WITHIN_LIMITS", answer=f"Near it: {words}.")
     reason = f"the distance may lie on either side of {lines.target_warn:.2f}"

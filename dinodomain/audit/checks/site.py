@@ -48,6 +48,8 @@ ABOUT = About(
 )  # fmt: skip
 _METHOD = "1.96 x SE of unit bootstrap, units drawn as queries and as neighbours"
 _MAX_PAIRS = 30
+CONFOUNDED = 0.5
+"""Cramer's V from which a column of domains tells the class: Cohen 1988 calls .5 a strong association."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,10 +191,14 @@ def _verdict(
         reason = f"no task was named, so order by {domain.name} cannot be weighed against order by content"
         remedy = "name a column with audit.task=COLUMN"
         return ("FLAG", "no_task", reason, remedy) if read else ("NOT_ASSESSABLE", "no_task", reason, remedy)
+    few = f"no two classes of {crossing.task} have {MIN_UNITS} units in each of two domains"
+    if not crossing.lonely and not crossing.association >= CONFOUNDED:
+        reason = f"{few}, so order by {domain.name} could not be weighed against order by content"
+        return "WARN" if read else "NOT_ASSESSABLE", "n_units", reason, f"add units of the rarer class of {crossing.task}"
     alone = ", ".join(f"{one} occurs in {place} only" for one, place in crossing.lonely.items())
     reason = (
-        f"{domain.name} and {crossing.task} are confounded{f': {alone}' if alone else ''}; no two classes have {MIN_UNITS} units in each "
-        "of two domains, so nothing in these data can tell content from acquisition"
+        f"{domain.name} and {crossing.task} are confounded{f': {alone}' if alone else ''}; {few}, so nothing in these data can tell "
+        "content from acquisition"
     )
     remedy = f"add images of {', '.join(crossing.lonely) or crossing.task} from other domains"
     return ("FLAG" if read else "NOT_ASSESSABLE"), "confounded", reason, remedy
@@ -217,7 +223,8 @@ def _by_index(domain: Attribute, index: Index, ordered: bool, lines: Thresholds)
 def _answer(domain: Attribute, leak: Leak, index: Index | None, verdict: Verdict) -> str:
     probe = f"a linear probe reads {domain.name} with {leak.interval.value:.2f} [{leak.interval.low:.2f}, {leak.interval.high:.2f}]"
     if index is None:
-        return f"{'Yes' if verdict == 'FLAG' else 'Undecided'}: {probe}, chance {leak.null.mean():.2f}."
+        word = {"FLAG": "Yes", "WARN": "It can be read"}.get(verdict, "Undecided")
+        return f"{word}: {probe}, chance {leak.null.mean():.2f}."
     at = index.value
     words = {"FLAG": "Yes", "WARN": "In part", "CLEAR_WITHIN_LIMITS": "No", "NOT_ASSESSABLE": "Undecided"}[verdict]
     order = f"{index.null.mean():.2f} if {domain.name} gave no order"
