@@ -205,7 +205,7 @@ def _put(lines: _Lines, kind: list[str], name: str, line: str, policy: Policy, t
 
 
 def _why(finding: Finding) -> str:
-    return f"{finding.verdict} ({finding.reason_code}): {finding.reason}"
+    return f"{'not assessed' if finding.verdict == 'NOT_ASSESSABLE' else finding.verdict}: {finding.reason}"
 
 
 def _withdrawn(lines: _Lines, report: Report, policy: Policy) -> None:

@@ -32,7 +32,7 @@ def context(body: Body, json_digest: str) -> dict[str, Any]:
     return {
         "report": body, "questions": QUESTIONS, "by_question": by_question, "counts": counts, "verdicts": VERDICTS, "meaning": MEANING,
         "cannot": CANNOT, "glossary": GLOSSARY, "json_digest": json_digest, "headline": headline(body), "forest": _forest(body),
-        "decision": decision_words(body["decision"]), "history": history_line(body), "supplied": supplied(body),
+        "decision": decision_words(body["decision"]), "history": history_line(body), "supplied": supplied(body), "model": model_of(body),
         "alarms": [item for item in body["findings"] if item["verdict"] in ("FLAG", "ERROR")],
         "warnings": [item for item in body["findings"] if item["verdict"] == "WARN"], "open": list(_open(body)),
         "register": list(_register(body)), "comparisons": [item for item in body["findings"] if item["check"] in COMPARISONS],
@@ -47,6 +47,20 @@ def headline(body: Body) -> str:
     silent = list(body["unanswered"])
     tail = f" {', '.join(silent)} {'is' if len(silent) == 1 else 'are'} not or only partly answered." if silent else ""
     return f"{len(body['findings'])} findings: {', '.join(told)}.{tail}"
+
+
+def model_of(body: Body) -> dict[str, str]:
+    """What was audited, as it was called on the command line, in a word and in a line."""
+    inputs, subject = body["plan"].get("inputs", {}), body["subject"]
+    given = next((str(inputs[key]) for key in ("checkpoint", "features") if inputs.get(key)), "")
+    name, digest = given.rstrip("/").rsplit("/", 1)[-1] or "a frozen encoder", subject.get("weights") or subject.get("features") or ""
+    built = subject.get("architecture") or {}
+    words = [
+        f"frozen encoder of {built['depth']} blocks, {built['dim']} wide"
+        if {"depth", "dim"} <= built.keys()
+        else "a frozen encoder's features"
+    ]
+    return {"name": name, "words": "; ".join([*words, given, f"sha256 {digest[:16]}" if digest else ""]).strip("; ").replace("; ;", ";")}
 
 
 def history_line(body: Body) -> str:
