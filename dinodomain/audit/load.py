@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from dinodomain.probes.frozen import Frozen, column_of, label_units, load_frozen
 from dinodomain.store import open_store
 from dinodomain.types import FeatureTable, Labels
 
+_log = logging.getLogger(__name__)
 KINDS: Final = {"pretrained": "audited", "random_init": "untrained", "pixels": "pixels"}
 _RESERVED = ("content_hash", "tile_id", "row", "unit", "features")
 
@@ -138,6 +140,9 @@ def _text(value: object) -> str:
 
 def _units(plan: AuditPlan, columns: Mapping[str, np.ndarray], own: np.ndarray) -> np.ndarray:
     if plan.group is None:
+        if not (own != "").any():
+            _log.warning("no image has a unit id, so next to nothing can be assessed: name the column that tells people or places apart "
+                         "with group=COLUMN (there are %s)", ", ".join(sorted(columns)) or "none: give a CSV")  # fmt: skip
         return own.astype(str)
     if plan.group not in columns:
         raise UserError("group", f"no column {plan.group!r}", allowed=", ".join(sorted(columns)) or "none: give a CSV")

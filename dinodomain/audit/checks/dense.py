@@ -17,6 +17,7 @@ import numpy as np
 from dinodomain.audit.evidence import ATTRIBUTES, ENCODER, UNITS, About, Check, Draft, Evidence, Result
 from dinodomain.audit.figures import Heat
 from dinodomain.audit.finding import Finding, Localised, SelfTest, estimate_of
+from dinodomain.audit.masks.regions import WORDS
 from dinodomain.audit.observe.tokens import TokenSet, look_at_tokens
 from dinodomain.audit.policy import Policy
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, permuted, read_attribute
@@ -200,7 +201,7 @@ def _verdict(reading: Reading, p: tuple[float, ...], at: Interval, lines: Thresh
     least = lines.background_flag
     behind = [name for (name, leak), seen in zip(reading.regions.items(), found[1:]) if seen and leak.interval.low >= least]
     if behind:
-        return "FLAG", f"{', '.join(behind)} by itself tells it"
+        return "FLAG", f"{', '.join(WORDS.get(name, name) for name in behind)} by itself tells it"
     if found[0] and at.low >= lines.tau_flag:
         return "FLAG", ""
     minor = reading.attribute.num_minor
@@ -215,7 +216,9 @@ def _verdict(reading: Reading, p: tuple[float, ...], at: Interval, lines: Thresh
 
 
 def _behind(reading: Reading, p: tuple[float, ...], lines: Thresholds) -> str:
-    told = [f"{name} {leak.value:.2f}" for (name, leak), value in zip(reading.regions.items(), p[1:]) if value <= lines.alpha]
+    told = [
+        f"{WORDS.get(name, name)} {leak.value:.2f}" for (name, leak), value in zip(reading.regions.items(), p[1:]) if value <= lines.alpha
+    ]
     return f"; background regions by themselves: {', '.join(told)}" if told else ""
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from dinodomain.audit.evidence import ENCODER, UNITS, About, Check, Draft, Evidence, Need, Result
 from dinodomain.audit.figures import Bar, Forest, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
+from dinodomain.audit.masks.regions import WORDS
 from dinodomain.audit.observe.replace import Replaced, look_without
 from dinodomain.audit.protocol.attribute import Attribute, permuted, read_attribute
 from dinodomain.audit.protocol.joint import carried, joint_p
@@ -157,8 +158,9 @@ def _finding(name: str, losses: tuple[Loss, ...], p: tuple[float, ...], lines: T
         "evidence": {"excess": {loss.region: loss.excess.value for loss in losses},
                      "p_adjusted": {loss.region: value for loss, value in zip(losses, p)}},
     }  # fmt: skip
+    region = WORDS.get(worst.region, worst.region)
     scores = (
-        f"without the {worst.region} the score is {worst.without:.2f} instead of {worst.plain:.2f} "
+        f"without the {region} the score is {worst.without:.2f} instead of {worst.plain:.2f} "
         f"({worst.elsewhere:.2f} without the same shape elsewhere)"
     )
     if not usable:
@@ -167,8 +169,8 @@ def _finding(name: str, losses: tuple[Loss, ...], p: tuple[float, ...], lines: T
         return ABOUT.unknown("n_units", reason, "audit more units", name, **told, answer=f"Undecided: {scores}.")
     if adjusted <= lines.alpha and worst.excess.low >= lines.region_warn:
         verdict = "FLAG" if worst.excess.low >= lines.region_flag else "WARN"
-        action = f"Mask or crop the {worst.region} before training and before use, and audit again."
-        repeat = f"The same loss after the {worst.region} was masked: it should not exceed that of the control."
+        action = f"Mask or crop the {region} before training and before use, and audit again."
+        repeat = f"The same loss after the {region} was masked: it should not exceed that of the control."
         return ABOUT.finding(
             name, **told, verdict=verdict, answer=f"Yes: {scores}.", action=action, repeat=repeat, used="shown"
         )  # fmt: skip

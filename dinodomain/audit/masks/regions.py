@@ -16,6 +16,9 @@ from torch import Tensor
 from dinodomain.audit.observe.observer import Shown
 from dinodomain.types import CLOUD, OUTSIDE_BODY, SHADOW_SNOW, USER_MASK
 
+WORDS: Mapping[str, str] = {"invalid": "area without data", "user": "area that a mask marks", "cloud": "clouds"}
+"""What regions are called in a sentence, where their name is no word for it."""
+
 BORDER = 1 / 16
 """Width of the border ring over the shorter side, at least one pixel: where burned-in text, markers and collimators lie."""
 
