@@ -141,7 +141,7 @@ def doubts(found: Mapping[str, Licence], output: Licence, *, released: bool) -> 
     told = [f"the licence of {name}" for name, one in found.items() if not one.known]
     if released and not output.known and any(one.asks for one in found.values()):
         told.append(f"the licence of the output ({output.text or 'not declared'})")
-    if released and "its own terms passed on" in output.asks:
+    if released and "its own terms passed on" in output.asks and "no commercial use" not in output.asks:
         told += [
             f"whether {output.spdx} keeps 'no commercial use' of {name}" for name, one in found.items() if "no commercial use" in one.asks
         ]
