@@ -6,7 +6,7 @@ Does not decide a verdict. n rows, K permutations, B bootstrap draws, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,11 +144,14 @@ class Reader:
 
     def score(self, values: np.ndarray) -> np.ndarray:
         """Scores of K versions of the values: [K, n] to [K]."""
-        return self.score_levels(levels(self._attribute.kind, values))
+        return self._scores(values, lambda part: levels(self._attribute.kind, part))
 
     def score_levels(self, found: np.ndarray) -> np.ndarray:
         """The same of their levels [K, n], which readers of other features can share."""
-        parts = (found[start : start + _PIECE] for start in range(0, len(found), _PIECE))
+        return self._scores(found, lambda part: part)
+
+    def _scores(self, versions: np.ndarray, levelled: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        parts = (levelled(versions[start : start + _PIECE]) for start in range(0, len(versions), _PIECE))
         return np.concatenate([_score_levels(self._attribute.kind, self._predict(part, ())[0], part) for part in parts])
 
 
