@@ -95,7 +95,7 @@ def written(seed: int, *, count: int, words: str = "12.03.1987", side: int = 64)
     images = generator.integers(60, 120, (60, side, side, 3), dtype=np.uint8)
     images[:, 0, 0] = 50
     images[generator.permutation(60)[:count], 0, 0] = 130  # the brightest, which the stretch turns to 255
-    box = ((0.0, 0.0), (64.0, 0.0), (64.0, 64.0), (0.0, 64.0))
+    box = ((0.0, 0.0), (64.0, 0.0), (64.0, 16.0), (0.0, 16.0))
     reads = lambda picture: (Word(box=box, text=words, score=0.97),) if picture[0, 0, 0] == 255 else ()  # noqa: E731
     with (
         patch("dinodomain.audit.checks.text.make_reader", lambda: reads),
