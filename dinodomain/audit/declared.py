@@ -12,8 +12,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dinodomain.audit.finding import Risk, blank_as_default
-from dinodomain.audit.forms import read_form
-from dinodomain.lineage import write_bytes
+from dinodomain.audit.forms import leave, read_form
 
 RISKS: Final = {
     "R1": "Surveillance of people or places",
@@ -92,11 +91,7 @@ def read_declaration(path: str | os.PathLike[str]) -> Declaration:
 
 def write_blank(folder: Path) -> Path:
     """Writes an empty form ``declaration.yaml``; one that is already there stays as it is."""
-    path = folder / "declaration.yaml"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, _blank_text().encode())
-    return path
+    return leave(folder / "declaration.yaml", _blank_text())
 
 
 def _blank_text() -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 from datetime import date
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from dinodomain.errors import Problems, UserError, require
+from dinodomain.lineage import write_bytes
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -80,6 +82,14 @@ def _models_in(kind: Any) -> list[type[BaseModel]]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
     return [found for inner in getattr(kind, "__args__", ()) for found in _models_in(inner)]
+
+
+def leave(path: Path, text: str) -> Path:
+    """Writes an empty form; one that is already there stays as it is."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, text.encode())
+    return path
 
 
 def blank(model: type[BaseModel], heads: str) -> str:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dinodomain.audit.forms import blank, read_form
+from dinodomain.audit.forms import blank, leave, read_form
 from dinodomain.audit.protocol.verdict import Thresholds, Verdict
-from dinodomain.lineage import digest, write_bytes
+from dinodomain.lineage import digest
 
 Origin = Literal["recorded", "self_reported", "report_text", "inferred"]
 RiskId = Literal["R1", "R2", "R3", "R4"]
@@ -114,10 +114,7 @@ def changed(policy: Policy, before: Mapping[str, Any]) -> tuple[list[str], list[
 
 def write_blank(path: Path) -> Path:
     """Writes an empty policy, every key with its default and meaning; one that is already there stays as it is."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, blank(Policy, _HEADS).encode())
-    return path
+    return leave(path, blank(Policy, _HEADS))
 
 
 def read_policy(path: str | os.PathLike[str]) -> Policy:

@@ -101,8 +101,8 @@ def _result(evidence: Evidence, tokens: TokenSet, name: str) -> Result:
     if not (tokens.known[attribute.rows].mean(axis=0) >= LEAST_KNOWN).any():
         return ABOUT.unknown("no_data", "no place has data in half of the images", "audit tiles with more data", name, **told)
     reading = read(tokens, attribute, evidence.effort, evidence.least_permutations("Q3"))
-    grid, policy = tokens.grid, evidence.policy
-    return Draft(p=(min(reading.p),), judge=lambda p, family: _finding(reading, grid, carried(reading.p, p[0], family), policy, told))
+    p, grid, policy = reading.p, tokens.grid, evidence.policy
+    return Draft(p=(min(p),), judge=lambda adjusted, family: _finding(reading, grid, carried(p, adjusted[0], family), policy, told))
 
 
 def read(tokens: TokenSet, attribute: Attribute, effort: Effort, permutations: int) -> Reading:

@@ -55,12 +55,9 @@ def model_of(body: Body) -> dict[str, str]:
     given = next((str(inputs[key]) for key in ("checkpoint", "features") if inputs.get(key)), "")
     name, digest = given.rstrip("/").rsplit("/", 1)[-1] or "a frozen encoder", subject.get("weights") or subject.get("features") or ""
     built = subject.get("architecture") or {}
-    words = [
-        f"frozen encoder of {built['depth']} blocks, {built['dim']} wide"
-        if {"depth", "dim"} <= built.keys()
-        else "a frozen encoder's features"
-    ]
-    return {"name": name, "words": "; ".join([*words, given, f"sha256 {digest[:16]}" if digest else ""]).strip("; ").replace("; ;", ";")}
+    size = f"frozen encoder of {built['depth']} blocks, {built['dim']} wide" if {"depth", "dim"} <= built.keys() else ""
+    words = (size or "a frozen encoder's features", given, digest and f"sha256 {digest[:16]}")
+    return {"name": name, "words": "; ".join(filter(None, words))}
 
 
 def history_line(body: Body) -> str:
