@@ -54,6 +54,11 @@ class Asked:
     ocr_images: int | None = None
     declaration: Mapping[str, Any] | None = None
 
+    @property
+    def released(self) -> bool:
+        """Whether the decision is about anything but use within the house, so that conditions of licences count."""
+        return self.decision != "internal_use"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:

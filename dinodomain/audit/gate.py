@@ -96,6 +96,7 @@ def decide(
     """
     now = now or datetime.now(UTC)
     lines = _Lines(undecided=_stale(report, policy, subject or {}, now))
+    _policies(lines, report, policy)
     for wanted in wanted_of(report, policy):
         found = [finding for finding in report.findings if wanted in (finding.id, finding.check)]
         if not found:
@@ -121,8 +122,6 @@ def decide(
 
 def _beside(lines: _Lines, report: Report, policy: Policy) -> None:
     """What the outcome does not rest on, but whoever reads it must know."""
-    if differ := changed(policy, report.policy)[1]:
-        lines.conditions.append(f"the policy's {', '.join(differ)} differ from those that the report was made under")
     usual = needed(report.decision)
     left = [name for name in usual if policy.required is not None and name not in {one.partition("/")[0] for one in policy.required}]
     if left:
@@ -250,11 +249,20 @@ def _stale(report: Report, policy: Policy, subject: Mapping[str, str], now: date
     expires = _expiry(report)
     if expires is not None and now.date() > expires:
         lines.append(f"the declaration's expiry, {expires}, has passed")
-    if differ := changed(policy, report.policy)[0]:
-        lines.append(f"the report was made under another policy: {', '.join(differ)} differ, on which verdicts rest; audit again")
-    if loosened := _loosened(report, policy):
-        lines.append(f"the policy asks for less than the one that the report was made under: {', '.join(loosened)}; audit again")
     return lines
+
+
+def _policies(lines: _Lines, report: Report, policy: Policy) -> None:
+    """How the policy differs from the one that the report was made under."""
+    verdicts, others = changed(policy, report.policy)
+    if verdicts:
+        lines.undecided.append(
+            f"the report was made under another policy: {', '.join(verdicts)} differ, on which verdicts rest; audit again"
+        )
+    if loosened := _loosened(report, policy):
+        lines.undecided.append(f"the policy asks for less than the one that the report was made under: {', '.join(loosened)}; audit again")
+    if others:
+        lines.conditions.append(f"the policy's {', '.join(others)} differ from those that the report was made under")
 
 
 def _loosened(report: Report, policy: Policy) -> list[str]:

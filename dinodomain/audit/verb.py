@@ -20,10 +20,10 @@ from dinodomain.audit.plan import AuditPlan
 from dinodomain.audit.policy import Policy, earlier, read_policy
 from dinodomain.audit.policy import write_blank as write_policy
 from dinodomain.audit.protocol.data import AuditSet
-from dinodomain.audit.protocol.verdict import VERDICTS
 from dinodomain.audit.report import Paths, write_report
 from dinodomain.audit.run import Audited, run_checks
 from dinodomain.audit.sign import sign
+from dinodomain.audit.told import told
 from dinodomain.audit.unfinished import user_key
 from dinodomain.audit.verify import Verified, untouched, verify
 from dinodomain.domain import Domain
@@ -66,22 +66,17 @@ class AuditResult:
         return 0 if self.gate is None else self.gate.code
 
     def text(self) -> str:
-        """A line per finding, the unanswered questions, the gate, and where the report lies."""
+        """What was found, what could not be assessed, the gate, and where the report lies."""
         if self.verified is not None:
             return self.verified.text()
         if self.report is None:
             return "\n".join(f"fill in {path}, and give it in place of new" for path in self.forms)
-        width = max(len(verdict) for verdict in VERDICTS)
-        lines = [
-            f"{item.verdict.ljust(width)}  {item.id}: {item.answer}{f' ({item.reason})' if item.reason else ''}"
-            for item in self.report.findings
-        ]
-        lines += [f"{'NOT_ASSESSABLE'.ljust(width)}  {question}: {reason}" for question, reason in sorted(self.report.unanswered.items())]
+        lines = list(told(self.report))
         if self.gate is not None:
             lines.append(self.gate.text())
         if self.paths is not None:
-            lines += [str(self.paths.html), str(self.paths.json)]
-        return "\n".join([*([self.report.notice] if self.report.notice else []), *lines])
+            lines += [f"all answers, tables and figures: {self.paths.html}", f"the same for programs: {self.paths.json}"]
+        return "\n".join(lines)
 
     def as_json(self) -> dict[str, Json]:
         """Plain values for ``--json``."""

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dinodomain.audit.declared import Declaration
-from dinodomain.audit.evidence import About, Check, Evidence, Need, Result
+from dinodomain.audit.evidence import About, Asked, Check, Evidence, Need, Result
 from dinodomain.audit.figures import Table
 from dinodomain.audit.finding import Finding, SelfTest
 from dinodomain.audit.trail.licences import Licence, conflicts, doubts, read_licence
@@ -41,7 +41,7 @@ def run(evidence: Evidence) -> list[Result]:
         remedy = "set ingest.licence, or declare them under licences in audit.declaration"
         reason = "no licence of data or base weights is recorded or declared"
         return [ABOUT.unknown("no_licence", reason, remedy, tables=(_table({}, output),))]
-    return [_finding(found, output, evidence.asked.decision)]
+    return [_finding(found, output, evidence.asked)]
 
 
 def output_licence(evidence: Evidence) -> str:
@@ -74,10 +74,9 @@ def _base_weights(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _base_weights(parent)
 
 
-def _finding(found: Mapping[str, Licence], output: Licence, decision: str) -> Finding:
-    released = decision != "internal_use"
-    against, unknown = conflicts(found, output, released=released), doubts(found, output, released=released)
-    if released and not output.known and not unknown:
+def _finding(found: Mapping[str, Licence], output: Licence, asked: Asked) -> Finding:
+    against, unknown = conflicts(found, output, released=asked.released), doubts(found, output, released=asked.released)
+    if asked.released and not output.known and not unknown:
         unknown = [f"the licence of the output ({output.text or 'not declared'})"]
     told: dict[str, Any] = {"tables": (_table(found, output),), "counts": {"licences": len(found)}}
     if against:
@@ -89,7 +88,9 @@ def _finding(found: Mapping[str, Licence], output: Licence, decision: str) -> Fi
     if unknown:
         remedy = "state SPDX ids (LicenseRef-DUA for an agreement) with ingest.licence or under licences in audit.declaration"
         return ABOUT.unknown("unknown_licence", f"not known is {', '.join(unknown)}", remedy, **told)
-    return ABOUT.finding(verdict="CLEAR_WITHIN_LIMITS", answer=f"No conflict found for {decision.replace('_', ' ')} by the table.", **told)
+    return ABOUT.finding(
+        verdict="CLEAR_WITHIN_LIMITS", answer=f"No conflict found for {asked.decision.replace('_', ' ')} by the table.", **told
+    )
 
 
 def _table(found: Mapping[str, Licence], output: Licence) -> Table:

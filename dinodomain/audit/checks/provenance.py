@@ -192,8 +192,8 @@ def _licences(evidence: Evidence, trail: Trail) -> Finding:
             note="By a small table of this package; it raises questions for people and decides none.",
         ),),
     }  # fmt: skip
-    stated, released = {name: one for name, _, one in named if one.text}, evidence.asked.decision != "internal_use"
-    against, unknown = (judge(stated, output, released=released) for judge in (conflicts, doubts))
+    stated = {name: one for name, _, one in named if one.text}
+    against, unknown = (judge(stated, output, released=evidence.asked.released) for judge in (conflicts, doubts))
     return _licence_verdict(evidence, trail, told, (against, unknown), named)
 
 

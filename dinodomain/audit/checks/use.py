@@ -87,7 +87,7 @@ def _finding(name: str, task: str, found: Tested, p: tuple[float, ...], lines: T
     at = found.encoding.interval
     read = f"{name} is read with {at.value:.2f} [{at.low:.2f}, {at.high:.2f}]"
     told = {
-        **told, "evidence": _evidence(found), "tables": (_table(found),), "plots": _plots(name, found, lines), "encoded": encoded,
+        **told, "evidence": _evidence(found), "tables": (_table(found, task),), "plots": _plots(name, found, lines), "encoded": encoded,
         "estimate": estimate_of(*_headline(found, shown), METHOD),
     }  # fmt: skip
     if shown or injected:
@@ -154,9 +154,9 @@ def _evidence(found: Tested) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _table(found: Tested) -> Table:
+def _table(found: Tested, task: str) -> Table:
     rows = [
-        ("attribute read from the features", str(found.encoding.interval), str(found.left), None),
+        (f"attribute read where {task} is known", str(found.encoding.interval), str(found.left), None),
         ("AUROC of the task", f"{found.auroc[0]:.3f}", f"{found.auroc[1]:.3f}", str(found.change)),
     ]
     for gap in found.gaps:
