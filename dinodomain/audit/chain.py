@@ -8,6 +8,7 @@ leaves no trace here: a chain is evidence among people who keep it, not against 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import json
@@ -99,6 +100,29 @@ def history_of(lines: Sequence[Line]) -> History:
     return History(
         number=len(same), policy_fixed="before" if fixed else "after", thresholds_changed=changes, head=head_of(lines[-1])
     )  # fmt: skip
+
+
+def lengthen(path: Path, report: Report, folder: Path) -> tuple[Line, ...]:
+    """Adds the line of a new audit; one at a time, whoever else audits.
+
+    Args:
+        path: The file of the chain.
+        report: The audit.
+        folder: Where its report will lie.
+
+    Returns:
+        All lines.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = read_chain(path)
+        lines = (*before, next_line(before, report, folder, path))
+        write_chain(path, lines)
+    finally:
+        os.close(held)
+    return lines
 
 
 def write_chain(path: Path, lines: Sequence[Line]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dinodomain.audit.declared import RISKS, Declaration
-from dinodomain.audit.finding import Finding, Report, Risk
+from dinodomain.audit.finding import Report, Risk
 from dinodomain.audit.plan import AuditPlan
 from dinodomain.audit.policy import Policy
 
@@ -31,7 +31,10 @@ _PLAIN = re.compile(r"[\w.][\w./:-]*")
 def complete(report: Report, plan: AuditPlan, policy: Policy, declared: Declaration | None) -> Report:
     """The report with everything but the gate's outcome and its place in the chain."""
     inputs = inputs_of(plan)
-    findings = tuple(_commanded(finding, inputs, report.plan["permutations"], plan) for finding in report.findings)
+    repeated = inputs | drawn(report)
+    findings = tuple(
+        finding.model_copy(update={"command": command(finding.check, repeated, f"{plan.out}-again")}) for finding in report.findings
+    )
     given = {} if declared is None else dict(declared.risks)
     return report.model_copy(
         update={
@@ -53,23 +56,21 @@ def inputs_of(plan: AuditPlan) -> dict[str, Any]:
     return found
 
 
-def command(name: str, inputs: Mapping[str, Any], permutations: int, out: str) -> str:
-    """The line that computes the findings of one check again, with as many permutations as the whole audit drew.
+def drawn(report: Report) -> dict[str, int]:
+    """Permutations that the whole audit drew: a check alone has fewer tests to correct, and would draw fewer."""
+    return {name: report.plan[name] for name in ("permutations", "joint_permutations") if name in report.plan}
+
+
+def command(name: str, inputs: Mapping[str, Any], out: str) -> str:
+    """The line that computes the findings of one check again.
 
     Args:
         name: Of the check.
-        inputs: From ``inputs_of``.
-        permutations: Drawn.
+        inputs: From ``inputs_of`` and ``drawn``.
         out: Folder of the repetition.
     """
-    told = {**inputs, "permutations": permutations, "checks": [name], "out": out}
-    words = [_word(key, value) for key, value in told.items()]
+    words = [_word(key, value) for key, value in {**inputs, "checks": [name], "out": out}.items()]
     return " ".join(["dinodomain audit", *words])
-
-
-def _commanded(finding: Finding, inputs: Mapping[str, Any], permutations: int, plan: AuditPlan) -> Finding:
-    line = command(finding.check, inputs, permutations, f"{plan.out}-again")
-    return finding.model_copy(update={"command": line})
 
 
 def _word(key: str, value: Any) -> str:

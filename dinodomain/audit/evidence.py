@@ -215,6 +215,11 @@ class Check:
     needs: tuple[Need, ...] = ()
     count: Callable[[Evidence], int] = _nothing
 
+    @property
+    def corrected(self) -> bool:
+        """Whether it tests for chance, so that its p values depend on which other tests are made."""
+        return self.count is not _nothing
+
 
 UNITS = Need(
     there=lambda evidence: evidence.data.units_known, code="no_unit_key", reason="some images, or all, have no unit id",

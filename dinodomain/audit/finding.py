@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Any, Literal
 
 import jsonschema
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from dinodomain.audit.figures import Plot, Table
 from dinodomain.audit.protocol.verdict import Verdict
 from dinodomain.errors import UserError
-from dinodomain.lineage import to_json, write_json
+from dinodomain.lineage import digest, to_json, write_json
 from dinodomain.probes.scores import Interval
 
 SCHEMA = "dinodomain.audit/1.0"
@@ -154,10 +155,16 @@ class History(_Frozen):
     thresholds_changed: int = Field(description="How often thresholds differ from those of the audit before.")
     head: str = Field(description="sha256 of this audit's line in the chain, which holds that of the line before.")
 
-    def words(self) -> str:
-        """One line for page 1."""
+    def words(self, of: str = "this checkpoint", *, policy: bool = True) -> str:
+        """One line for page 1.
+
+        Args:
+            of: What was audited.
+            policy: Whether one was given.
+        """
         times = "once" if self.thresholds_changed == 1 else f"{self.thresholds_changed} times"
-        return f"audit {self.number} of this checkpoint; policy fixed {self.policy_fixed} first results; thresholds changed {times}"
+        fixed = f"policy fixed {self.policy_fixed} first results" if policy else "without a policy"
+        return f"audit {self.number} of {of}; {fixed}; thresholds changed {times}"
 
 
 def blank_as_default(cls: type[BaseModel], value: object, info: ValidationInfo) -> object:
@@ -188,7 +195,7 @@ class Report(_Frozen):
     """The whole audit."""
 
     schema_: str = Field(default=SCHEMA, alias="schema")
-    audit_id: str = Field(description="Digest of subject, data, policy and plan.")
+    audit_id: str = Field(description="Digest of subject, data, policy, plan and findings.")
     created: str = Field(description="UTC, ISO 8601.")
     tool: dict[str, str]
     notice: str = Field(default="", description="Printed in every section, e.g. that the data are made up.")
@@ -208,6 +215,19 @@ class Report(_Frozen):
     signoff: tuple[str, ...] = Field(
         default=("Data owner", "Machine learning lead", "Domain expert", "Legal and data protection"), description="Roles that sign."
     )
+
+    @field_validator("created")
+    @classmethod
+    def _dated(cls, value: str) -> str:
+        if datetime.fromisoformat(value).tzinfo is None:
+            raise ValueError("names no time zone")
+        return value
+
+    def identity(self) -> str:
+        """Digest of subject, data, policy, plan and findings, whatever commands and inputs were written beside them."""
+        plan = {key: value for key, value in self.plan.items() if key != "inputs"}
+        findings = [finding.model_copy(update={"command": ""}).model_dump(mode="python") for finding in self.findings]
+        return digest(to_json([self.subject, self.data, self.policy, plan, findings]))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; a NaN is null."""
@@ -259,7 +279,13 @@ def read_report(path: Path) -> Report:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError("report", f"{path} is not JSON: {error}", allowed="an audit.json") from None
     check_report(body, str(path))
-    return Report.model_validate(body)
+    try:
+        return Report.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{path}: {'.'.join(map(str, first['loc']))}", f"{first['msg']}", allowed="an audit.json as it was written"
+        ) from None
 
 
 def check_report(body: Any, place: str) -> None:

@@ -16,6 +16,13 @@ from dinodomain.lineage import write_bytes
 Form = TypeVar("Form", bound=BaseModel)
 
 
+_ALLOWED = {
+    "tuple_type": "a list: [...]", "list_type": "a list: [...]", "dict_type": "a mapping: {...}", "model_type": "a mapping: {...}",
+    "string_too_short": "text that is not empty", "bool_parsing": "true or false", "date_from_datetime_parsing": "a date like 2027-06-30",
+}  # fmt: skip
+"""What pydantic found wrong, to what the user may write."""
+
+
 def read_form(path: str | os.PathLike[str], key: str, model: type[Form]) -> Form:
     """Reads a file of this form.
 
@@ -61,11 +68,16 @@ def did_you_mean(word: str, known: list[str]) -> str | None:
 
 
 def _problem(item: Any, place: str, model: type[BaseModel]) -> UserError:
-    where = ".".join(str(part) for part in item["loc"])
+    where = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
     if item["type"] == "extra_forbidden":
         fields = list(_fields(model, item["loc"][:-1]))
         return UserError(f"{place}: {where}", "unknown key", allowed=", ".join(fields), remedy=did_you_mean(str(item["loc"][-1]), fields))
-    return UserError(f"{place}: {where}", f"{item['input']!r}: {item['msg']}")
+    if item["type"] == "value_error":  # of our own: words for people already
+        return UserError(f"{place}{f': {where}' if where else ''}", str(item["ctx"]["error"]))
+    if item["type"] == "missing":
+        return UserError(f"{place}: {where}", "missing", remedy="give it")
+    allowed = _ALLOWED.get(item["type"], item["msg"].removeprefix("Input should be "))
+    return UserError(f"{place}: {where}", f"{item['input']!r}", allowed=allowed)
 
 
 def _fields(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
@@ -98,7 +110,10 @@ def blank(model: type[BaseModel], heads: str) -> str:
     for name, item in model.model_fields.items():
         default = item.get_default(call_default_factory=True)
         if isinstance(default, BaseModel):
-            lines += [f"# {name}:", *(f"#   {key}: {_shown(value)}" for key, value in default.model_dump(mode="json").items())]
+            lines.append(f"# {name}:")
+            for key, value in default.model_dump(mode="json").items():
+                said = type(default).model_fields[key].description
+                lines += [*([f"##   {said}"] if said else []), f"#   {key}: {_shown(value)}"]
         else:
             lines += [f"## {item.description}", f"# {name}: {_shown(default)}"]
     return "\n".join(lines) + "\n"

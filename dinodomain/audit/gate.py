@@ -41,6 +41,7 @@ class GateResult:
         undecided: What keeps it from being decided, a line each.
         waived: What a waiver in force kept from deciding, a line each.
         conditions: What the outcome hangs on, a line each.
+        flagged: Findings that were flagged although nobody asked for them.
     """
 
     code: int
@@ -48,6 +49,7 @@ class GateResult:
     undecided: tuple[str, ...]
     waived: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    flagged: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The outcome in words."""
@@ -56,14 +58,16 @@ class GateResult:
 
     def outcome(self, decision: str, *, asked: bool) -> GateOutcome:
         """As the report keeps it."""
+        what = f"what is asked for {decision_words(decision)}"
         words = {
-            PASSED: f"The audit meets what is asked for {decision_words(decision)}" + (", on conditions." if self.conditions else "."),
-            FAILED: f"The audit does not meet what is asked for {decision_words(decision)}: {_counted(self.failed, 'finding')} against it.",
-            UNDECIDED: f"Whether the audit meets what is asked for {decision_words(decision)} could not be decided: "
-            f"{_counted(self.undecided, 'point')} open.",
-        }
+            PASSED: f"The audit meets {what}" + (", on conditions." if self.conditions else "."),
+            FAILED: f"The audit does not meet {what}: {_counted(self.failed, 'finding')} against it.",
+            UNDECIDED: f"Whether the audit meets {what} could not be decided: {_counted(self.undecided, 'point')} open.",
+        }[self.code]
+        if self.flagged:
+            words += f" Beside what is asked, {len(self.flagged)} {'finding was' if len(self.flagged) == 1 else 'findings were'} flagged."
         return GateOutcome(
-            asked=asked, code=self.code, words=words[self.code], failed=self.failed, undecided=self.undecided, waived=self.waived,
+            asked=asked, code=self.code, words=words, failed=self.failed, undecided=self.undecided, waived=self.waived,
             conditions=self.conditions,
         )  # fmt: skip
 
@@ -80,6 +84,7 @@ class _Lines:
     undecided: list[str] = field(default_factory=list)
     waived: list[str] = field(default_factory=list)
     conditions: list[str] = field(default_factory=list)
+    flagged: list[str] = field(default_factory=list)
 
 
 def decide(
@@ -96,7 +101,7 @@ def decide(
     """
     now = now or datetime.now(UTC)
     lines = _Lines(undecided=_stale(report, policy, subject or {}, now))
-    _policies(lines, report, policy)
+    _policies(lines, report, policy, earlier(report.policy), compared=against is not None)
     for wanted in wanted_of(report, policy):
         found = [finding for finding in report.findings if wanted in (finding.id, finding.check)]
         if not found:
@@ -116,7 +121,7 @@ def decide(
     if policy.max_age_days is not None:
         lines.conditions.append(f"counts for {policy.max_age_days} days from {report.created[:10]}")
     code = FAILED if lines.failed else (UNDECIDED if lines.undecided else PASSED)
-    kept = {name: tuple(dict.fromkeys(getattr(lines, name))) for name in ("failed", "undecided", "waived", "conditions")}
+    kept = {name: tuple(dict.fromkeys(getattr(lines, name))) for name in ("failed", "undecided", "waived", "conditions", "flagged")}
     return GateResult(code=code, **kept)
 
 
@@ -130,12 +135,11 @@ def _beside(lines: _Lines, report: Report, policy: Policy) -> None:
             f"the policy asks for {asked_for} only; without one, {decision_words(report.decision)} needs {', '.join(left)}, too"
         )
     asked = set(wanted_of(report, policy))
-    apart = [
-        one.id for one in report.findings if one.verdict == "FLAG" and not {one.id, one.check} & asked and one.reason_code != "expected"
-    ]
+    apart = [one.id for one in report.findings if one.verdict == "FLAG" and not {one.id, one.check} & asked]
+    lines.flagged += apart
     if apart:
         lines.conditions.append(f"flagged, but not asked for: {', '.join(apart)}")
-    named = {one.id for one in report.findings} | {one.check for one in report.findings}
+    named = {one.id for one in report.findings} | {one.check for one in report.findings} | asked | {one for _, one in companions(report)}
     lines.conditions += [f"the waiver of {one.finding} covers no finding" for one in policy.waivers if one.finding not in named]
     columns = {one.id.partition("/")[2] for one in report.findings}
     lines.conditions += [f"the policy expects {name}, of which no finding speaks" for name in policy.expected if name not in columns]
@@ -228,6 +232,11 @@ def _regressions(lines: _Lines, report: Report, policy: Policy, against: Report 
     if differ:
         lines.undecided.append(f"the earlier report is not comparable: it looked at another {' and '.join(differ)}")
         return
+    if verdicts := changed(earlier(report.policy), earlier(against.policy))[0]:
+        lines.undecided.append(f"the earlier report is not comparable: it was made under another policy ({', '.join(verdicts)} differ)")
+        return
+    if not report.subject.get("store"):
+        lines.conditions.append("that both reports looked at the same images cannot be told from features alone")
     before = {finding.id for finding in against.findings if finding.verdict == "FLAG"}
     new = [finding.id for finding in report.findings if finding.verdict == "FLAG" and finding.id not in before]
     allowed = policy.max_new_flags or 0
@@ -252,28 +261,34 @@ def _stale(report: Report, policy: Policy, subject: Mapping[str, str], now: date
     return lines
 
 
-def _policies(lines: _Lines, report: Report, policy: Policy) -> None:
+def _policies(lines: _Lines, report: Report, policy: Policy, before: Policy, *, compared: bool) -> None:
     """How the policy differs from the one that the report was made under."""
-    verdicts, others = changed(policy, report.policy)
+    verdicts, others = changed(policy, before)
     if verdicts:
         lines.undecided.append(
             f"the report was made under another policy: {', '.join(verdicts)} differ, on which verdicts rest; audit again"
         )
-    if loosened := _loosened(report, policy):
-        lines.undecided.append(f"the policy asks for less than the one that the report was made under: {', '.join(loosened)}; audit again")
+    if loosened := ", ".join(_loosened(report, policy, before, compared=compared)):
+        lines.undecided.append(f"the policy asks for less than the one that the report was made under: {loosened}; audit again")
     if others:
         lines.conditions.append(f"the policy's {', '.join(others)} differ from those that the report was made under")
 
 
-def _loosened(report: Report, policy: Policy) -> list[str]:
-    """Keys by which a policy asks for less than an earlier one; to ask for more once results are known is nobody's loss."""
-    before = earlier(report.policy)
+def _loosened(report: Report, policy: Policy, before: Policy, *, compared: bool) -> list[str]:
+    """Keys by which a policy asks for less than an earlier one; to ask for more once results are known is nobody's loss.
+
+    A finding stays asked for where its whole check is; beside an earlier report no number of new flags means none.
+    """
+    now = set(wanted_of(report, policy))
     less = {
-        "required": set(wanted_of(report, before)) - set(wanted_of(report, policy)), "fail_on": set(before.fail_on) - set(policy.fail_on),
+        "required": {name for name in wanted_of(report, before) if not {name, name.partition("/")[0]} & now},
+        "fail_on": set(before.fail_on) - set(policy.fail_on),
     }  # fmt: skip
     most = {
         name: (getattr(before, name), getattr(policy, name)) for name in ("max_age_days", "max_new_flags", "max_withdrawn")
     }  # fmt: skip
+    if compared:
+        most["max_new_flags"] = (before.max_new_flags or 0, policy.max_new_flags or 0)
     return [name for name, gone in less.items() if gone] + [
         name for name, (was, now) in most.items() if was is not None and (now is None or now > was)
     ]

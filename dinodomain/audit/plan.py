@@ -65,6 +65,7 @@ class AuditPlan:
         notice: Printed in every section of the report, for example that the data are made up.
         secret: File with the store's secret, where ids in the CSV are clear names; none means the one beside the store.
         permutations: Permutations of whole units for each null.
+        joint_permutations: The same where all places (``dense``) or regions (``shortcut``) of an attribute are one test.
         bootstraps: Resamples of units for each interval.
         folds: Folds by unit.
         max_rows: Most rows the probes use; every unit stays, rows are thinned within units.
@@ -113,6 +114,7 @@ class AuditPlan:
     notice: str = ""
     secret: str | None = None
     permutations: int = 1000
+    joint_permutations: int = 200
     bootstraps: int = 2000
     folds: int = 5
     max_rows: int = 20_000
@@ -158,8 +160,9 @@ class AuditPlan:
     def effort(self) -> Effort:
         """How hard to look."""
         return Effort(
-            folds=self.folds, permutations=self.permutations, bootstraps=self.bootstraps, seed=self.seed, attackers=self.attackers
-        )
+            folds=self.folds, permutations=self.permutations, joint_permutations=self.joint_permutations, bootstraps=self.bootstraps,
+            seed=self.seed, attackers=self.attackers,
+        )  # fmt: skip
 
     def _asked_for(self) -> list[UserError]:
         if self.forms:
@@ -171,7 +174,17 @@ class AuditPlan:
         return self._judging() if self.report else self._auditing()
 
     def _ranges(self) -> list[UserError]:
-        least = {"permutations": 99, "bootstraps": 100, "folds": 2, "max_rows": 100, "copies": 0, "images": 1, "tokens": 1, "batch": 1}
+        least = {
+            "permutations": 99,
+            "joint_permutations": 99,
+            "bootstraps": 100,
+            "folds": 2,
+            "max_rows": 100,
+            "copies": 0,
+            "images": 1,
+            "tokens": 1,
+            "batch": 1,
+        }
         if self.ocr_images is not None:
             least["ocr_images"] = 0
         return [
@@ -179,7 +192,10 @@ class AuditPlan:
         ]
 
     def _judging(self) -> list[UserError]:
-        return [] if self.gate else [UserError("report", "without a policy to judge it by", remedy="add gate=POLICY.yaml")]
+        found = [] if self.gate else [UserError("report", "without a policy to judge it by", remedy="add gate=POLICY.yaml")]
+        if self.out:
+            found.append(UserError("out", "report= judges what exists and writes nothing", remedy="leave it out; --json prints all"))
+        return found
 
     def _auditing(self) -> list[UserError]:
         usage = "checkpoint=RUN store=STORE, or features=FILE"

@@ -28,7 +28,7 @@ from dinodomain.audit.protocol.verdict import holm
 from dinodomain.audit.trail import Trail
 from dinodomain.audit.unfinished import Unfinished
 from dinodomain.errors import Problems, UserError
-from dinodomain.lineage import canonical, digest, to_json
+from dinodomain.lineage import canonical, to_json
 from dinodomain.probes.folds import index_units
 from dinodomain.probes.ridge import unit_blocks
 
@@ -80,8 +80,8 @@ def run_checks(
         observer: Shows images to the encoder again; None where there are features only.
         trail: What ingest and training recorded; None where there are features only.
         progress: Told the name of each check as it starts, and its seconds when it ends.
-        kept: Folder for what finished checks gave: an audit that was stopped goes on with the first that is missing, and clears it at the
-            end. None keeps nothing.
+        kept: Folder for what finished checks gave: an audit that was stopped goes on with the first that is missing. Whoever names it
+            removes it once the report is written. None keeps nothing.
 
     Returns:
         The report, which ``report.write_report`` writes, and tables that stay beside it.
@@ -100,10 +100,10 @@ def run_checks(
     settings = {**policy.model_dump(mode="json"), "digest": policy.digest}
     plan = {**to_json(asked), "max_rows": max_rows, "checks": list(names), **to_json(evidence.effort)}
     body = {"subject": to_json(dict(subject or {})), "data": _describe(data, evidence.probed, asked), "policy": settings, "plan": plan}
-    unfinished = None if kept is None else Unfinished(kept, [body, to_json(evidence.family)])
+    unfinished = None if kept is None else Unfinished(kept, [body, to_json(evidence.family), *_looks(observer, data)])
     findings, private = _collect(checks, evidence, progress or (lambda *_: None), unfinished)
     report = Report(
-        audit_id=digest([body, [finding.model_dump(mode="json") for finding in findings]]),
+        audit_id="",
         created=_now(),
         tool={"name": "dinodomain", "version": dinodomain.__version__},
         notice=notice,
@@ -111,9 +111,14 @@ def run_checks(
         unanswered=_unanswered(findings, checks),
         **body,
     )
-    if unfinished is not None:
-        unfinished.clear()
+    report = report.model_copy(update={"audit_id": report.identity()})
     return Audited(report=report, private=tuple(private))
+
+
+def _looks(observer: Observer | None, data: AuditSet) -> Iterator[Any]:
+    """How many images are shown again, and of how many there are altered copies: what decides results beside data, plan and effort."""
+    yield None if observer is None else [observer.most, observer.most_tokens, observer.batch, observer.size]
+    yield None if data.copies is None else len(data.copies.rows)
 
 
 def chosen(names: Sequence[str]) -> tuple[Check, ...]:
@@ -136,8 +141,9 @@ def _with_family(evidence: Evidence, checks: Sequence[Check]) -> Evidence:
         if _lacking(check, evidence) is None:
             family[check.about.question] += check.count(evidence)
     counted = replace(evidence, family=dict(family))
-    least = max(counted.least_permutations(question) for question in QUESTIONS)
-    return replace(counted, effort=replace(evidence.effort, permutations=max(evidence.effort.permutations, least)))
+    effort, least = evidence.effort, max(counted.least_permutations(question) for question in QUESTIONS)
+    joint = max(effort.joint_permutations, counted.least_permutations("Q3"))
+    return replace(counted, effort=replace(effort, permutations=max(effort.permutations, least), joint_permutations=joint))
 
 
 def _collect(

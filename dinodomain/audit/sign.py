@@ -17,12 +17,8 @@ PUBLIC: Final = "SHA256SUMS.pub"
 _MAKE: Final = "make one with: openssl genpkey -algorithm ed25519 -out key.pem"
 
 
-def sign(sums: Path, key: str) -> tuple[Path, Path]:
-    """Signs the sums and puts signature and public key beside them.
-
-    Args:
-        sums: ``SHA256SUMS``.
-        key: Private Ed25519 key in PEM, without a passphrase.
+def signing_key(key: str) -> Any:
+    """Reads a private Ed25519 key in PEM, without a passphrase.
 
     Raises:
         UserError: The key cannot be used.
@@ -31,6 +27,17 @@ def sign(sums: Path, key: str) -> tuple[Path, Path]:
     private = _load(key, "audit.sign", lambda data: serialization.load_pem_private_key(data, None))
     if not hasattr(private, "sign") or len(getattr(private, "private_bytes_raw", bytes)()) != 32:
         raise UserError("audit.sign", f"{key} holds another kind of key", allowed="an Ed25519 key in PEM", remedy=_MAKE)
+    return private
+
+
+def sign(sums: Path, private: Any) -> tuple[Path, Path]:
+    """Signs the sums and puts signature and public key beside them.
+
+    Args:
+        sums: ``SHA256SUMS``.
+        private: From ``signing_key``.
+    """
+    serialization = _serialization()
     kinds = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     signature, public = sums.with_name(SIGNATURE), sums.with_name(PUBLIC)
     write_bytes(signature, base64.b64encode(private.sign(sums.read_bytes())) + b"\n")

@@ -12,7 +12,6 @@ import io
 import logging
 import os
 import pickle
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -34,7 +33,7 @@ class Unfinished:
     """The kept results of one audit.
 
     Args:
-        folder: Of the kept results; removed once the audit is through.
+        folder: Of the kept results.
         about: What tells this audit from others, as plain values; the code is added.
     """
 
@@ -65,10 +64,6 @@ class Unfinished:
         body = stream.getvalue()
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_bytes(self._path(name), self._seal(name, body) + body)
-
-    def clear(self) -> None:
-        """Removes all."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.kept"

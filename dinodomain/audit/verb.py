@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dinodomain.audit.chain import Line, chain_of, history_of, next_line, read_chain, write_chain
-from dinodomain.audit.complete import complete
+from dinodomain.audit.chain import chain_of, history_of, lengthen
+from dinodomain.audit.complete import complete, drawn
 from dinodomain.audit.declared import Declaration, read_declaration
 from dinodomain.audit.declared import write_blank as write_declaration
 from dinodomain.audit.finding import Finding, Report, read_report
@@ -20,9 +21,9 @@ from dinodomain.audit.plan import AuditPlan
 from dinodomain.audit.policy import Policy, earlier, read_policy
 from dinodomain.audit.policy import write_blank as write_policy
 from dinodomain.audit.protocol.data import AuditSet
-from dinodomain.audit.report import Paths, write_report
+from dinodomain.audit.report import Paths, check_formats, write_report
 from dinodomain.audit.run import Audited, run_checks
-from dinodomain.audit.sign import sign
+from dinodomain.audit.sign import sign, signing_key
 from dinodomain.audit.told import told
 from dinodomain.audit.unfinished import user_key
 from dinodomain.audit.verify import Verified, untouched, verify
@@ -111,7 +112,7 @@ def audit(plan: AuditPlan, *, domain: Domain | None = None) -> AuditResult:
         return AuditResult(report=None, forms=tuple(_written(plan)))
     if plan.verify is not None:
         checked = verify(plan.verify, checks=plan.checks, key=plan.key, rerun=lambda report, name: _again(report, name, plan, domain))
-        return AuditResult(report=read_report(Path(plan.verify)), verified=checked)
+        return AuditResult(report=checked.report, verified=checked)
     policy = _policy(plan)
     against = None if plan.against is None else _trusted(plan.against, "against")
     if plan.report is not None:
@@ -119,18 +120,32 @@ def audit(plan: AuditPlan, *, domain: Domain | None = None) -> AuditResult:
         _same_decision(plan, report)
         return AuditResult(report=report, gate=decide(report, policy, subject=_expected_subject(plan), against=against))
     assert plan.out is not None, "checked by the plan"
-    declared = _declared(plan)
-    audited, data = _audited(plan, policy, declared, domain, _kept(plan))
+    _free(Path(plan.out))
+    declared, kept = _declared(plan), _kept(plan)
+    key = None if plan.sign is None else signing_key(plan.sign)  # before hours of work
+    audited, data = _audited(plan, policy, declared, domain, kept)
     report = complete(audited.report, plan, policy, declared)
     gate = decide(report, policy, against=against)
     report = report.model_copy(update={"gate": gate.outcome(plan.decision, asked=plan.gate is not None)})
-    report, lines = _in_chain(report, plan)
+    lines = lengthen(chain_of(plan.checkpoint, plan.out), report, Path(plan.out))  # first: an audit whose report fails counts, too
+    report = report.model_copy(update={"history": history_of(lines)})
     paths = write_report(report, Path(plan.out), audited.private, chain=lines, formats=plan.formats, data=data)
-    if plan.sign is not None:
-        sign(paths.sums, plan.sign)
-    write_chain(chain_of(plan.checkpoint, plan.out), lines)
+    if key is not None:
+        sign(paths.sums, key)
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
     _raised(report, plan)
     return AuditResult(report=report, paths=paths, gate=gate if plan.gate else None)
+
+
+def _free(out: Path) -> None:
+    """Refuses the folder of a finished report.
+
+    Raises:
+        UserError: It holds one.
+    """
+    if (out / "SHA256SUMS").is_file() and (out / "audit.json").is_file():
+        raise UserError("out", f"{out} holds a finished report", remedy="choose another folder, or remove that one")
 
 
 def _policy(plan: AuditPlan) -> Policy:
@@ -177,6 +192,7 @@ def _audited(
 ) -> tuple[Audited, AuditSet]:
     """What the checks found, and the rows they looked at."""
     subject = from_store(plan, domain) if plan.features is None else from_features(plan)
+    check_formats(plan.formats, subject.data)
     audited = run_checks(
         subject.data,
         asked=replace(plan.asked, declaration=None if declared is None else declared.model_dump(mode="json")),
@@ -219,23 +235,16 @@ def _raised(report: Report, plan: AuditPlan) -> None:
         _log.info("audit: %d permutations instead of %d, so that the smallest p value survives the correction", drawn, plan.permutations)
 
 
-def _in_chain(report: Report, plan: AuditPlan) -> tuple[Report, list[Line]]:
-    """The report with its place among the audits of the same subject, and the chain with its line."""
-    assert plan.out is not None, "checked by the plan"
-    chain = chain_of(plan.checkpoint, plan.out)
-    before = read_chain(chain)
-    lines = [*before, next_line(before, report, Path(plan.out), chain)]
-    return report.model_copy(update={"history": history_of(lines)}), lines
-
-
 def _again(report: Report, name: str, given: AuditPlan, domain: Domain | None) -> Sequence[Finding]:
-    """Findings of one check, computed from the inputs that a report names, under its policy and with as many permutations.
+    """Findings of one check, computed from the inputs that a report names, under its policy and with as many permutations as it drew.
 
     Where they lie elsewhere by now, the paths given with ``verify`` count.
     """
     inputs = {key: tuple(value) if isinstance(value, list) else value for key, value in report.plan["inputs"].items()}
     moved = {key: value for key in PATHS if (value := getattr(given, key)) is not None}
-    plan = AuditPlan(**inputs | moved | {"checks": (name,), "permutations": report.plan["permutations"], "out": "unused"})
+    if given.csv is not None:  # the CSV has two names
+        inputs = {key: value for key, value in inputs.items() if key not in ("labels", "metadata")}
+    plan = AuditPlan(**inputs | moved | drawn(report) | {"checks": (name,), "out": "unused"})
     policy = earlier(report.policy)
     declared = report.plan.get("declaration")
     return _audited(plan, policy, None if declared is None else Declaration.model_validate(declared), domain)[0].report.findings

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinodomain.audit.chain import NAME, head_of, read_chain
+from dinodomain.audit.checks import CHECKS
 from dinodomain.audit.finding import Finding, Report, read_report
 from dinodomain.audit.sign import SIGNATURE, check_signature
 from dinodomain.errors import UserError
@@ -26,11 +27,13 @@ class Verified:
     """What was checked.
 
     Attributes:
+        report: The report.
         passed: What holds, a line each.
         failed: What does not.
         open: What could not be checked.
     """
 
+    report: Report
     passed: tuple[str, ...]
     failed: tuple[str, ...]
     open: tuple[str, ...]
@@ -58,12 +61,12 @@ def verify(folder: str, *, checks: Sequence[str] = (), key: str | None = None, r
     passed: list[str] = ["audit.json follows its schema"]
     failed: list[str] = []
     left: list[str] = []
-    for kind, line in (*_sums(place), *_chain(place, report), *_signed(place, key)):
+    for kind, line in (*_sums(place), _same(report), *_chain(place, report), *_signed(place, key)):
         {"ok": passed, "bad": failed}.get(kind, left).append(line)
     for name in checks:
         for kind, line in _again(report, name, rerun):
             (passed if kind == "ok" else failed).append(line)
-    return Verified(passed=tuple(passed), failed=tuple(failed), open=tuple(left))
+    return Verified(report=report, passed=tuple(passed), failed=tuple(failed), open=tuple(left))
 
 
 def untouched(path: Path) -> bool | None:
@@ -90,6 +93,12 @@ def _sums(place: Path) -> Iterator[tuple[str, str]]:
     yield ("bad", f"altered or missing: {', '.join(wrong)}") if wrong else ("ok", f"the sums of {len(listed)} files")
     if missing:
         yield "bad", f"SHA256SUMS does not list {', '.join(missing)}"
+
+
+def _same(report: Report) -> tuple[str, str]:
+    if report.identity() == report.audit_id:
+        return "ok", "the findings are those that the audit was named by"
+    return "bad", "subject, data, policy, plan or findings are not those that the audit was named by"
 
 
 def _chain(place: Path, report: Report) -> Iterator[tuple[str, str]]:
@@ -126,19 +135,34 @@ def _again(report: Report, name: str, rerun: Rerun | None) -> Iterator[tuple[str
         return
     assert rerun is not None, "given wherever checks can be named"
     found = {finding.id: finding for finding in rerun(report, name)}
+    corrected = next((check.corrected for check in CHECKS if check.about.name == name), True)
     for identifier, before in wanted.items():
         after = found.get(identifier)
-        differ = ["not found again"] if after is None else differences(before, after)
-        yield ("bad", f"{identifier}: {'; '.join(differ)}") if differ else ("ok", f"{identifier} computed anew")
+        differ = ["not found again"] if after is None else differences(before, after, corrected=corrected)
+        same = f"the numbers of {identifier} computed anew" if corrected else f"{identifier} computed anew"
+        yield ("bad", f"{identifier}: {'; '.join(differ)}") if differ else ("ok", same)
 
 
-def differences(before: Finding, after: Finding) -> list[str]:
-    """Where a repetition differs beyond rounding. Corrected p values may: fewer tests were corrected together."""
+def differences(before: Finding, after: Finding, *, corrected: bool) -> list[str]:
+    """Where a repetition differs beyond rounding.
+
+    Args:
+        before: In the report.
+        after: Computed anew.
+        corrected: Whether p values are corrected over all tests of a question: fewer are made here, so that these, and what is said of
+            them, may differ.
+    """
+    told = () if corrected else ("verdict", "reason_code", "counts", "answer")
+    parted = [
+        f"{name} {getattr(after, name)!r} instead of {getattr(before, name)!r}"
+        for name in told
+        if getattr(after, name) != getattr(before, name)
+    ]
     numbers = {"units": (before.n_units, after.n_units), "images": (before.n_images, after.n_images)}
     for name in ("value", "low", "high"):
         numbers[name] = tuple(None if one.estimate is None else getattr(one.estimate, name) for one in (before, after))  # type: ignore[assignment]
     numbers["p"] = tuple(None if one.null is None else one.null.p for one in (before, after))  # type: ignore[assignment]
-    return [f"{name} {one} instead of {other}" for name, (other, one) in numbers.items() if not _close(one, other)]
+    return [*parted, *(f"{name} {one} instead of {other}" for name, (other, one) in numbers.items() if not _close(one, other))]
 
 
 def _close(one: float | None, other: float | None) -> bool:

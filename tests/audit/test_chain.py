@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from dinodomain.audit.chain import chain_of, head_of, history_of, next_line, read_chain, write_chain
-from dinodomain.audit.sign import check_signature, sign
+from dinodomain.audit.sign import check_signature, sign, signing_key
 from dinodomain.errors import UserError
 
 
@@ -85,7 +85,7 @@ def key(tmp_path):
 def test_a_signature_holds_until_a_byte_changes(tmp_path, key):
     sums = tmp_path / "SHA256SUMS"
     sums.write_text("ab  audit.json\n")
-    _, public = sign(sums, str(key))
+    _, public = sign(sums, signing_key(str(key)))
     assert check_signature(sums)
     assert check_signature(sums, str(public))
     sums.write_text("ac  audit.json\n")
@@ -96,11 +96,11 @@ def test_keys_that_cannot_sign_are_refused_with_a_remedy(tmp_path, key):
     sums = tmp_path / "SHA256SUMS"
     sums.write_text("ab  audit.json\n")
     with pytest.raises(UserError, match="openssl genpkey"):
-        sign(sums, str(tmp_path / "none.pem"))
+        signing_key(str(tmp_path / "none.pem"))
     (tmp_path / "no.pem").write_text("no key")
     with pytest.raises(UserError, match="is no key"):
-        sign(sums, str(tmp_path / "no.pem"))
+        signing_key(str(tmp_path / "no.pem"))
     wrong = tmp_path / "ec.pem"
     subprocess.run(["openssl", "genpkey", "-algorithm", "X25519", "-out", str(wrong)], check=True, capture_output=True)
     with pytest.raises(UserError, match="another kind of key"):
-        sign(sums, str(wrong))
+        signing_key(str(wrong))

@@ -64,7 +64,7 @@ def test_a_risk_is_controlled_or_explained_away(evidence, risk, blank):
 
 
 def test_a_date_that_is_none_is_a_blank():
-    assert living.blanks(completed().living.model_copy(update={"expires": "soon"})) == ["expiry"]
+    assert living.blanks(completed().living.model_copy(update={"expires": "soon"})) == ["expiry (soon is no date like 2027-06-30)"]
 
 
 def test_the_empty_form_is_valid_and_blank_everywhere_and_never_overwritten(tmp_path: Path):
@@ -101,7 +101,11 @@ def with_output(output: str, **keys) -> Declaration:
         ("LicenseRef-DUA", "MIT", "FLAG"), ("LicenseRef-DUA", "LicenseRef-DUA AND MIT", "CLEAR_WITHIN_LIMITS"),
         ("CC-BY-SA-4.0 AND MIT", "CC-BY-SA-4.0", "CLEAR_WITHIN_LIMITS"), ("AGPL-3.0-only OR LicenseRef-Enterprise", "MIT", "FLAG"),
         ("GPL-3.0-only OR CC-BY-SA-4.0", "CC-BY-SA-4.0", "CLEAR_WITHIN_LIMITS"), ("CC-BY-NC-4.0", "LicenseRef-Mine", "NOT_ASSESSABLE"),
-        ("CC-BY-NC-4.0", "MIT OR CC-BY-NC-4.0", "FLAG"),
+        ("CC-BY-NC-4.0", "MIT OR CC-BY-NC-4.0", "FLAG"), ("CC-BY-ND-4.0 OR CC-BY-SA-4.0", "MIT", "FLAG"),
+        ("CC-BY-ND-4.0 OR CC-BY-SA-4.0", "CC-BY-SA-4.0", "CLEAR_WITHIN_LIMITS"),
+        ("CC-BY-NC-4.0", "CC-BY-NC-4.0 OR Sleepycat", "NOT_ASSESSABLE"),
+        ("CC-BY-NC-4.0", "LicenseRef-Mine OR CC-BY-NC-4.0", "NOT_ASSESSABLE"),
+        ("CC-BY-NC-4.0 OR CC-BY-SA-4.0", "", "NOT_ASSESSABLE"),
     ],
 )  # fmt: skip
 def test_conditions_of_data_must_reach_the_output(evidence, data, output, verdict):
@@ -109,14 +113,23 @@ def test_conditions_of_data_must_reach_the_output(evidence, data, output, verdic
     assert finding.verdict == verdict
 
 
-def test_inside_the_house_nothing_is_passed_on(evidence):
-    (finding,) = licences.run(evidence(decision="internal_use", licence="CC-BY-NC-4.0"))
+def test_one_choice_must_do_for_all_conditions_at_once(evidence):
+    declared = with_output("CC-BY-SA-4.0 AND ODbL-1.0", base_weights=("ODbL-1.0",))
+    (finding,) = licences.run(evidence(declared, licence="CC-BY-NC-4.0 OR CC-BY-SA-4.0"))
+    assert finding.verdict == "FLAG"
+
+
+def test_inside_the_house_nothing_is_passed_on_but_use_may_be_commercial(evidence):
+    (finding,) = licences.run(evidence(decision="internal_use", licence="CC-BY-SA-4.0"))
     assert finding.verdict == "CLEAR_WITHIN_LIMITS"
+    (finding,) = licences.run(evidence(decision="internal_use", licence="CC-BY-NC-4.0"))
+    assert "whether this use is commercial" in finding.reason
 
 
 def test_base_weights_come_from_the_lineage_however_deep(evidence):
-    start = {"plan": {"weights": "/somewhere/dinov3_vits16.pth", "licence": "DINOv3 License"}, "history": []}
-    (finding,) = licences.run(evidence(with_output("Apache-2.0"), record={"history": [{"history": [start]}]}))
+    first = {"kind": "run", "plan": {"start": {"weights": "/somewhere/dinov3_vits16.pth", "licence": "DINOv3 License"}}, "history": []}
+    second = {"kind": "run", "plan": {"start": {"weights": "first", "licence": "that of the run", "lineage": first}}, "history": []}
+    (finding,) = licences.run(evidence(with_output("Apache-2.0"), record={"kind": "export", "history": [second]}))
     assert finding.verdict == "FLAG"
     assert "base weights dinov3_vits16.pth (DINOv3 License) asks for its own terms passed on" in finding.answer
 

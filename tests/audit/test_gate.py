@@ -142,9 +142,25 @@ def test_every_decision_needs_the_core_checks_of_its_questions(report, decision)
     assert wanted_of(report, Policy(required=())) == ()
 
 
+def test_a_finding_stays_asked_for_where_its_whole_check_is_and_no_new_flags_are_the_default(report):
+    made = Policy(required=("attribute/site",))
+    under = report.model_copy(update={"policy": {**made.model_dump(mode="json"), "digest": made.digest}})
+    assert not decide(under, made.model_copy(update={"required": ("attribute",)}), now=TODAY).undecided
+    loose = made.model_copy(update={"max_new_flags": 5})
+    assert any("max_new_flags" in line for line in decide(under, loose, against=under, now=TODAY).undecided)
+
+
+def test_reports_under_different_thresholds_are_not_compared(report):
+    other = Policy(thresholds={"tau_flag": 0.95})
+    before = report.model_copy(update={"policy": {**other.model_dump(mode="json"), "digest": other.digest}})
+    assert any("made under another policy (thresholds" in line for line in judged(report, required=(), against=before).undecided)
+
+
 def test_the_outcome_in_words_names_the_decision(report):
     passed = judged(report, required=()).outcome("release_weights", asked=True)
-    assert passed.words == "The audit meets what is asked for release of the weights, on conditions."
+    assert passed.words == (
+        "The audit meets what is asked for release of the weights, on conditions. Beside what is asked, 1 finding was flagged."
+    )
     failed = judged(report, required=("attribute",)).outcome("deploy:triage", asked=False)
     assert failed.words == "The audit does not meet what is asked for deployment for triage: 1 finding stands against it."
 

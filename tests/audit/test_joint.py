@@ -37,7 +37,7 @@ def test_a_look_without_a_value_takes_no_part():
     assert found[0] == 0.01
     assert found[1] == 1.0
     np.testing.assert_array_equal(found[[0, 2]], joint_p(value[[0, 2]], null[:, [0, 2]]))
-    assert np.isnan(standing(value, null)[0][1])
+    assert np.isnan(standing(np.vstack([value, null]))[0, 1])
 
 
 def test_the_others_are_corrected_over_the_question_and_never_below_the_smallest():

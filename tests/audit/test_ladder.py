@@ -16,6 +16,7 @@ from dinodomain.audit.protocol.leak import read_leaks
 from dinodomain.audit.protocol.measures import beyond_chance, precision_lift, usable_bits
 from dinodomain.audit.protocol.network import fit_network
 from dinodomain.audit.protocol.nuisance import with_statistics
+from dinodomain.audit.protocol.planting import _row_noise, likeness
 from dinodomain.audit.protocol.reading import climbed, measure
 from dinodomain.audit.protocol.rungs import NEIGHBOURS, lesson_of, neighbours
 from dinodomain.audit.protocol.verdict import Thresholds, raised, severe
@@ -212,3 +213,12 @@ def test_selectivity_is_the_score_beyond_random_labels_of_units(make_set, quick)
     assert reading.again == pytest.approx(reading.leaks["audited"].value, abs=0.05)
     assert reading.ladders == {}
     assert replace(reading, random=None).selectivity is None
+
+
+def test_units_of_unequal_size_do_not_break_the_planted_noise():
+    """Fisher's correlation of pairs passes 1 where large units lie far out; the noise is then wholly shared."""
+    units = np.repeat(np.arange(40), [30] * 2 + [1] * 19 + [2] * 19)
+    values = np.r_[100.0, -100.0, np.random.default_rng(0).normal(size=38)][units]
+    attribute = read_attribute("age", values, units)
+    assert likeness(attribute) > 1
+    assert np.isfinite(_row_noise(attribute, 1, np.random.default_rng(0))).all()

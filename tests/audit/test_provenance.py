@@ -82,9 +82,10 @@ def test_a_lost_licence_is_flagged_and_text_that_is_no_licence_is_warned_of(run,
 
 
 def test_base_weights_count_with_the_data(run, trail):
-    based = replace(trail, base={"weights": "w", "licence": "", "sha256": "ab"})
+    based = replace(trail, bases=({"weights": "w", "licence": "", "sha256": "ab"},))
     assert run(based).licences.verdict == "FLAG"
-    based = replace(trail, base={"weights": "w", "licence": "CC-BY-NC-4.0", "sha256": "ab"})
+    assert "it began with base weights w" in run(based).trail.answer
+    based = replace(trail, bases=({"weights": "w", "licence": "CC-BY-NC-4.0", "sha256": "ab"},))
     assert run(based).licences.verdict == "WARN"
     policy = Policy(declared={"weights_licence": "Apache-2.0"})
     found = run(based, policy, decision="release_weights")
@@ -108,6 +109,15 @@ RECORDED = [
         ("CC-BY-ND-4.0", "CC-BY-ND-4.0", "no derivatives passed on"), ("MITRE", "", "not known"), ("", "", "not known"),
         ("per file", "", "not known"), ("DINOv3 License", "LicenseRef-DINOv3", "its own terms passed on"),
         ("Copernicus Sentinel data 2021", "LicenseRef-Copernicus", "attribution at most"),
+        ("Copernicus Sentinel data, restricted, no commercial use", "", "not known"),
+        ("not under the Copernicus Sentinel data terms", "", "not known"), ("weights CC-BY-NC-4.0, code under Apache-2.0", "", "not known"),
+        ("apache-2.0 (model card)", "Apache-2.0", "attribution at most"),
+        ("cc-by-nc-4.0 (model card)", "CC-BY-NC-4.0", "no commercial use"),
+        ("MIT License (LICENSE beside the weights)", "MIT", "attribution at most"),
+        ("Apache License (LICENSE.txt beside the weights)", "Apache-2.0", "attribution at most"),
+        ("# DINOv3 License (LICENSE.md beside the weights)", "LicenseRef-DINOv3", "its own terms passed on"),
+        ("Attribution-NonCommercial 4.0 International (LICENSE beside the weights)", "CC-BY-NC-4.0", "no commercial use"),
+        ("that of the run", "", "not known"), ("MIT OR Sleepycat", "MIT OR Sleepycat", "attribution at most"),
         *((text, "LicenseRef-DINOv3" if name == "dinov3" else "Apache-2.0", words) for name, text, words in RECORDED),
         ("CC-BY-NC-4.0 AND LicenseRef-Copernicus", "CC-BY-NC-4.0 AND LicenseRef-Copernicus", "no commercial use"),
         ("Copernicus WorldDEM-30, restricted", "", "not known"), ("()", "", "not known"),
@@ -131,6 +141,12 @@ def test_two_share_alike_terms_contradict_each_other_and_no_derivatives_forbids_
     assert not conflicts(both, undeclared, released=False)  # nothing is passed on
     assert not conflicts({"a": both["ODbL-1.0"], "b": read_licence("ODbL-1.0 AND MIT")}, undeclared, released=True)
     assert not conflicts({**both, "ODbL-1.0": read_licence("ODbL-1.0 OR MIT")}, undeclared, released=True)
+    later = {name: read_licence(name) for name in ("CC-BY-SA-3.0", "CC-BY-SA-4.0")}
+    assert not conflicts(later, read_licence("CC-BY-SA-4.0"), released=True)  # 3.0 itself allows what is made from it to be under 4.0
+    assert conflicts(later, read_licence("CC-BY-SA-3.0"), released=True)
+    assert conflicts({"a": read_licence("GPL-2.0-only AND GPL-3.0-only")}, undeclared, released=True)
+    assert not conflicts({"a": read_licence("GPL-2.0-or-later AND GPL-3.0-only")}, read_licence("GPL-3.0-only"), released=True)
+    assert not conflicts({"a": read_licence("licenseref-dua")}, read_licence("LicenseRef-DUA"), released=True)
     fixed = {"data": read_licence("CC-BY-ND-4.0")}
     assert not conflicts(fixed, undeclared, released=False)
     assert len(conflicts(fixed, read_licence("CC-BY-ND-4.0"), released=True)) == 1
@@ -139,10 +155,30 @@ def test_two_share_alike_terms_contradict_each_other_and_no_derivatives_forbids_
 
 def test_a_licence_that_the_table_does_not_know_is_never_clear(run, trail):
     unknown = replace(trail, kept=make_kept(licence="Sleepycat"))
-    assert "the licence of Sleepycat" in run(unknown).licences.answer
+    assert "licence of Sleepycat" in run(unknown).licences.answer
     shared = replace(trail, kept=make_kept(licence="CC-BY-SA-4.0"))
     assert run(shared).licences.verdict == "CLEAR_WITHIN_LIMITS"
     assert run(shared, decision="release_weights").licences.verdict == "WARN"  # under which licence is not declared
+
+
+def test_what_shaped_the_network_elsewhere_is_told(run, trail):
+    other = StoreDrawn(digest="other", share=0.5, samples=70, drawn_units=9)
+    found = run(replace(trail, stores=(*trail.stores, other))).trail
+    assert found.verdict == "WARN"
+    assert "70 of these samples came from other stores (1)" in found.answer
+    assert run(replace(trail, drawn={})).trail.reason_code == "no_lineage"
+    assert run(replace(trail, kept=make_kept(0))).trail.verdict != "FLAG"
+
+
+def test_in_house_nothing_conflicts_but_whether_use_is_commercial_is_asked(run, trail):
+    two = make_kept(licence="CC-BY-SA-4.0")
+    two.index["licence"][:30] = "ODbL-1.0"
+    inside = run(replace(trail, kept=two)).licences
+    assert inside.verdict == "CLEAR_WITHIN_LIMITS"
+    assert "counts once something is given away" in inside.answer
+    assert run(replace(trail, kept=two), decision="release_weights").licences.verdict == "FLAG"
+    unpaid = run(replace(trail, kept=make_kept(licence="CC-BY-NC-4.0"))).licences
+    assert "hether this use is commercial" in unpaid.answer
 
 
 def test_another_store_blanks_about_people_and_changes_are_warned_of(run, trail):

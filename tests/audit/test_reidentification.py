@@ -123,3 +123,9 @@ def test_places_are_no_people_unless_the_policy_says_so(make_set, found):
     assert found(placed, "reidentification")[0].reason_code == "no_persons"
     assert found(placed, "reidentification", policy=Policy(persons=True))[0].verdict == "FLAG"
     assert found(data, "reidentification", policy=Policy(persons=False))[0].verdict == "NOT_APPLICABLE"
+
+
+def test_who_is_recognised_surely_is_flagged_even_where_few_can_be_asked(make_set, found):
+    (finding,) = found(people(make_set, count=120, code=4.0), "reidentification", study="exam")
+    assert finding.n_units == 120
+    assert finding.verdict == "FLAG"

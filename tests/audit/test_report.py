@@ -229,7 +229,7 @@ def test_the_first_page_says_what_a_reviewer_asks_first(report, tmp_path):
     first = write_report(told, tmp_path).html.read_text("utf-8").partition("</section>")[0]
     for words in (
         "release of the weights", gate.words, "No policy was given", "Overlap: few.", "audit set and metadata", "the hospital",
-        "no part in building the model", "audit 3 of this checkpoint; policy fixed after first results; thresholds changed 2 times",
+        "no part in building the model", "audit 3 of this checkpoint; without a policy; thresholds changed 2 times",
         "What could not be assessed, and what would make it assessable", "audit.declaration=new",
     ):  # fmt: skip
         assert words.lower() in first.lower(), words

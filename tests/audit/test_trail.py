@@ -134,10 +134,13 @@ def test_every_artefact_that_drew_a_unit_is_listed_with_its_draws(made, tmp_path
     assert max(one.draws for one in found.found) == trail.drawn[unit]
     assert found.state == "present"
     held = next(iter(trail.kept.held_units))
-    assert trace_unit(held, [str(root)]).found == ()
+    assert trace_unit(held, [str(root)], store=str(root / "store")).found == ()
+    with pytest.raises(UserError, match="cannot be told without the store"):
+        trace_unit(held, [str(root)])
+    assert "is its name spelt as" in trace_unit("nobody", [str(root)], store=str(root / "store")).text()
     assert "nothing here shows that one forgot" in found.text()
     (tmp_path / "lineage.json").write_text("{")
-    assert trace_unit(unit, [str(tmp_path)]).unread == (str(tmp_path),)
+    assert trace_unit(unit, [str(tmp_path)], store=str(root / "store")).unread == (str(tmp_path),)
     with pytest.raises(UserError, match="is no folder"):
         trace_unit(unit, [str(tmp_path / "missing")])
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from dinodomain.audit import Policy
 from dinodomain.audit.protocol.attribute import read_attribute
+from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.erasure import fit_eraser
 from dinodomain.audit.protocol.experiments import joint, slope_of
-from dinodomain.audit.protocol.reliance import NULLS, _odds, closings, erase
+from dinodomain.audit.protocol.reliance import NULLS, _odds, closings, erase, left_over, smallest_cells
 from dinodomain.audit.protocol.task import read_column
 from dinodomain.audit.protocol.verdict import Thresholds
 from dinodomain.probes.scores import unit_weights
@@ -152,3 +155,27 @@ def test_it_says_why_it_cannot_tell(make_set, found):
     assert code(task="age", attributes=("sex",)) == "task_kind"
     assert code(task="finding", attributes=("finding",)) == "is_task"
     assert code(task="finding", attributes=("sex",)) == "n_units"
+
+
+def test_what_one_half_leaves_over_is_not_summed_with_what_the_other_takes_away():
+    """One linear shift in 300 units: each half of the training units by itself leaves little of it (measured .6)."""
+    generator = np.random.default_rng(0)
+    sex = np.repeat(["F", "M"], 150)
+    rows = generator.normal(size=(300, 16))
+    rows[sex == "M", 0] += 1.5
+    data = AuditSet(
+        features={"audited": rows}, units=np.arange(300).astype(str), content_hash=None, sources=np.arange(300),
+        columns={"sex": sex, "task": np.where(generator.random(300) > 0.5, "yes", "no")},
+    )  # fmt: skip
+    task, groups = joint(data, read_column(data, "task"), "sex")
+    folds = np.arange(300) % 5
+    found = erase(rows, task, groups, folds, 0, nulls=3)
+    left = left_over(found, groups, 0.02, list(unit_weights(task.unit_index, 30, 0)))
+    assert found.left.shape == (2, 300, 2)
+    assert left.value < 0.68  # their sum reads it with .8
+
+
+def test_groups_that_are_too_small_to_test_leave_it_open():
+    task = SimpleNamespace(values=np.array([0, 1] * 60), unit_index=np.arange(120))
+    groups = SimpleNamespace(classes=("a", "b", "c"), values=np.repeat([0, 1, 2], [60, 50, 10]))
+    assert smallest_cells(task, groups) == {"a": 30, "b": 25, "c": 5}

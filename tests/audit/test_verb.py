@@ -118,6 +118,7 @@ def test_features_of_any_encoder_are_audited_with_a_csv(make_set, tmp_path):
     assert site.verdict == "FLAG"
     assert site.n_units == 130
     (tmp_path / "m.csv").write_text("\n".join(["id,patient,site", *lines[:-1]]))
+    keys["out"] = str(tmp_path / "again")
     with pytest.raises(UserError, match="1 rows of features have no line"):
         audit(AuditPlan(**keys, group="patient", attributes=("site",), **QUICK))
 

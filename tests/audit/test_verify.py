@@ -122,6 +122,32 @@ def test_a_report_with_new_sums_is_given_away_by_signature_and_finding(copy):
     assert any(line.startswith("duplicates: value") for line in found.failed)
 
 
+def test_a_verdict_that_was_rewritten_with_new_sums_is_noticed(copy):
+    body = json.loads((copy / "audit.json").read_text())
+    body["findings"][0] |= {"verdict": "CLEAR_WITHIN_LIMITS", "answer": "Nothing here."}
+    (copy / "audit.json").write_text(json.dumps(body))
+    sums = subprocess.run(["sha256sum", "audit.html", "audit.json", "audits.jsonl", "card.md"], cwd=copy, capture_output=True, check=True)
+    (copy / "SHA256SUMS").write_bytes(sums.stdout)
+    assert any("not those that the audit was named by" in line for line in checked(copy)[1].failed)
+
+
+def test_a_finished_report_is_never_overwritten(files, bundle):
+    with pytest.raises(UserError, match="holds a finished report"):
+        audit(AuditPlan(**files[0], out=str(bundle)))
+
+
+def test_a_key_that_cannot_sign_is_refused_before_anything_is_written(files, tmp_path):
+    with pytest.raises(UserError, match=r"audit\.sign"):
+        audit(AuditPlan(**files[0], out=str(tmp_path / "report"), sign=str(tmp_path / "none.pem")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_formats_that_cannot_be_written_are_refused_before_the_audit_counts(files, tmp_path):
+    with pytest.raises(UserError, match="cells need longitude"):
+        audit(AuditPlan(**files[0], out=str(tmp_path / "report"), formats=("cells",)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_chain_without_this_audit_is_noticed(copy):
     lines = (copy / "audits.jsonl").read_text()
     (copy / "audits.jsonl").write_text(lines.replace('"decision":"internal_use"', '"decision":"release_weights"'))
@@ -151,12 +177,12 @@ def test_a_second_audit_counts_and_other_thresholds_are_told(files, tmp_path):
     assert second.report.history.words() == "audit 2 of this checkpoint; policy fixed after first results; thresholds changed once"
     assert second.exit_code == 0
     assert second.report.gate.asked
-    assert "audit 2 of this checkpoint" in second.paths.html.read_text("utf-8").lower()
+    assert "audit 2 of these features" in second.paths.html.read_text("utf-8").lower()
 
 
 def test_the_command_of_a_finding_is_a_plan_again():
     inputs = {"features": "/data/a b/f.parquet", "attributes": ["sex", 'age "years", recorded'], "seed": 3, "decision": "deploy:triage"}
-    words = shlex.split(command("attribute", inputs, 400, "out again"))
+    words = shlex.split(command("attribute", inputs | {"permutations": 400}, "out again"))
     assert words[:2] == ["dinodomain", "audit"]
     plan = make_plan(VERBS["audit"], split_words(words[2:]))
     assert plan.attributes == ("sex", 'age "years", recorded')

@@ -22,7 +22,7 @@ from dinodomain.audit.protocol.measures import precision_lift
 from dinodomain.audit.protocol.planting import Sensitivity
 from dinodomain.audit.protocol.reading import Reading, climbed, measure
 from dinodomain.audit.protocol.task import baselines
-from dinodomain.audit.protocol.verdict import Verdict, judge, raised, severe
+from dinodomain.audit.protocol.verdict import Verdict, by_policy, judge, raised
 
 ABOUT = About(
     name="attribute", code="ATTR", question="Q3", core=True, title="Can sensitive attributes be read from the features?",
@@ -59,7 +59,8 @@ def _finding(reading: Reading, p_adjusted: float, family: int, policy: Policy) -
     told = {**_told(attribute), **evidence_of(reading, p_adjusted, family)}
     told["evidence"] |= _more(reading)
     return ABOUT.finding(
-        attribute.name, **told, verdict=verdict, reason_code=code, reason=reason, answer=_answer(attribute, reading, verdict),
+        attribute.name, **told, verdict=verdict, reason_code=code, reason=reason,
+        answer=_answer(attribute, reading, verdict, linear=p_adjusted <= policy.thresholds.alpha),
         tables=(_table(reading),), plots=(_forest(reading, policy),), remedy="audit more units" if verdict == "NOT_ASSESSABLE" else "",
         action=_action(attribute, verdict), repeat=_repeat(attribute, verdict), special_category=attribute.name in policy.special_category,
         encoded={"FLAG": True, "WARN": True, "CLEAR_WITHIN_LIMITS": False}.get(verdict),
@@ -74,12 +75,9 @@ def _verdict(reading: Reading, p_adjusted: float, policy: Policy) -> tuple[Verdi
     if (ladder := reading.ladders.get("audited")) is not None:
         after = raised(verdict, ladder.attacker.interval, ladder.gain, thresholds=lines)
         verdict, code, reason = after if after[0] != verdict else (verdict, code, reason)
-    verdict, why = severe(verdict, attribute.name in policy.special_category)
-    code, reason = ("special_category", why) if why else (code, reason)
-    if verdict == "FLAG" and attribute.name in policy.expected:
-        asked = f"subgroups, conditional and use must then be assessed for {attribute.name}, and the baselines compared"
-        return "WARN", "expected", f"expected by the policy: {policy.expected[attribute.name]}; {asked}"
-    return verdict, code, reason
+    special, expected = attribute.name in policy.special_category, policy.expected.get(attribute.name)
+    final, why, words = by_policy(verdict, attribute.name, special=special, expected=expected)
+    return (final, why, words) if why else (final, code, reason)
 
 
 def _more(reading: Reading) -> dict[str, Any]:
@@ -136,7 +134,7 @@ def _forest(reading: Reading, policy: Policy) -> Forest:
         marks["least leak that would be found"] = reading.sensitivity.mdl
     bars = [Bar(label=name, value=one.value, low=one.low, high=one.high, n_units=attribute.num_units) for name, one in at.items()]
     return Forest(
-        title=f"How well {attribute.name} is read", axis=f"score ({_metric(attribute)})", rows=tuple(bars), lines=marks,
+        title=f"How well {attribute.name} is read", axis=f"score ({attribute.metric})", rows=tuple(bars), lines=marks,
         band=(float(low), float(high)),
     )  # fmt: skip
 
@@ -181,11 +179,7 @@ def evidence_of(reading: Reading, p_adjusted: float, family: int) -> dict[str, A
 
 
 def _estimate(attribute: Attribute, leak: Leak) -> Estimate:
-    return estimate_of(leak.interval, _metric(attribute), METHOD)
-
-
-def _metric(attribute: Attribute) -> str:
-    return "(1 + spearman) / 2" if attribute.kind == "number" else ("auroc" if len(attribute.classes) == 2 else "macro auroc")
+    return estimate_of(leak.interval, attribute.metric, METHOD)
 
 
 def _on_these(sensitivity: Sensitivity) -> SelfTest:
@@ -201,12 +195,17 @@ def _counts(attribute: Attribute) -> dict[str, int | str]:
     return counts
 
 
-def _answer(attribute: Attribute, reading: Reading, verdict: str) -> str:
+def _answer(attribute: Attribute, reading: Reading, verdict: str, *, linear: bool) -> str:
     leak = reading.leaks["audited"]
     interval = leak.interval
     score = f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}], chance {leak.null.mean():.2f}"
+    ladder = reading.ladders.get("audited")
+    attacker = f"a stronger attacker with {ladder.attacker.value:.2f}" if ladder is not None and ladder.gain.low > 0 else ""
+    if verdict in ("FLAG", "WARN") and not linear:
+        return f"Yes: not by a linear probe ({score}), but {attacker}."
     if verdict in ("FLAG", "WARN"):
-        return f"Yes: a linear probe reads {attribute.name} with a score of {score}{_beside(reading.leaks)}{_stronger(reading)}."
+        beside = _beside(reading.leaks) + (f"; {attacker}" if attacker else "")
+        return f"Yes: a linear probe reads {attribute.name} with a score of {score}{beside}."
     if verdict == "CLEAR_WITHIN_LIMITS":
         return f"Not by this probe: {score}."
     return f"Undecided: {score}."
@@ -216,11 +215,6 @@ def _beside(leaks: Mapping[str, Leak]) -> str:
     words = {"pixels": "pixel statistics", "untrained": "an untrained encoder"}
     parts = [f"{words[name]} {leaks[name].value:.2f}" for name in ("pixels", "untrained") if name in leaks]
     return f" ({', '.join(parts)})" if parts else ""
-
-
-def _stronger(reading: Reading) -> str:
-    ladder = reading.ladders.get("audited")
-    return f"; a stronger attacker with {ladder.attacker.value:.2f}" if ladder is not None and ladder.gain.low > 0 else ""
 
 
 def _repeat(attribute: Attribute, verdict: str) -> str:

@@ -159,10 +159,6 @@ def _against(evidence: Evidence, name: str, target: Mapping[str, float], values:
     told: dict[str, Any] = {"title": f"Is {name} distributed as in the population that the model is for?"}
     if values is None:
         return ABOUT.unknown("missing_column", f"the data have no column {name}", "add it to the CSV", name, **told)
-    if abs(sum(target.values()) - 1) > 0.01 or min(target.values()) < 0:
-        return ABOUT.unknown(
-            "target", f"the shares of {name} sum to {sum(target.values()):.3g}", "declare shares that sum to 1", name, **told
-        )
     text = np.array([str(value).strip() for value in values])
     groups = group_units(evidence.data.label_units, np.where(np.isin(text, list(target)), text, as_groups(values)))
     known = groups.known

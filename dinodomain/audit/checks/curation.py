@@ -213,7 +213,7 @@ def _operations(evidence: Evidence) -> Finding:
     told["tables"] = (Table(title="View operations", columns=("operation", "settings", "may destroy"), rows=tuple(found), note=note),)
     if not found:
         return ABOUT.finding("view_policy", **told, verdict="CLEAR_WITHIN_LIMITS", answer="None of the operations known to do so was on.")
-    answer = f"{len(found)} operations that can: {', '.join(name for name, _, _ in found)}."
+    answer = f"{len(found)} of its operations can destroy meaning: {', '.join(name for name, _, _ in found)}."
     action = "Compare the table with what the tasks must tell apart, and switch off (views.policy) what would hide it."
     return ABOUT.finding(
         "view_policy", **told, verdict="WARN", answer=answer, action=action, repeat="A new training lists only what is still on."

@@ -20,11 +20,11 @@ from dinodomain.audit.finding import Finding, Localised, SelfTest, estimate_of
 from dinodomain.audit.masks.regions import WORDS
 from dinodomain.audit.observe.tokens import TokenSet, look_at_tokens
 from dinodomain.audit.policy import Policy
-from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, permuted, read_attribute
+from dinodomain.audit.protocol.attribute import Attribute, permuted, read_attribute
 from dinodomain.audit.protocol.joint import carried, joint_p
 from dinodomain.audit.protocol.leak import Effort, Leak, Reader, read_leak
 from dinodomain.audit.protocol.leakmap import LeakMap, filled, read_map, read_values
-from dinodomain.audit.protocol.verdict import MIN_UNITS, MIN_UNITS_FOR_CLEAR, Thresholds, Verdict
+from dinodomain.audit.protocol.verdict import MIN_UNITS, MIN_UNITS_FOR_CLEAR, Thresholds, Verdict, by_policy
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Interval, unit_weights
 
@@ -48,6 +48,8 @@ LEAST_KNOWN = 0.5
 """Share of the images in which a place must have data, and a region must be."""
 SPREAD = 0.5
 """Share of all places that must stand out for a leak to be everywhere, not somewhere."""
+Z80 = 0.84
+"""Deviations beyond what stands out from which on 80 % are found."""
 LONG = 6.0
 """Median absolute deviations above the median from which a token's length is unusual."""
 
@@ -74,11 +76,33 @@ class Reading:
 
     @property
     def p(self) -> tuple[float, ...]:
-        """Of the places, the smallest of theirs, then of each region; corrected over all places and regions."""
+        """Of each place, then of each region; corrected over all of them."""
         full, behind = self.maps["full"], self.regions.values()
         value = np.concatenate([full.value, [leak.value for leak in behind]])
-        found = joint_p(value, np.column_stack([full.null, *(leak.null for leak in behind)]))
-        return float(found[: len(full.value)].min()), *map(float, found[len(full.value) :])
+        return tuple(map(float, joint_p(value, np.column_stack([full.null, *(leak.null for leak in behind)]))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A reading with p values corrected over the question.
+
+    Attributes:
+        reading: What was read.
+        places: [P] p of each place.
+        regions: p of each background region.
+        level: Of each test of the question, so that all together keep theirs.
+    """
+
+    reading: Reading
+    places: np.ndarray
+    regions: Mapping[str, float]
+    level: float
+
+    @classmethod
+    def of(cls, reading: Reading, p: tuple[float, ...], level: float) -> Found:
+        """From all p values in the order of ``Reading.p``."""
+        count = len(reading.usable)
+        return cls(reading=reading, places=np.array(p[:count]), regions=dict(zip(reading.regions, p[count:])), level=level)
 
 
 def run(evidence: Evidence) -> list[Result]:
@@ -96,32 +120,35 @@ def _result(evidence: Evidence, tokens: TokenSet, name: str) -> Result:
     if attribute.one_class:
         return ABOUT.unknown("one_class", "the images with tokens hold fewer than two classes", "audit a set that holds both", name, **told)
     if attribute.num_minor < MIN_UNITS or attribute.num_units < evidence.effort.folds:
-        reason = f"{attribute.num_minor} units in the smaller class; {MIN_CLASS_UNITS} are the least for an estimate"
+        reason = f"{attribute.num_minor} units in the smaller class; {MIN_UNITS} are the least for an estimate"
         return ABOUT.unknown("n_units", reason, "audit more units of the smaller class", name, **told)
     if not (tokens.known[attribute.rows].mean(axis=0) >= LEAST_KNOWN).any():
         return ABOUT.unknown("no_data", "no place has data in half of the images", "audit tiles with more data", name, **told)
-    reading = read(tokens, attribute, evidence.effort, evidence.least_permutations("Q3"))
-    p, grid, policy = reading.p, tokens.grid, evidence.policy
-    return Draft(p=(min(p),), judge=lambda adjusted, family: _finding(reading, grid, carried(p, adjusted[0], family), policy, told))
+    reading = read(tokens, attribute, evidence.effort)
+    p, grid, policy, level = reading.p, tokens.grid, evidence.policy, evidence.alpha("Q3")
+
+    def judge(adjusted: tuple[float, ...], family: int) -> Finding:
+        return _finding(Found.of(reading, carried(p, adjusted[0], family), level), grid, policy, told)
+
+    return Draft(p=(min(p),), judge=judge)
 
 
-def read(tokens: TokenSet, attribute: Attribute, effort: Effort, permutations: int) -> Reading:
+def read(tokens: TokenSet, attribute: Attribute, effort: Effort) -> Reading:
     """Maps and background regions of one attribute.
 
     Args:
         tokens: Of the images whose rows the attribute has.
         attribute: What is read.
-        effort: Folds and seed.
-        permutations: K, 200 at least.
+        effort: Folds, permutations and seed.
     """
-    rows, count = attribute.rows, max(DRAWS, permutations)
+    rows, count = attribute.rows, effort.joint_permutations
     folds = grouped_folds(attribute.unit_index, attribute.values, effort.folds, effort.seed)
     shuffled = permuted(attribute, count, effort.seed)
     weights = list(unit_weights(attribute.unit_index, min(DRAWS, effort.bootstraps), effort.seed))
     known = tokens.known[rows]
     usable = known.mean(axis=0) >= LEAST_KNOWN
     seen = {kind: filled(values[rows], known) for kind, values in tokens.tokens.items()}
-    counts = {"alone": DRAWS, "full": count}  # a p value is told of the full tokens only
+    counts = {"alone": min(DRAWS, count), "full": count}  # a p value is told of the full tokens only
     maps = {kind: read_map(seen[kind], usable, attribute, folds, shuffled[:most], weights) for kind, most in counts.items()}
     embedded = read_values(seen["embedded"], usable, attribute, folds)
     regions = {
@@ -150,28 +177,30 @@ def _unusual(norms: np.ndarray) -> float:
     return float((norms > middle + LONG * np.median(np.abs(norms - middle))).mean())
 
 
-def _finding(reading: Reading, grid: tuple[int, ...], p: tuple[float, ...], policy: Policy, told: dict[str, Any]) -> Finding:
-    lines, name, full = policy.thresholds, reading.attribute.name, reading.maps["full"]
+def _finding(found: Found, grid: tuple[int, ...], policy: Policy, told: dict[str, Any]) -> Finding:
+    reading, lines, name, full = found.reading, policy.thresholds, found.reading.attribute.name, found.reading.maps["full"]
     place, peak = _place(full.peak, grid), full.peak
     value, half = float(full.value[peak]), float(full.reach * full.error[peak])
     at = Interval(value=value, low=max(0.0, value - half), high=min(1.0, value + half))
-    localised = where(reading, p[0], lines)
+    localised, special = where(reading, float(found.places.min()), lines), name in policy.special_category
+    method = "simultaneous over all places: max-T of unit permutations"
     told = {
-        **told, "estimate": estimate_of(at, f"auroc at {place}", "simultaneous over all places: max-T of unit permutations"),
-        "plots": (_heat(reading, grid),), "localised": localised, "evidence": _evidence(reading, p, place),
+        **told, "estimate": estimate_of(at, f"{reading.attribute.metric} at {place}", method), "plots": (_heat(found, grid, lines),),
+        "localised": localised, "evidence": _evidence(found, place, lines), "special_category": special,
     }  # fmt: skip
-    verdict, reason = _verdict(reading, p, at, lines)
-    if verdict == "FLAG" and name in policy.expected:
-        verdict, reason = "WARN", f"expected by the policy: {policy.expected[name]}"
+    verdict, code, reason = _verdict(found, at, lines)
+    final, why, words = by_policy(verdict, name, special=special, expected=policy.expected.get(name))
+    verdict, code, reason = (final, why, words) if why else (verdict, code, reason)
     scores = f"{at.value:.2f} [{at.low:.2f}, {at.high:.2f}] at {place}"
     if verdict == "NOT_ASSESSABLE":
-        return ABOUT.unknown("low_power", reason, "audit more units", name, **told, answer=f"Undecided: {scores}.")
+        return ABOUT.unknown(code, reason, "audit more units", name, **told, answer=f"Undecided: {scores}.")
     if verdict == "CLEAR_WITHIN_LIMITS":
-        return ABOUT.finding(name, **told, verdict=verdict, answer=f"Nowhere: {scores}.", encoded=False)
+        return ABOUT.finding(name, **told, verdict=verdict, answer=f"At no place by this probe: {scores}.", encoded=False)
     return ABOUT.finding(
-        name, **told, verdict=verdict, reason=reason, answer=f"Yes, {_WORDS[localised]}: {scores}{_behind(reading, p, lines)}.",
+        name, **told, verdict=verdict, reason_code=code, reason=reason, encoded=True,
+        answer=f"Yes, {_WORDS[localised]}: {scores}{_behind(found, lines)}.",
         action=f"Look at the map of {name}, and replace the region (check shortcut) to learn whether a task uses it.",
-        repeat="The same map on images without the region shows whether anything else carries it.", encoded=True,
+        repeat="The same map on images without the region shows whether anything else carries it.",
     )  # fmt: skip
 
 
@@ -190,35 +219,33 @@ def where(reading: Reading, p: float, lines: Thresholds) -> Localised:
     full, alone = reading.maps["full"], reading.maps["alone"]
     if p > lines.alpha:
         return "none"
-    if alone.marked[reading.usable].mean() >= SPREAD:
+    if (alone.p[reading.usable] <= lines.alpha).mean() >= SPREAD:
         return "global"
     share = (alone.value[full.peak] - 0.5) / max(float(full.value[full.peak]) - 0.5, 1e-9)
     return "local" if share >= 0.5 else "imported"
 
 
-def _verdict(reading: Reading, p: tuple[float, ...], at: Interval, lines: Thresholds) -> tuple[Verdict, str]:
-    found = [value <= lines.alpha for value in p]
-    least = lines.background_flag
-    behind = [name for (name, leak), seen in zip(reading.regions.items(), found[1:]) if seen and leak.interval.low >= least]
-    if behind:
-        return "FLAG", f"{', '.join(WORDS.get(name, name) for name in behind)} by itself tells it"
-    if found[0] and at.low >= lines.tau_flag:
-        return "FLAG", ""
-    minor = reading.attribute.num_minor
+def _verdict(found: Found, at: Interval, lines: Thresholds) -> tuple[Verdict, str, str]:
+    """The verdict, reason code and reason; the last two empty where it speaks for itself."""
+    full, minor, shown = found.reading.maps["full"], found.reading.attribute.num_minor, float(found.places.min()) <= lines.alpha
+    carrying = {name: found.reading.regions[name] for name, p in found.regions.items() if p <= lines.alpha}
+    if behind := [WORDS.get(name, name) for name, leak in carrying.items() if leak.interval.low >= lines.background_flag]:
+        return "FLAG", "background", f"{', '.join(behind)} by itself tells it"
+    if shown and at.low >= lines.tau_flag:
+        return "FLAG", "", ""
     if minor < MIN_UNITS_FOR_CLEAR:
-        return "NOT_ASSESSABLE", f"{minor} units in the smaller class; {MIN_UNITS_FOR_CLEAR} are needed for any verdict but FLAG"
-    if any(found):
-        return "WARN", ""
-    reach = float(np.nanmax(0.5 + reading.maps["full"].reach * reading.maps["full"].error))
-    if reach > lines.mdl_max:
-        return "NOT_ASSESSABLE", f"a place would have to reach {reach:.2f} to stand out; {lines.mdl_max:.2f} is asked for"
-    return "CLEAR_WITHIN_LIMITS", ""
+        return "NOT_ASSESSABLE", "n_units", f"{minor} units in the smaller class; {MIN_UNITS_FOR_CLEAR} are needed for any verdict but FLAG"
+    if shown or carrying:
+        return "WARN", "", ""
+    least = float(np.nanmax(0.5 + (full.needed(found.level) + Z80) * full.error))
+    if least > lines.mdl_max:
+        reason = f"a leak at one place would have to reach {least:.2f} to be found in 80 %; {lines.mdl_max:.2f} is asked for"
+        return "NOT_ASSESSABLE", "low_power", reason
+    return "CLEAR_WITHIN_LIMITS", "", ""
 
 
-def _behind(reading: Reading, p: tuple[float, ...], lines: Thresholds) -> str:
-    told = [
-        f"{WORDS.get(name, name)} {leak.value:.2f}" for (name, leak), value in zip(reading.regions.items(), p[1:]) if value <= lines.alpha
-    ]
+def _behind(found: Found, lines: Thresholds) -> str:
+    told = [f"{WORDS.get(name, name)} {found.reading.regions[name].value:.2f}" for name, p in found.regions.items() if p <= lines.alpha]
     return f"; background regions by themselves: {', '.join(told)}" if told else ""
 
 
@@ -229,12 +256,12 @@ def _place(index: int, grid: tuple[int, ...]) -> str:
     return ", ".join(f"{name} {int(at) + 1} of {size}" for name, at, size in zip(names, found, grid))
 
 
-def _heat(reading: Reading, grid: tuple[int, ...]) -> Heat:
+def _heat(found: Found, grid: tuple[int, ...], lines: Thresholds) -> Heat:
     """Maps of the three kinds and what attention adds; of a volume the largest value along its first axis."""
-    alone, full = reading.maps["alone"], reading.maps["full"]
+    reading, alone, full = found.reading, found.reading.maps["alone"], found.reading.maps["full"]
     panels = {"embedded patch": reading.embedded, "token alone": alone.value, "token in full": full.value}
     flat = {name: _flat(values, grid) for name, values in panels.items()}
-    marked = {"token alone": alone.marked, "token in full": full.marked}
+    marked = {"token alone": alone.p <= lines.alpha, "token in full": found.places <= lines.alpha}
     return Heat(
         title=f"Where {reading.attribute.name} is read (outlined: more than chance allows anywhere)", axis="score by place, .5 is chance",
         panels={name: _rows(values) for name, values in flat.items()}, low=0.5, high=1.0,
@@ -254,16 +281,17 @@ def _rows(values: np.ndarray) -> tuple[tuple[float | None, ...], ...]:
     return tuple(tuple(None if np.isnan(value) else round(float(value), 4) for value in row) for row in values)
 
 
-def _evidence(reading: Reading, p: tuple[float, ...], place: str) -> dict[str, Any]:
-    full, alone = reading.maps["full"], reading.maps["alone"]
+def _evidence(found: Found, place: str, lines: Thresholds) -> dict[str, Any]:
+    reading, full, alone = found.reading, found.reading.maps["full"], found.reading.maps["alone"]
+    regions = [(name, reading.regions[name], p) for name, p in found.regions.items()]
     return {
-        "peak": place, "p_adjusted": p[0], "alone_at_peak": float(alone.value[full.peak]), "full_at_peak": float(full.value[full.peak]),
-        "context_import": float(full.value[full.peak] - alone.value[full.peak]),
-        "places_that_stand_out": int(full.marked.sum()), "places_that_stand_out_alone": int(alone.marked.sum()),
+        "peak": place, "p_adjusted": float(found.places.min()), "alone_at_peak": float(alone.value[full.peak]),
+        "full_at_peak": float(full.value[full.peak]), "context_import": float(full.value[full.peak] - alone.value[full.peak]),
+        "places_that_stand_out": int((found.places <= lines.alpha).sum()),
+        "places_that_stand_out_alone": int((alone.p <= lines.alpha).sum()),
         "places": int(reading.usable.sum()), "tokens_of_unusual_length": reading.long,
         "background": {
-            name: {"score": leak.value, "low": leak.interval.low, "high": leak.interval.high, "p_adjusted": value}
-            for (name, leak), value in zip(reading.regions.items(), p[1:])
+            name: {"score": leak.value, "low": leak.interval.low, "high": leak.interval.high, "p_adjusted": p} for name, leak, p in regions
         },
     }  # fmt: skip
 

@@ -29,6 +29,7 @@ ABOUT = About(
 )  # fmt: skip
 
 EQUAL = 0.01
+GAIN = 0.05  # what another output must surely not leak less for the last block to be the best one
 """Score by which a task may be worse on a layer that is recommended."""
 DRAWS = 300
 METHOD = "SE of unit bootstrap, over all outputs at once"
@@ -119,7 +120,15 @@ def finding(name: str, leak: Read, use: Read | None, told: Mapping[str, object])
             answer=f"{least} reads {name} with {leak.value[least]:.2f} instead of {leak.value[released]:.2f}{serving}.",
             action=f"Consider releasing {least} instead of the last block.", repeat="The attribute check on features of that layer.",
         )  # fmt: skip
+    if not leak.shows(released):
+        reason = f"the last block was not shown to leak {name} ({leak.value[released]:.2f})"
+        return ABOUT.finding(
+            name, **told, verdict="NOT_APPLICABLE", answer="There is no leak to choose by.", reason_code="no_leak", reason=reason
+        )
     answer = f"No output that serves as well was shown to leak {name} less than the last block ({leak.value[released]:.2f})."
+    if better.high >= GAIN:
+        reason = f"that {least} leaks {GAIN:.2f} less is not ruled out"
+        return ABOUT.unknown("wide_interval", reason, "audit more units", name, **told, answer=f"Undecided: {answer}")
     return ABOUT.finding(name, **told, verdict="CLEAR_WITHIN_LIMITS", answer=answer)
 
 

@@ -14,7 +14,9 @@ from dinodomain.audit.declared import Declaration
 from dinodomain.audit.evidence import About, Asked, Check, Evidence, Need, Result
 from dinodomain.audit.figures import Table
 from dinodomain.audit.finding import Finding, SelfTest
+from dinodomain.audit.plan import decision_words
 from dinodomain.audit.trail.licences import Licence, conflicts, doubts, read_licence
+from dinodomain.audit.trail.record import base_weights
 
 ABOUT = About(
     name="licences", code="LIN", question="Q4", title="Do the licences of data and base weights allow what is intended?",
@@ -59,25 +61,20 @@ def _found(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if "licence" in evidence.data.columns:
         texts = sorted({str(value).strip() for value in evidence.data.columns["licence"]})
         yield from ((f"audited data ({text or 'not stated'})", text) for text in texts if text or not declared.data)
-    starts = dict.fromkeys(_base_weights(evidence.record or {}))
-    yield from ((f"base weights {name} ({text or 'not stated'})", text) for name, text in starts if not declared.base_weights)
+    if not declared.base_weights:
+        starts = dict.fromkeys(base_of(one) for one in base_weights(evidence.record or {}))
+        yield from ((f"{name} ({text or 'not stated'})", text) for name, text in starts)
     yield from ((f"data ({text}), declared", text) for text in declared.data)
     yield from ((f"base weights ({text}), declared", text) for text in declared.base_weights)
 
 
-def _base_weights(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every warm start in a lineage record and its ancestors."""
-    plan = record.get("plan")
-    if isinstance(plan, Mapping) and "licence" in plan and "weights" in plan:
-        yield str(plan["weights"]).rsplit("/", 1)[-1], str(plan["licence"] or "")
-    for parent in record.get("history", ()):
-        yield from _base_weights(parent)
+def base_of(start: Mapping[str, Any]) -> tuple[str, str]:
+    """A recorded warm start, in words, and the licence that is recorded of it."""
+    return f"base weights {str(start['weights']).rsplit('/', 1)[-1]}", str(start.get("licence") or "")
 
 
 def _finding(found: Mapping[str, Licence], output: Licence, asked: Asked) -> Finding:
     against, unknown = conflicts(found, output, released=asked.released), doubts(found, output, released=asked.released)
-    if asked.released and not output.known and not unknown:
-        unknown = [f"the licence of the output ({output.text or 'not declared'})"]
     told: dict[str, Any] = {"tables": (_table(found, output),), "counts": {"licences": len(found)}}
     if against:
         return ABOUT.finding(
@@ -87,10 +84,9 @@ def _finding(found: Mapping[str, Licence], output: Licence, asked: Asked) -> Fin
         )  # fmt: skip
     if unknown:
         remedy = "state SPDX ids (LicenseRef-DUA for an agreement) with ingest.licence or under licences in audit.declaration"
-        return ABOUT.unknown("unknown_licence", f"not known is {', '.join(unknown)}", remedy, **told)
-    return ABOUT.finding(
-        verdict="CLEAR_WITHIN_LIMITS", answer=f"No conflict found for {asked.decision.replace('_', ' ')} by the table.", **told
-    )
+        return ABOUT.unknown("unknown_licence", "; ".join(unknown), remedy, **told)
+    answer = f"No conflict found for {decision_words(asked.decision)} by the table."
+    return ABOUT.finding(verdict="CLEAR_WITHIN_LIMITS", answer=answer, **told)
 
 
 def _table(found: Mapping[str, Licence], output: Licence) -> Table:
@@ -101,8 +97,7 @@ def _table(found: Mapping[str, Licence], output: Licence) -> Table:
 
 def self_test() -> SelfTest:
     """Non-commercial data under a permissive output conflict; permissive data do not."""
-    bound = Licence(text="made up", spdx="CC-BY-NC-4.0", choices=frozenset({frozenset({("no commercial use", "CC-BY-NC-4.0")})}))
-    free = Licence(text="made up", spdx="MIT", choices=frozenset({frozenset()}))
+    bound, free = (read_licence(text) for text in ("CC-BY-NC-4.0", "MIT"))
     found = [conflicts(one, free, released=True) for one in ({"data": bound, "more": free}, {"data": free})]
     return SelfTest(
         positive="pass" if len(found[0]) == 1 else "fail", negative="fail" if found[1] else "pass",

@@ -6,7 +6,7 @@ Whether the expiry has passed is for the gate, which knows the date.
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 
 from dinodomain.audit.declared import Declaration, Living
 from dinodomain.audit.evidence import DECLARED, About, Check, Evidence, Result
@@ -36,6 +36,17 @@ def run(evidence: Evidence) -> list[Result]:
                 repeat="All three declared.",
             )
         ]
+    if date.fromisoformat(living.expires) < datetime.now(UTC).date():
+        return [
+            ABOUT.finding(
+                verdict="FLAG",
+                answer=f"No longer: the declaration expired on {living.expires}.",
+                reason_code="expired",
+                owner=declared.owner,
+                action="Look at the declaration again, and declare a new date of expiry.",
+                repeat="A date of expiry that lies ahead.",
+            )
+        ]
     answer = f"Declared: expires {living.expires}, contact {living.incident_contact}, {len(living.indicators)} indicators."
     counts: dict[str, int | str] = {"indicators": len(living.indicators)}
     return [ABOUT.finding(verdict="CLEAR_WITHIN_LIMITS", answer=answer, owner=declared.owner, counts=counts)]
@@ -49,7 +60,8 @@ def blanks(living: Living) -> list[str]:
         dated = False
     else:
         dated = True
-    found = {"expiry": dated, "incident contact": bool(living.incident_contact), "indicators": bool(living.indicators)}
+    expiry = f"expiry ({living.expires} is no date like 2027-06-30)" if living.expires else "expiry"
+    found = {expiry: dated, "incident contact": bool(living.incident_contact), "indicators": bool(living.indicators)}
     return [name for name, there in found.items() if not there]
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from dinodomain.audit.checks.licences import output_licence
+from dinodomain.audit.checks.licences import base_of, output_licence
 from dinodomain.audit.evidence import TRAIL, About, Check, Evidence, Private, Result
 from dinodomain.audit.figures import Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
+from dinodomain.audit.policy import DECLARED
 from dinodomain.audit.protocol.attribute import MISSING
 from dinodomain.audit.trail.flow import flows, split_tables, store_tables
 from dinodomain.audit.trail.kept import Kept
@@ -39,15 +39,8 @@ ABOUT = About(
 SHARE, LEAST = 0.01, 1000
 """Of the sources that are hashed again, and how many at least."""
 
-DECLARED: Mapping[str, str] = {
-    "title": "name of the data set", "identifier": "unique id", "issuer": "who issued it", "description": "what it holds",
-    "source": "who collected it, where that is another", "geography": "where it comes from", "issued": "when it was issued",
-    "collected": "from when to when it was collected", "method": "how it was collected", "confidentiality": "how confidential it is",
-    "consent": "where consent, or the waiver of it, is documented", "privacy_measures": "what was done to protect people",
-    "processing_geography": "where it may be processed", "storage_geography": "where it may be stored", "licence": "of the data",
-    "intended_use": "what it may be used for", "weights_licence": "licence of the weights to be released",
-}  # fmt: skip
-"""Keys of the policy's ``declared``, after the Data & Trust Alliance's provenance standards 1.0."""
+LARGE = 0.1
+"""Share of all samples from one unit that is warned of, where it is more than three times that of equal draws, too."""
 
 PERSONAL = ("consent", "confidentiality", "privacy_measures", "geography")
 """What must not be blank where the data are about people."""
@@ -58,7 +51,7 @@ def run(evidence: Evidence) -> list[Result]:
     trail = evidence.trail
     assert trail is not None, "needed"
     results: list[Result] = [_trail(evidence, trail)]
-    if trail.kept is not None and trail.kept.rehash is not None:
+    if trail.kept is not None and trail.kept.rehash is not None and len(trail.kept):
         results += _pixels(trail.kept, evidence.effort.seed)
     results.append(_licences(evidence, trail))
     return [*results, *_draws(trail)]
@@ -76,8 +69,8 @@ def _trail(evidence: Evidence, trail: Trail) -> Finding:
             "trained_on_this_store": trail.trained,
         },
     }  # fmt: skip
-    if not trail.stores:
-        reason = "no record says what the network was trained on"
+    if not trail.stores or not trail.drawn:
+        reason = f"no record says what the network was {'trained on' if not trail.stores else 'shown of its stores'}"
         return ABOUT.unknown("no_lineage", reason, "audit a checkpoint that was trained by this package", "trail", **told)
     lines, drawn = evidence.lines, f"{trail.samples} samples of {len(trail.drawn)} units in {trail.steps} steps"
     unknown = _unknown_sources(kept)
@@ -87,6 +80,7 @@ def _trail(evidence: Evidence, trail: Trail) -> Finding:
     ]
     warnings = [
         *([] if trail.trained else ["the audited store is not one that the network was trained on, by its digest"]),
+        *_elsewhere(trail),
         *_changes(trail),
         *_blanks(evidence, kept),
     ]
@@ -115,9 +109,22 @@ def _too_many_withdrawn(evidence: Evidence, trail: Trail) -> list[str]:
     return [f"{gone} units that were drawn have been withdrawn since, and the policy allows {most}"]
 
 
+def _elsewhere(trail: Trail) -> list[str]:
+    """What shaped the network and was not opened here: other stores of a mix, and whatever made the weights that it began with."""
+    others = [one for one in trail.stores if one.until is None and trail.kept is not None and one.digest != trail.kept.digest]
+    told = []
+    if trail.trained and others:
+        known = [one.samples for one in others if one.samples is not None]
+        told.append(f"{sum(known) if len(known) == len(others) else 'some'} of these samples came from other stores ({len(others)})")
+    if trail.bases:
+        told.append(f"it began with {base_of(trail.bases[0])[0]}, and what made those is not among these samples")
+    return told
+
+
 def _changes(trail: Trail) -> list[str]:
     earlier = [store for store in trail.stores if store.until is not None]
-    return [f"the run went on with other data {len(earlier)} times (resume=force)"] if earlier else []
+    times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
+    return [f"the run went on with other data {times} (resume=force)"] if earlier else []
 
 
 def _blanks(evidence: Evidence, kept: Kept | None) -> list[str]:
@@ -129,9 +136,7 @@ def _blanks(evidence: Evidence, kept: Kept | None) -> list[str]:
 
 
 def _base(trail: Trail) -> dict[str, Any] | None:
-    if trail.base is None:
-        return None
-    return {name: trail.base.get(name) for name in ("weights", "sha256", "licence", "family")}
+    return {name: trail.bases[0].get(name) for name in ("weights", "sha256", "licence", "family")} if trail.bases else None
 
 
 def _counts(trail: Trail) -> dict[str, int | str]:
@@ -160,9 +165,10 @@ def _pixels(kept: Kept, seed: int) -> list[Result]:
 
 
 def _hashed(kept: Kept, rows: np.ndarray, same: np.ndarray) -> list[Result]:
-    wrong = int((~same).sum())
+    wrong, read = int((~same).sum()), np.isin(np.arange(len(kept)), rows)
     told: dict[str, Any] = {
-        "title": "Are the pixels those that were hashed when the store was made?", "n_images": len(rows), "n_units": kept.num_units,
+        "title": "Are the pixels those that were hashed when the store was made?",
+        "n_images": len(rows), "n_units": len(kept.units_of(read)),
         "estimate": estimate_of(wilson(wrong, len(rows)), "share of sources whose pixels differ", "wilson"),
         "counts": {"sources hashed again": len(rows), "of all": len(kept), "that differ": wrong},
     }  # fmt: skip
@@ -201,7 +207,7 @@ Named = list[tuple[str, int, Licence]]
 
 
 def _named(evidence: Evidence, trail: Trail) -> Named:
-    """(of what, sources, licence) of each licence of the store, and of the base weights (0 sources)."""
+    """(of what, sources, licence) of each licence of the store, and of all base weights (0 sources)."""
     found: Named = []
     if trail.kept is not None:
         texts = Counter("" if _blank(value) else str(value).strip() for value in trail.kept.index["licence"])
@@ -209,8 +215,7 @@ def _named(evidence: Evidence, trail: Trail) -> Named:
         if stated and texts[""]:  # beside the evidence: it is shown as declared, and blanks stay blank
             found.append(("declared licence", 0, read_licence(stated)))
         found += [(f"{text or 'none'} ({count} sources)", count, read_licence(text)) for text, count in sorted(texts.items()) if count]
-    if trail.base is not None:
-        found.append(("licence of the base weights", 0, read_licence(str(trail.base.get("licence") or ""))))
+    found += [(name, 0, read_licence(text)) for name, text in dict.fromkeys(map(base_of, trail.bases))]
     return found
 
 
@@ -221,17 +226,16 @@ def _blank(value: object) -> bool:
 def _licence_verdict(
     evidence: Evidence, trail: Trail, told: dict[str, Any], judged: tuple[list[str], list[str]], named: Named
 ) -> Finding:  # fmt: skip
-    if trail.kept is None and trail.base is None:
+    if not named:
         return ABOUT.unknown(
             "no_store", "no store was opened and no base weights are recorded", "audit with store=STORE", "licences", **told
         )
     blank = sum(count for _, count, one in named if not one.text) / max(1, sum(count for _, count, _ in named))
     against, unknown = judged
     flags = [*against, *([f"{blank:.1%} of the sources have no licence"] if blank > evidence.lines.unknown_sources else [])]
-    flags += ["the base weights have no recorded licence"] if trail.base is not None and not trail.base.get("licence") else []
-    restricted = [one.spdx for _, _, one in named if one.asks - {"share alike"}]
-    warnings = [f"not known is {', '.join(unknown)}"] if unknown else []
-    warnings += [f"{spdx} restricts what the model may be used for" for spdx in dict.fromkeys(restricted)]
+    flags += [f"the {name} have no recorded licence" for name, count, one in named if not count and not one.text]
+    restricting = dict.fromkeys(f"{one.spdx} asks for {one}" for _, _, one in named if one.restricts)
+    warnings = [*unknown, *restricting]
     action = (
         "Record licences at ingest (ingest.licence=SPDX) and take the conflicts to whoever answers for them before anything is released."
     )
@@ -242,7 +246,11 @@ def _licence_verdict(
         return ABOUT.finding(
             "licences", **told, verdict=verdict, answer=answer[0].upper() + answer[1:], action=action, repeat=repeat
         )  # fmt: skip
-    answer = "All sources have a licence, and the table of this package knows no conflict between them."
+    answer = "All sources of the audited store have a licence; " + (
+        "the table of this package knows no conflict between them."
+        if evidence.asked.released
+        else "whether they go together counts once something is given away."
+    )
     return ABOUT.finding("licences", **told, verdict="CLEAR_WITHIN_LIMITS", answer=answer)
 
 
@@ -260,6 +268,13 @@ def _draws(trail: Trail) -> list[Result]:
     }  # fmt: skip
     words = f"the draws are spread as over {effective:.0f} equal units of {len(counts)}; the most drawn 1 % gave {top:.1%} of the samples"
     listed = Private(name="draws", columns={"unit": list(trail.drawn), "draws": list(trail.drawn.values())})
+    most = counts.max() / counts.sum()
+    if most > LARGE and most > 3 / len(counts):
+        told |= {
+            "action": "Take fewer tiles of that unit (loader.weights), if it should not shape the model so much.",
+            "repeat": "With fewer draws of it the largest share falls.",
+        }
+        return [ABOUT.finding("draws", **told, verdict="WARN", answer=f"Yes: one unit gave {most:.1%} of the samples; {words}."), listed]
     if effective < len(counts) / 2:
         action = (
             "Weigh buckets (loader.weights), or take fewer tiles of the largest units, if these units should not shape the model so much."
@@ -270,7 +285,7 @@ def _draws(trail: Trail) -> list[Result]:
 
 
 def self_test() -> SelfTest:
-    """Plants three altered sources and a lost licence, and nothing."""
+    """Plants three altered sources and draws that rest on one unit, and neither."""
     kept = _made_up(altered=3)
     found, clean = (_pixels(one, 0)[0] for one in (kept, _made_up(altered=0)))
     assert isinstance(found, Finding), "the finding comes first"

@@ -154,10 +154,10 @@ def _finding(
         at = worst[1]
         told["estimate"] = estimate_of(at, worst[0], "unit bootstrap, no narrower than Wilson's")
         score = f"{worst[0]}: {at.value:.3f} [{at.low:.3f}, {at.high:.3f}], chance {worst[2]:g} ({score})"
-    if told["n_units"] < MIN_PERSONS:
-        reason = f"{told['n_units']} units have two visits; {MIN_PERSONS} are needed for a verdict"
-        return ABOUT.unknown("n_units", reason, _remedy(study), **told, answer=f"Undecided: {score}.")
     verdict, code, reason = _verdict(judged, lines)
+    if told["n_units"] < MIN_PERSONS and verdict != "FLAG":
+        reason = f"{told['n_units']} units have two visits; {MIN_PERSONS} are needed for any verdict but FLAG"
+        return ABOUT.unknown("n_units", reason, _remedy(study), **told, answer=f"Undecided: {score}.")
     words = {"FLAG": "Yes", "WARN": "More often than by chance", "CLEAR_WITHIN_LIMITS": "Not by these metrics"}.get(verdict, "Undecided")
     acting = verdict in ("FLAG", "WARN")
     return ABOUT.finding(

@@ -102,7 +102,7 @@ def _result(evidence: Evidence, name: str, numbers: np.ndarray, plain: np.ndarra
         return ABOUT.finding(
             name, verdict="NOT_APPLICABLE", answer="There is nothing to take away.", reason_code="no_region", reason=reason, **told
         )
-    losses = measure(plain, attribute, regions, evidence.effort, evidence.least_permutations("Q3"))
+    losses = measure(plain, attribute, regions, evidence.effort)
     p = _joint(losses)
     return Draft(p=(min(p),), judge=lambda adjusted, family: _finding(name, losses, carried(p, adjusted[0], family), evidence.lines, told))
 
@@ -114,7 +114,7 @@ def _joint(losses: Sequence[Loss]) -> tuple[float, ...]:
 
 
 def measure(
-    plain: np.ndarray, attribute: Attribute, regions: Mapping[str, Replaced], effort: Effort, permutations: int
+    plain: np.ndarray, attribute: Attribute, regions: Mapping[str, Replaced], effort: Effort
 ) -> tuple[Loss, ...]:  # fmt: skip
     """What a probe loses without each region; the probe saw the images as they are, of other units.
 
@@ -122,13 +122,12 @@ def measure(
         plain: [n, E] features of the images as they are.
         attribute: What is read from them.
         regions: The same images without each region.
-        effort: Folds, resamples, seed.
-        permutations: K.
+        effort: Folds, resamples, permutations, seed.
     """
     rows = attribute.rows
     folds = grouped_folds(attribute.unit_index, attribute.values, effort.folds, effort.seed)
     reader = Reader(plain[rows], attribute, folds)
-    values = np.concatenate([attribute.values[None], permuted(attribute, permutations, effort.seed)])
+    values = np.concatenate([attribute.values[None], permuted(attribute, effort.joint_permutations, effort.seed)])
     weights = list(unit_weights(attribute.unit_index, min(DRAWS, effort.bootstraps), effort.seed))
     return tuple(_loss(name, replaced, rows, reader, attribute, values, weights) for name, replaced in regions.items())
 
@@ -225,7 +224,7 @@ def _excess_of(rows: np.ndarray, label: np.ndarray) -> Loss:
     without[:, 0], elsewhere[:, 5] = generator.normal(size=(2, len(rows)))
     replaced = Replaced(there=np.ones(len(rows), bool), blurred=without, elsewhere=elsewhere, dropped=without, share=0.1)
     attribute = read_attribute("planted", label, np.arange(len(label)))
-    return measure(rows, attribute, {"made-up": replaced}, Effort(bootstraps=60, folds=3), 99)[0]
+    return measure(rows, attribute, {"made-up": replaced}, Effort(bootstraps=60, folds=3, joint_permutations=99))[0]
 
 
 def _columns(evidence: Evidence) -> int:

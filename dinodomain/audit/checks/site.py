@@ -165,8 +165,8 @@ def _finding(
         "evidence": {"probe": probe, "cramers_v": None if crossing is None else crossing.association, **_indexed(index, p[-1])},
     }  # fmt: skip
     return ABOUT.finding(
-        domain.name, **told, verdict=verdict, reason_code=code, reason=reason, remedy=remedy, answer=_answer(domain, leak, index, verdict),
-        **_advice(domain, crossing, index, verdict),
+        domain.name, **told, verdict=verdict, reason_code=code, reason=reason, remedy=remedy,
+        answer=_answer(domain, leak, index, verdict, near=p[-1] <= lines.alpha), **_advice(domain, crossing, index, verdict),
     )  # fmt: skip
 
 
@@ -220,13 +220,16 @@ def _by_index(domain: Attribute, index: Index, ordered: bool, lines: Thresholds)
     return "CLEAR_WITHIN_LIMITS", "", "", ""
 
 
-def _answer(domain: Attribute, leak: Leak, index: Index | None, verdict: Verdict) -> str:
+def _answer(domain: Attribute, leak: Leak, index: Index | None, verdict: Verdict, *, near: bool) -> str:
     probe = f"a linear probe reads {domain.name} with {leak.interval.value:.2f} [{leak.interval.low:.2f}, {leak.interval.high:.2f}]"
     if index is None:
         word = {"FLAG": "Yes", "WARN": "It can be read"}.get(verdict, "Undecided")
         return f"{word}: {probe}, chance {leak.null.mean():.2f}."
     at = index.value
     words = {"FLAG": "Yes", "WARN": "In part", "CLEAR_WITHIN_LIMITS": "No", "NOT_ASSESSABLE": "Undecided"}[verdict]
+    if verdict == "WARN" and not near:
+        score = f"robustness index {at.value:.2f} [{at.low:.2f}, {at.high:.2f}]"
+        return f"It can be read: {probe}; that neighbours follow it was not shown, {score}."
     order = f"{index.null.mean():.2f} if {domain.name} gave no order"
     return f"{words}: robustness index {at.value:.2f} [{at.low:.2f}, {at.high:.2f}] at k = {index.k}, {order}; {probe}."
 

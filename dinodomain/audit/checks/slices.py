@@ -29,6 +29,7 @@ ABOUT = About(
     maps_to={"EU AI Act": ("Art. 10(2)(f)", "Art. 10(2)(g)"), "NIST AI RMF": ("MEASURE 2.11",), "FUTURE-AI": ("Fairness 3",)},
 )  # fmt: skip
 MIN_ALL, MIN_ERRORS = 200, 30
+UNLEARNT = 0.9  # share of the errors of guessing from which on nothing was learnt
 
 
 def run(evidence: Evidence) -> list[Result]:
@@ -45,6 +46,10 @@ def run(evidence: Evidence) -> list[Result]:
     if target.num_units < MIN_ALL or bad < MIN_ERRORS:
         reason = f"{target.num_units} units and {bad} with an error; {MIN_ALL} and {MIN_ERRORS} are the least"
         return [ABOUT.unknown("n_units", reason, "audit more units", **told)]
+    chance = 1 - 1 / len(target.classes)
+    if (errors := _balanced(wrong, target)) >= UNLEARNT * chance:
+        reason = f"the probe errs in {errors:.0%} of each class, {chance:.0%} would be guessing: where all fails, no slice stands out"
+        return [ABOUT.unknown("not_learnt", reason, "name a task that these features tell", **told)]
     halves = split(target, wrong, evidence.effort.bootstraps, evidence.effort.seed)
     found = search(evidence.probed.audited[target.rows], _metadata(evidence, target), halves, evidence.effort.seed)
     tested = [ratio for one in found if (ratio := measure(one, halves, halves.first)).units >= MIN_UNITS]
@@ -54,6 +59,11 @@ def run(evidence: Evidence) -> list[Result]:
         return [ABOUT.unknown("n_units", reason, "audit more units, or name metadata columns", **told)]
     judge = lambda p, _: _finding(evidence, halves, tested, p, told)  # noqa: E731
     return [Draft(p=tuple(ratio.p for ratio in tested), judge=judge)]
+
+
+def _balanced(wrong: np.ndarray, target: Attribute) -> float:
+    """Mean over the classes of the share of their rows that are wrong."""
+    return float(np.mean([wrong[target.values == code].mean() for code in range(len(target.classes))]))
 
 
 def _metadata(evidence: Evidence, target: Attribute) -> dict[str, np.ndarray]:

@@ -87,7 +87,8 @@ def _finding(name: str, task: str, found: Tested, p: tuple[float, ...], lines: T
     at = found.encoding.interval
     read = f"{name} is read with {at.value:.2f} [{at.low:.2f}, {at.high:.2f}]"
     told = {
-        **told, "evidence": _evidence(found), "tables": (_table(found, task),), "plots": _plots(name, found, lines), "encoded": encoded,
+        **told, "evidence": _evidence(found), "tables": (_table(found, task),), "plots": _plots(name, found, lines),
+        "encoded": encoded or None,
         "estimate": estimate_of(*_headline(found, shown), METHOD),
     }  # fmt: skip
     if shown or injected:
@@ -120,6 +121,8 @@ def _open(name: str, found: Tested, lines: Thresholds) -> tuple[str, str, str] |
     if found.mixed is None or not found.gaps:
         what = "gaps between groups" if found.mixed is not None else "the shortcut"
         return "n_units", f"too few units in some cells to test {what}", "audit more units"
+    if found.untested:
+        return "n_units", f"too few units to test the gap of {', '.join(found.untested)}", "audit more units of these groups"
     if found.left.low >= lines.tau_clear:
         at = found.left
         reason = f"erasure does not carry over to other units: {name} is still read with {at.value:.2f} [{at.low:.2f}, {at.high:.2f}]"

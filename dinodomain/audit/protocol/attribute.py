@@ -62,6 +62,11 @@ class Attribute:
         return self.kind == "classes" and len(self.classes) < 2
 
     @property
+    def metric(self) -> str:
+        """What its score is: .5 is chance and 1 perfect for all."""
+        return "(1 + spearman) / 2" if self.kind == "number" else ("auroc" if len(self.classes) == 2 else "macro auroc")
+
+    @property
     def num_minor(self) -> int:
         """Units in the smallest class used; half of all units for a number."""
         if self.kind == "number":
@@ -119,9 +124,9 @@ def within(attribute: Attribute, keep: np.ndarray) -> Attribute:
         attribute: n rows.
         keep: Positions among them, or [n] bool.
     """
-    return replace(
-        attribute, rows=attribute.rows[keep], values=attribute.values[keep], unit_index=index_units(attribute.unit_index[keep])
-    )  # fmt: skip
+    values, units, names = attribute.values[keep], index_units(attribute.unit_index[keep]), attribute.classes
+    counts = {name: len(np.unique(units[values == code])) for code, name in enumerate(names)}
+    return replace(attribute, rows=attribute.rows[keep], values=values, unit_index=units, units_per_class=counts)
 
 
 def printed(count: int | float) -> int | str:

@@ -11,7 +11,7 @@ from scipy.stats import linregress
 from dinodomain.audit.protocol.attribute import Attribute, read_attribute, within
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, Reader, read_leaks
-from dinodomain.audit.protocol.reliance import Closing, closings, erase, left_over, task_change
+from dinodomain.audit.protocol.reliance import Closing, closings, erase, left_over, smallest_cells, task_change
 from dinodomain.audit.protocol.shift import Mixed, mix_curve
 from dinodomain.audit.protocol.task import MAX_GROUPS, grouped, text_of
 from dinodomain.probes.folds import grouped_folds
@@ -32,6 +32,7 @@ class Tested:
         auroc: Of the task before and after erasure.
         change: After minus before.
         gaps: Of groups with enough units.
+        untested: Groups with too few.
         mixed: Task scores by association in training; None where a cell is too small.
         slope: Of the gap over the encoding, across fine-tuned versions, or why there is none.
     """
@@ -41,6 +42,7 @@ class Tested:
     auroc: tuple[float, float]
     change: Interval
     gaps: list[Closing]
+    untested: tuple[str, ...]
     mixed: Mixed | None
     slope: dict[str, Any]
 
@@ -80,9 +82,10 @@ def run_both(data: AuditSet, task: Attribute, groups: Attribute, effort: Effort)
     short = replace(effort, permutations=min(_PERMUTATIONS, effort.permutations))
     encoding = read_leaks({"audited": data.audited}, groups, short)[0]["audited"]
     before, after, change = task_change(found, task, folds, weights)
+    small = tuple(name for name, cell in smallest_cells(task, groups).items() if cell < MIN_CELL)
     return Tested(
         encoding=encoding, left=left_over(found, groups, float(np.std(encoding.null)), weights), auroc=(before, after), change=change,
-        gaps=closings(found, task, groups, folds, weights, MIN_CELL), slope=slope_of(data, task, groups, folds),
+        gaps=closings(found, task, groups, folds, weights, MIN_CELL), untested=small, slope=slope_of(data, task, groups, folds),
         mixed=mix_curve(data.audited, task, np.array(groups.classes)[groups.values], effort),
     )  # fmt: skip
 

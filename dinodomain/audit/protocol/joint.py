@@ -11,17 +11,25 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def standing(value: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[P] and [K, P] distance from the null's mean in its deviations; NaN where there is no value."""
-    mean, spread = null.mean(axis=0), np.maximum(null.std(axis=0), 1e-9)
-    return (value - mean) / spread, (null - mean) / spread
+def standing(scores: np.ndarray) -> np.ndarray:
+    """[1 + K, P] distance of scores from their mean in their deviations, the found ones first; NaN where there are none.
+
+    What was found counts as one more permutation: measured by the others' mean and deviation alone, with 200 permutations of 196 looks it
+    stands out in 7 % of worlds at a level of 5 %.
+    """
+    result: np.ndarray = (scores - scores.mean(axis=0)) / np.maximum(scores.std(axis=0), 1e-9)
+    return result
+
+
+def joint_of(stands: np.ndarray) -> np.ndarray:
+    """[P] chance that any look at permuted values stands out as much as each found one does; 1 where there is no value."""
+    largest = np.max(np.where(np.isnan(stands), -np.inf, stands), axis=1)
+    result: np.ndarray = np.where(np.isnan(stands[0]), 1.0, (largest[:, None] >= stands[0]).mean(axis=0))
+    return result
 
 
 def joint_p(value: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """Chance that any look at permuted values stands out as much as each of these does, corrected over all of them.
-
-    The values found are one more permutation in mean and deviation: measured by those of the others alone, with 200 permutations of 196
-    looks they stand out in 7 % of worlds at a level of 5 %.
+    """The same of scores.
 
     Args:
         value: [P], NaN where there is none.
@@ -30,10 +38,7 @@ def joint_p(value: np.ndarray, null: np.ndarray) -> np.ndarray:
     Returns:
         [P]; 1 where there is no value.
     """
-    _, chance = standing(value, np.vstack([value, null]))
-    found, largest = chance[0], np.max(np.where(np.isnan(chance), -np.inf, chance), axis=1)
-    result: np.ndarray = np.where(np.isnan(found), 1.0, (largest[:, None] >= found).mean(axis=0))
-    return result
+    return joint_of(standing(np.vstack([value, null])))
 
 
 def carried(p: Sequence[float], adjusted: float, family: int) -> tuple[float, ...]:

@@ -33,6 +33,7 @@ class Effort:
     Attributes:
         folds: Folds by unit.
         permutations: K.
+        joint_permutations: K where many places or regions are read as one test.
         bootstraps: B.
         seed: Decides folds, permutations and draws.
         attackers: Whether to try stronger attackers than the linear probe; they take most of the time.
@@ -40,6 +41,7 @@ class Effort:
 
     folds: int = 5
     permutations: int = 1000
+    joint_permutations: int = 200
     bootstraps: int = 2000
     seed: int = 0
     attackers: bool = True

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
 from dinodomain.audit.protocol.attribute import Attribute
-from dinodomain.audit.protocol.joint import standing
+from dinodomain.audit.protocol.joint import joint_of, standing
 from dinodomain.audit.protocol.leak import Reader, levels, score_found
 
 WIDTH = 96
@@ -32,11 +32,18 @@ class LeakMap:
         value: [P] out-of-fold scores.
         null: [K, P] scores of permuted values.
         draws: [B, P] scores under resampled units.
+        stands: [1 + K, P] how far each stands out, those found first; see ``joint.standing``.
     """
 
     value: np.ndarray
     null: np.ndarray
     draws: np.ndarray
+    stands: np.ndarray
+
+    @classmethod
+    def of(cls, value: np.ndarray, null: np.ndarray, draws: np.ndarray) -> LeakMap:
+        """The map of these scores."""
+        return cls(value=value, null=null, draws=draws, stands=standing(np.vstack([value, null])))
 
     @property
     def error(self) -> np.ndarray:
@@ -46,20 +53,23 @@ class LeakMap:
         return out
 
     @property
+    def p(self) -> np.ndarray:
+        """[P] chance that any place stands out as much as each does."""
+        return joint_of(self.stands)
+
+    @property
     def peak(self) -> int:
         """The place that stands out most."""
-        return int(np.nanargmax(standing(self.value, self.null)[0]))
+        return int(np.nanargmax(self.stands[0]))
 
     @property
     def reach(self) -> float:
-        """Deviations that the largest of all places exceeds in 5 % of permutations: what 1.64 is for one place."""
-        return float(np.quantile(np.nanmax(standing(self.value, self.null)[1], axis=1), 0.95))
+        """Deviations within which all places lie in 95 % of permutations: what 1.96 is for one place."""
+        return float(np.quantile(np.nanmax(np.abs(self.stands[1:]), axis=1), 0.95))
 
-    @property
-    def marked(self) -> np.ndarray:
-        """[P] bool, places that stand out more than chance allows anywhere."""
-        found = standing(self.value, self.null)[0]
-        return np.where(np.isnan(found), -np.inf, found) > self.reach
+    def needed(self, level: float) -> float:
+        """Deviations that the largest of all places exceeds in a share of permutations: what 1.64 is for one place at .05."""
+        return float(np.quantile(np.nanmax(self.stands[1:], axis=1), 1 - level))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +138,7 @@ def read_map(
     threads = torch.get_num_threads()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         list(pool.map(read, np.flatnonzero(usable).tolist()))
-    return LeakMap(value=value, null=null, draws=drawn)
+    return LeakMap.of(value, null, drawn)
 
 
 def read_values(tokens: np.ndarray, usable: np.ndarray, attribute: Attribute, folds: np.ndarray) -> np.ndarray:

@@ -130,7 +130,7 @@ def _latent(signal: np.ndarray, noise: np.ndarray, strength: float) -> np.ndarra
 
 def _row_noise(attribute: Attribute, columns: int, generator: np.random.Generator) -> np.ndarray:
     """Noise [n, columns] that makes planted labels of one unit as alike as the real ones: their null then has the same width."""
-    alike = max(0.0, likeness(attribute))
+    alike = float(np.clip(likeness(attribute), 0, 1))
     if attribute.kind == "classes":
         alike = float(np.sin(np.pi / 2 * alike))  # correlation of normals whose signs correlate so (Sheppard 1899)
     shared = generator.normal(size=(attribute.num_units, columns))[attribute.unit_index]
@@ -139,7 +139,10 @@ def _row_noise(attribute: Attribute, columns: int, generator: np.random.Generato
 
 
 def likeness(attribute: Attribute) -> float:
-    """Mean correlation of two rows of one unit (pairwise intraclass correlation, Fisher 1925); 0 without units of several rows."""
+    """Mean correlation of two rows of one unit (pairwise intraclass correlation, Fisher 1925); 0 without units of several rows.
+
+    Where units of many rows lie far from the middle it may pass 1.
+    """
     values = attribute.values
     coded = values[:, None] == np.arange(len(attribute.classes)) if attribute.kind == "classes" else values[:, None]
     z = coded - coded.mean(axis=0)

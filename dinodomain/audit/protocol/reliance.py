@@ -28,7 +28,7 @@ class Erased:
     Attributes:
         plain: [n] out-of-fold scores for the second class, on the scale of a share.
         erased: [n] the same by a probe that was refitted without the attribute.
-        left: [n, G] what other units' probes still read of the attribute after erasure.
+        left: [2, n, G] what probes of other units still read of the attribute after erasure; halves of the training units take turns.
         null_truth: [K, n] labels drawn from the probe without the attribute: to them the attribute adds nothing.
         null_plain: [K, n] scores of probes refitted to those labels.
         null_erased: [K, n] the same on erased features.
@@ -117,9 +117,12 @@ def _drawn(shares: np.ndarray, task: Attribute, count: int, seed: int) -> np.nda
 
 
 def _left(x: np.ndarray, concept: np.ndarray, folds: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
-    """[n, G] what is read after erasure by units that had no part in it."""
+    """[2, n, G] what is read after erasure by units that had no part in it, once with either half erasing.
+
+    Never summed: what one half's erasure leaves over, the other half's takes away, so that a sum would hold the attribute again.
+    """
     half = np.random.default_rng([seed, 0x1EAC]).permutation(units.max() + 1)[units] % 2
-    left = np.zeros(concept.shape)
+    left = np.empty((2, *concept.shape))
     for fold in np.unique(folds):
         test = np.flatnonzero(folds == fold)
         for side in (0, 1):
@@ -127,12 +130,12 @@ def _left(x: np.ndarray, concept: np.ndarray, folds: np.ndarray, units: np.ndarr
             rows, asked, learnt = standardise(x[one], x[test], x[other])
             clean = fit_eraser(rows, concept[one])
             found = _fitted(_ridge(clean(learnt), units[other], clean(asked)), concept[other], len(test))
-            left[test] += found - found.mean(axis=0)
+            left[side, test] = found - found.mean(axis=0)
     return left
 
 
 def left_over(found: Erased, groups: Attribute, null: float, weights: Sequence[np.ndarray]) -> Interval:
-    """How well the attribute is still read after erasure.
+    """How well the attribute is still read after erasure: the mean of both halves' scores.
 
     Args:
         found: With what is left.
@@ -140,8 +143,10 @@ def left_over(found: Erased, groups: Attribute, null: float, weights: Sequence[n
         null: Deviation of its score under permutation.
         weights: Bootstrap weights [B, n] in pieces.
     """
-    value = float(score_many("classes", found.left[None], groups.values[None])[0])
-    draws = np.concatenate([weighted_score("classes", found.left, groups.values, piece) for piece in weights])
+    truth = np.broadcast_to(groups.values, found.left.shape[:2])
+    value = float(score_many("classes", found.left, truth).mean())
+    sides = [np.concatenate([weighted_score("classes", side, groups.values, piece) for piece in weights]) for side in found.left]
+    draws = np.mean(sides, axis=0)
     return interval_of(value, float(np.nanstd(draws)), null, groups.num_minor)
 
 
@@ -188,15 +193,19 @@ def closings(
     """
     called = [_called(scores, task.values, folds) for scores in (found.plain, found.erased)]
     null = [np.stack([_called(*one, folds) for one in zip(rows, found.null_truth)]) for rows in (found.null_plain, found.null_erased)]
-    names = groups.classes[1:] if len(groups.classes) == 2 else groups.classes
     out = []
-    for name in names:
-        inside = groups.values == groups.classes.index(name)
-        cell = min(_cells(task, inside))
+    for name, cell in smallest_cells(task, groups).items():
         if cell >= least:
+            inside = groups.values == groups.classes.index(name)
             width = np.stack([_odds(calls, inside, found.null_truth) for calls in null])
             out.append(_closing(name, inside, cell, called, found, task, weights, width))
     return out
+
+
+def smallest_cells(task: Attribute, groups: Attribute) -> dict[str, int]:
+    """Each group to the fewest units with or without the finding, inside and outside of it; of two groups one says all."""
+    names = groups.classes[1:] if len(groups.classes) == 2 else groups.classes
+    return {name: min(_cells(task, groups.values == groups.classes.index(name))) for name in names}
 
 
 def _called(scores: np.ndarray, truth: np.ndarray, folds: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dinodomain.probes.scores import Interval
 
@@ -117,6 +117,13 @@ class Thresholds(BaseModel):
     )
     uplift_flag: float = Field(default=10.0, ge=1, description="The same for a flag, in a use that the declaration prohibits.")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Thresholds:
+        for low, high in (("tau_clear", "tau_flag"), ("region_warn", "region_flag"), ("uplift_warn", "uplift_flag")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} is {getattr(self, low):g}, above {high}, {getattr(self, high):g}; allowed: {low} <= {high}")
+        return self
+
 
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's step-down correction: adjusted p values in the given order. Source: Holm 1979."""
@@ -152,6 +159,19 @@ def severe(verdict: Verdict, special: bool) -> tuple[Verdict, str]:
     if verdict == "WARN" and special:
         return "FLAG", "a special category of data: one step more severe"
     return verdict, ""
+
+
+def by_policy(verdict: Verdict, name: str, *, special: bool, expected: str | None) -> tuple[Verdict, str, str]:
+    """What a policy makes of a verdict on an attribute: first ``severe``, then a flag that it expects is a warning.
+
+    Returns:
+        Verdict, reason code and reason; the last two empty where nothing changes.
+    """
+    after, why = severe(verdict, special)
+    if after == "FLAG" and expected is not None:
+        asked = f"subgroups, conditional and use must then be assessed for {name}, and the baselines compared"
+        return "WARN", "expected", f"expected by the policy: {expected}; {asked}"
+    return after, "special_category" if why else "", why
 
 
 def judge(interval: Interval, p_adjusted: float, mdl: float | None, num_minor: int, *, thresholds: Thresholds) -> tuple[Verdict, str, str]:

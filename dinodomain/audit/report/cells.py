@@ -32,15 +32,27 @@ def ground_cells(body: Mapping[str, Any], data: AuditSet | None, private: Sequen
     Raises:
         UserError: No audited row has longitude and latitude.
     """
-    places = None if data is None else _places(data)
-    if data is None or places is None or not places[1].any():
-        raise UserError("audit.formats", "cells need longitude and latitude, which no audited image has", remedy="leave out cells")
+    assert data is not None, "checked before the audit"
+    check_places(data)
+    places = _places(data)
+    assert places is not None, "just checked"
     rows = [row | {"audit_id": body["audit_id"]} for row in _rows(data, *places, private)]
     geopandas = require("geopandas", extra="audit", wanted_by="audit.formats=[cells]")
     boxes = require("shapely", extra="audit", wanted_by="audit.formats=[cells]").box
     shapes = [boxes(row["lon"], row["lat"], row["lon"] + 1, row["lat"] + 1) for row in rows]
     frame = geopandas.GeoDataFrame(rows, geometry=shapes, crs="EPSG:4326")
     frame.to_file(path, layer=_LAYER, driver="GPKG")
+
+
+def check_places(data: AuditSet) -> None:
+    """Refuses rows of which none has a place.
+
+    Raises:
+        UserError: No audited row has longitude and latitude.
+    """
+    places = _places(data)
+    if places is None or not places[1].any():
+        raise UserError("audit.formats", "cells need longitude and latitude, which no audited image has", remedy="leave out cells")
 
 
 def _places(data: AuditSet) -> tuple[np.ndarray, np.ndarray] | None:

@@ -61,8 +61,11 @@ def model_of(body: Body) -> dict[str, str]:
 
 
 def history_line(body: Body) -> str:
-    """Where this audit stands among the audits of the same checkpoint."""
-    return "not recorded: no chain of audits was kept" if body["history"] is None else History(**body["history"]).words()
+    """Where this audit stands among the audits of the same checkpoint, or of the same features."""
+    if body["history"] is None:
+        return "not recorded: no chain of audits was kept"
+    of = "this checkpoint" if body["subject"].get("weights") else "these features"
+    return History(**body["history"]).words(of, policy=body["gate"] is not None and body["gate"]["asked"])
 
 
 def supplied(body: Body) -> dict[str, str]:

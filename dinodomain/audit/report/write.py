@@ -23,11 +23,12 @@ from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.report import text
 from dinodomain.audit.report.bom import bill_of_materials
 from dinodomain.audit.report.card import model_index
-from dinodomain.audit.report.cells import ground_cells
+from dinodomain.audit.report.cells import check_places, ground_cells
 from dinodomain.audit.report.croissant import croissant
 from dinodomain.audit.report.junit import junit
 from dinodomain.audit.report.page import context
 from dinodomain.audit.sign import PUBLIC, SIGNATURE
+from dinodomain.errors import require
 from dinodomain.lineage import digest_file, write_bytes, write_json
 from dinodomain.show.audit import draw_plot
 
@@ -35,6 +36,11 @@ FILES: Mapping[str, str] = {
     "datasheet": "datasheet.md", "croissant": "croissant.json", "mlbom": "mlbom.cdx.json", "junit": "junit.xml", "cells": "cells.gpkg",
 }  # fmt: skip
 """Further formats and their files."""
+
+LIBRARIES: Mapping[str, Sequence[str]] = {
+    "cells": ("geopandas", "shapely"), "croissant": ("mlcroissant",), "mlbom": ("cyclonedx",),
+}  # fmt: skip
+"""Formats to what they are written with, where that is not always there."""
 
 _ALWAYS = ("audit.json", "audit.html", "card.md")
 _BUNDLE = (*_ALWAYS, NAME, *FILES.values())
@@ -91,6 +97,20 @@ def write_report(
         else:
             write_bytes(folder / FILES[name], makers[name]())
     return draw_report(folder / "audit.json")
+
+
+def check_formats(formats: Sequence[str], data: AuditSet) -> None:
+    """Refuses formats that cannot be written, before the audit's work is done.
+
+    Raises:
+        UserError: The rows have no places for ``cells``.
+        MissingExtra: A library is not installed.
+    """
+    for name in formats:
+        for package in LIBRARIES.get(name, ()):
+            require(package, extra="audit", wanted_by=f"audit.formats=[{name}]")
+    if "cells" in formats:
+        check_places(data)
 
 
 def _write_private(folder: Path, tables: Sequence[Private]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dinodomain.audit.figures import Cell, Heat, Table
-from dinodomain.audit.protocol.attribute import printed
+from dinodomain.audit.protocol.attribute import SMALL_CELL, printed
 from dinodomain.audit.protocol.verdict import MIN_UNITS
 from dinodomain.audit.trail.groups import UnitGroups
 
@@ -25,9 +25,9 @@ def group_table(found: Mapping[str, UnitGroups]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name, groups in found.items():
         share = groups.shares[groups.known].mean(axis=0) if groups.known.any() else np.zeros(len(groups.names))
-        for label, count, part in zip(groups.names, groups.counts().tolist(), share.tolist()):
-            small = isinstance(printed(count), str)
-            rows.append((name, label, printed(count), None if small else round(part, 3)))
+        hidden = withheld(groups.counts())
+        for label, count, part, hide in zip(groups.names, groups.counts().tolist(), share.tolist(), hidden.tolist()):
+            rows.append((name, label, _shown(count, hide), None if hide else round(part, 3)))
     note = "A unit with several values counts in each; shares give every unit the weight 1."
     return Table(title="Units per group", columns=("column", "group", "units", "share"), rows=tuple(rows), note=note)
 
@@ -44,6 +44,26 @@ def missing_table(found: Mapping[str, UnitGroups], blank: Mapping[str, float]) -
     )
 
 
+def withheld(counts: np.ndarray) -> np.ndarray:
+    """[...] bool, which of the counts [G] or [G, H] are not printed: those below ten, and so many more that no sum tells them.
+
+    One hidden cell of a line follows from the line's sum and the others; so the smallest other one is hidden with it.
+    """
+    table = np.atleast_2d(counts)
+    hidden, before = (table > 0) & (table < SMALL_CELL), -1
+    while hidden.sum() != before:
+        before = hidden.sum()
+        for line, hide in (*zip(table, hidden), *zip(table.T, hidden.T)):
+            others = ~hide & (line > 0)
+            if hide.sum() == 1 and others.any():
+                hide[np.where(others, line, np.inf).argmin()] = True
+    return hidden.reshape(counts.shape)
+
+
+def _shown(count: int, hide: bool) -> int | str:
+    return printed(count) if not hide or 0 < count < SMALL_CELL else "not told"
+
+
 def joint_tables(found: Mapping[str, UnitGroups]) -> list[Table]:
     """Units in every combination of the first columns, two by two, where they are few enough to read."""
     pairs = [pair for pair in itertools.combinations(found, 2) if set(pair) != {"month", "season"}]
@@ -53,8 +73,10 @@ def joint_tables(found: Mapping[str, UnitGroups]) -> list[Table]:
 
 def _joint(name: str, one: UnitGroups, other_name: str, other: UnitGroups) -> Table:
     counts = (one.shares > 0).T.astype(int) @ (other.shares > 0).astype(int)
-    rows = tuple((label, *(printed(count) for count in line)) for label, line in zip(one.names, counts.tolist()))
-    return Table(title=f"Units by {name} and {other_name}", columns=(name, *other.names), rows=rows)
+    hidden = withheld(counts)
+    rows = tuple((label, *map(_shown, line, hide)) for label, line, hide in zip(one.names, counts.tolist(), hidden.tolist()))
+    note = "Not told: with a sum it would tell a number below ten." if (hidden & (counts >= SMALL_CELL)).any() else ""
+    return Table(title=f"Units by {name} and {other_name}", columns=(name, *other.names), rows=rows, note=note)
 
 
 def missing_plots(found: Mapping[str, UnitGroups]) -> tuple[Heat, ...]:

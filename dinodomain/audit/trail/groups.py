@@ -61,12 +61,19 @@ def group_units(units: np.ndarray, groups: np.ndarray) -> UnitGroups:
     """Groups of units from groups of rows; rows without a unit are left out."""
     use = units != ""
     names, place = np.unique(units[use], return_inverse=True)
-    labels = [str(name) for name in np.unique(groups[use]) if name != ""]
+    labels = sorted({str(name) for name in groups[use]} - {""}, key=_in_order)
     counts = np.zeros((len(names), len(labels)))
     for column, label in enumerate(labels):
         counts[:, column] = np.bincount(place.reshape(-1), weights=groups[use] == label, minlength=len(names))
     total = counts.sum(axis=1, keepdims=True)
     return UnitGroups(units=names, names=tuple(labels), shares=counts / np.maximum(total, 1))
+
+
+def _in_order(name: str) -> tuple[bool, float, str]:
+    """Numbers and ranges by their first number, before text."""
+    head = name.partition(" to ")[0]
+    numbers = _numbers(np.array([head]))
+    return (True, 0.0, name) if numbers is None else (False, float(numbers[0]), name)
 
 
 def _numbers(text: np.ndarray) -> np.ndarray | None:

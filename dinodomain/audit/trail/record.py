@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ class Trail:
         drawn: Samples by unit, over the whole run and all its changes.
         steps: Of the run until this checkpoint.
         tiles: That were eligible when the run last began.
-        base: The weights it began with: ``weights``, ``sha256``, ``licence``; None for fresh ones.
+        bases: The weights it began with (``weights``, ``sha256``, ``licence``), then those that they began with; empty for fresh ones.
         policy: Settings of its views, as recorded; empty where unknown.
         kept: What the audited store holds; None where none was opened.
         trained: Whether the audited store, by its digest, is one that the training drew from.
@@ -68,7 +68,7 @@ class Trail:
     drawn: Mapping[str, int] = field(default_factory=dict)
     steps: int = 0
     tiles: int | None = None
-    base: Mapping[str, Json] | None = None
+    bases: tuple[Mapping[str, Json], ...] = ()
     policy: Mapping[str, Json] = field(default_factory=dict)
     kept: Kept | None = None
     trained: bool = False
@@ -101,17 +101,26 @@ def training_record(record: Mapping[str, Json]) -> Mapping[str, Json]:
     return next((one for one in found if one), {})
 
 
+def base_weights(record: Mapping[str, Json]) -> Iterator[Mapping[str, Json]]:
+    """Every warm start behind an artefact, the nearest first: ``weights``, ``sha256``, ``licence``, and their own ``lineage`` if any."""
+    start = record.get("plan", {}).get("start") or {}
+    if start.get("weights"):
+        yield start
+        yield from base_weights(start.get("lineage") or {})
+    for parent in record.get("history", ()):
+        yield from base_weights(parent)
+
+
 def training_trail(origin: Mapping[str, Json]) -> Trail:
     """What the record of a checkpoint, or of what was made from one, tells; nothing of the stores' contents."""
     record = training_record(origin)
     counts, plan = record.get("counts", {}), record.get("plan", {})
-    start = plan.get("start", {})
     return Trail(
         stores=(*_last(record), *_earlier(counts)),
         drawn=dict(counts.get("units_drawn", {})),
         steps=int(counts.get("steps", 0)),
         tiles=counts.get("tiles"),
-        base=start if start.get("weights") else None,
+        bases=tuple(base_weights(origin)),
         policy=plan.get("views", {}),
     )
 

@@ -70,6 +70,8 @@ class UnitTrace:
         title = f"unit {self.unit}: {len(self.found)} of {self.read} artefacts drew it or hold features of it"
         lines = [f"  {one.kind:<11} {one.draws:>7} draws in {one.steps} steps{_own(one)}  {one.path}" for one in self.found]
         state = [f"in the store: {self.state}"] if self.state else []
+        if self.state == "absent" and not self.found:
+            state.append("neither the store nor any of these records knows this unit: is its name spelt as in the data that were ingested?")
         missing = [f"no readable record: {path}" for path in self.unread]
         return "\n".join([title, *lines, *state, *missing, CLAIM])
 
@@ -92,7 +94,8 @@ def trace_unit(unit: str, folders: Sequence[str], *, store: str | None = None, s
         secret: File with the store's secret; None looks beside the store.
 
     Raises:
-        UserError: A folder is not there, or the store or its secret cannot be used.
+        UserError: A folder is not there, the store or its secret cannot be used, or no record knows the unit and no store was named to
+            tell how clear names are stored.
     """
     names, state = {unit}, ""
     if store is not None:
@@ -107,6 +110,11 @@ def trace_unit(unit: str, folders: Sequence[str], *, store: str | None = None, s
                 continue
             read += 1
             found += _drawn_by(path, record, names)
+    if store is None and not found:
+        raise UserError(
+            "audit.unit", f"none of {read} records knows {unit!r}, and whether it is a clear name cannot be told without the store",
+            remedy="add store=STORE, which tells how names are stored",
+        )  # fmt: skip
     stored = next((name for name in sorted(names) if name != unit), unit)
     return UnitTrace(unit=stored, found=tuple(found), read=read, unread=tuple(unread), state=state)
 
