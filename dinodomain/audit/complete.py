@@ -21,7 +21,20 @@ from dinodomain.audit.policy import Policy
 _TOP = ("checkpoint", "store", "labels", "metadata", "features", "join", "target", "group", "seed", "gate", "secret")
 """Keys typed without ``audit.`` in front."""
 
-_NOT_REPEATED = ("out", "report", "verify", "against", "formats", "sign", "key", "notice", "checks", "supplied_by", "independent")
+_NOT_REPEATED = (
+    "out",
+    "overwrite",
+    "report",
+    "verify",
+    "against",
+    "formats",
+    "sign",
+    "key",
+    "notice",
+    "checks",
+    "supplied_by",
+    "independent",
+)
 _LETTER_FOR_LETTER = (
     "checkpoint", "store", "labels", "metadata", "features", "gate", "secret", "previous", "finetuned", "generic", "declaration"
 )  # fmt: skip

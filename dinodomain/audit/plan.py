@@ -44,6 +44,7 @@ class AuditPlan:
         checks: Checks to run; empty runs all.
         split: Column that says train, val or test; none means ``split``, where there is one.
         out: Folder for the report.
+        overwrite: Whether a finished report in that folder may be replaced.
         gate: Policy in YAML: thresholds, expectations, and what must be assessed and not flagged; none means the defaults. ``new`` writes
             an empty one into ``out``, each key with its meaning, and audits nothing.
         report: With ``gate``: an ``audit.json``, or the folder of one, to judge without auditing anew.
@@ -96,6 +97,7 @@ class AuditPlan:
     checks: tuple[str, ...] = ()
     split: str | None = None
     out: str | None = None
+    overwrite: bool = False
     gate: str | None = None
     report: str | None = None
     verify: str | None = None

@@ -120,7 +120,8 @@ def audit(plan: AuditPlan, *, domain: Domain | None = None) -> AuditResult:
         _same_decision(plan, report)
         return AuditResult(report=report, gate=decide(report, policy, subject=_expected_subject(plan), against=against))
     assert plan.out is not None, "checked by the plan"
-    _free(Path(plan.out))
+    if not plan.overwrite:
+        _free(Path(plan.out))
     declared, kept = _declared(plan), _kept(plan)
     key = None if plan.sign is None else signing_key(plan.sign)  # before hours of work
     audited, data = _audited(plan, policy, declared, domain, kept)
@@ -145,7 +146,7 @@ def _free(out: Path) -> None:
         UserError: It holds one.
     """
     if (out / "SHA256SUMS").is_file() and (out / "audit.json").is_file():
-        raise UserError("out", f"{out} holds a finished report", remedy="choose another folder, or remove that one")
+        raise UserError("out", f"{out} holds a finished report", remedy="choose another folder, or set audit.overwrite=true")
 
 
 def _policy(plan: AuditPlan) -> Policy:

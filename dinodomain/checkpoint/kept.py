@@ -79,7 +79,7 @@ def better(before: Best | None, watched: Mapping[str, float], step: int) -> Best
 
     A run that watches by another measure than before, because labels came or went, begins anew.
     """
-    measure = LABELLED if "watch_knn_own" in watched else LABEL_FREE
+    measure = LABELLED if LABELLED in watched else LABEL_FREE
     value = watched.get(measure, math.nan)
     if math.isnan(value) or (before is not None and before.measure == measure and value < before.value):
         return None

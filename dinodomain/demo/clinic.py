@@ -43,8 +43,8 @@ def run_clinic(plan: DemoPlan, out: Path) -> Story:
     labels = plan.patients // PATIENTS_PER_LABEL
     probe = api.probe(**common, target="finding", labels_per_class=labels, seeds=(0, 1, 2), out=str(out / "probe"), notice=NOTICE)
     audit = api.audit(
-        **common, attributes=(PLANTED, CLEAN), domains=(PLANTED,), task="finding", out=str(out / "audit"), notice=NOTICE, seed=plan.seed,
-        **AUDIT,
+        **common, attributes=(PLANTED, CLEAN), domains=(PLANTED,), task="finding", out=str(out / "audit"), overwrite=True, notice=NOTICE,
+        seed=plan.seed, **AUDIT,
     )  # fmt: skip
     exported = api.export(checkpoint=str(out / "run"), out=str(out / "exported"), format="timm", overwrite=True)
     verdicts = {finding.id: finding.verdict for finding in audit.findings}

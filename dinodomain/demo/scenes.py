@@ -123,7 +123,7 @@ def _audit_place(out: Path, plan: DemoPlan) -> AuditResult:
     write_bytes(out / "place.csv", _places(features, open_store(out / "store")).encode())
     return api.audit(
         features=str(features / "features.parquet"), metadata=str(out / "place.csv"), join="tile_id",
-        attributes=["east_half", "north_half"], out=str(out / "audit"), notice=NOTICE, seed=plan.seed,
+        attributes=["east_half", "north_half"], out=str(out / "audit"), overwrite=True, notice=NOTICE, seed=plan.seed,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from dinodomain.domain import Domain
 from dinodomain.engine.anchor import DRIFT
 from dinodomain.engine.build import Setup, build
 from dinodomain.engine.folder import check_folder
-from dinodomain.engine.log import MetricsFile
+from dinodomain.engine.log import MetricsFile, logger
 from dinodomain.engine.loop import host_values, make_row
 from dinodomain.engine.machine import readable_size
 from dinodomain.engine.memory import device_memory, memory_errors
@@ -85,7 +85,6 @@ class Forecast:
         """For people."""
         held = "" if self.device_bytes is None else f"{readable_size(self.device_bytes)} of {_size(self.device_total)} on {self.device}, "
         return "\n".join([
-            *self.reasons,
             f"memory at the peak: {held}{_size(self.host_bytes)} of {_size(self.host_total)} on the host",
             f"speed: {self.samples_per_s:.4g} samples/s, {self.seconds_per_step:.3g} s a step, {self.data_wait:.0%} of it waiting for data",
             f"time: {self.steps} steps take {readable_time(3600 * self.hours)} ({self.hours / 24:.2g} days)",
@@ -115,6 +114,9 @@ def dry_run(plan: PretrainPlan, *, domain: Domain | None = None) -> Forecast:
         with memory_errors(plan, world=parallel.world()), tempfile.TemporaryDirectory(prefix=".dry-run-", dir=beside) as folder:
             setup = build(replace(plan, launcher="local"), domain)
             check_folder(Path(plan.out), plan.resume, to_json(setup.training.plan))
+            if parallel.rank() == 0:
+                for reason in setup.reasons:  # before the first step, which may be one too large
+                    logger.info("plan: %s", reason)
             forecast = _measure(setup, Path(folder))
         if parallel.rank() == 0:
             check_disk(forecast, setup.training.plan)
@@ -180,6 +182,7 @@ def _measure(setup: Setup, folder: Path) -> Forecast:
     device_bytes = torch.cuda.max_memory_reserved() if kind == "cuda" else None
     host_bytes = _host_peak()
     seconds, waited = sum(times[1:]) / (STEPS - 1), sum(waits[1:]) / (STEPS - 1)
+    free = shutil.disk_usage(folder).free
     sizes = _weigh(setup, folder, row)
     took = sizes.pop("seconds")
     return Forecast(
@@ -188,7 +191,7 @@ def _measure(setup: Setup, folder: Path) -> Forecast:
         host_bytes=host_bytes, host_total=device_memory("cpu"), seconds_per_step=seconds,
         samples_per_s=plan.loader.batch / max(seconds, 1e-9), data_wait=min(1.0, waited / max(seconds, 1e-9)),
         hours=seconds * plan.engine.steps / 3600, checkpoint_bytes=int(sizes["checkpoint"]), checkpoint_seconds=took,
-        disk_needed=disk_needed(plan, **{name: int(size) for name, size in sizes.items()}), disk_free=shutil.disk_usage(folder).free,
+        disk_needed=disk_needed(plan, **{name: int(size) for name, size in sizes.items()}), disk_free=free,
         reasons=reasons,
     )  # fmt: skip
 

@@ -75,3 +75,10 @@ def lower_rate(plan: Plan) -> dict[str, Any]:
     if not isinstance(lr, (int, float)):
         return {"optim.lr": "a third"}
     return {"optim.lr": f"{lr / 3:.1g}" if lr <= ABSURD_LR else "0.001"}
+
+
+def is_frozen(plan: Plan, step: int) -> bool:
+    """Whether a part is meant to rest at this step."""
+    optim, total = plan.get("optim", {}), plan.get("engine", {}).get("steps", 0)
+    frozen = max(float(optim.get("freeze_last_layer") or 0), float(optim.get("freeze_backbone") or 0))
+    return bool(step < frozen * total)

@@ -209,6 +209,8 @@ def check_same_plan(old: Mapping[str, Any], new: Mapping[str, Any], out: Path, *
     if refused:
         shown = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in refused.items())
         remedy = "give these keys their old values, or choose another out folder"
+        if set(refused) <= {"engine.steps", "optim.schedule"}:
+            remedy += "; to train on from its weights: start.weights=" + str(out) + " start.heads=true out=NEW"
         if drawn == set(refused):
             remedy += "; resume=force goes on at the same step with what is drawn now, and records the change"
         raise UserError("out", f"{out} holds a run with another plan: {shown}", remedy=remedy)

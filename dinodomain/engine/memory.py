@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
@@ -26,8 +26,9 @@ from dinodomain.parallel import choose_device
 USABLE = 0.85
 """Share of a memory that plans may fill: the rest is for context, fragments and temporary tensors that the model leaves out."""
 
-CERTAIN = 0.7
-"""The model may be too high by 40 %: a plan is refused outright only if even this share of its estimate does not fit."""
+CERTAIN: Mapping[str, float] = {"cuda": 0.7, "cpu": 1.0}
+"""The model may be too high by 40 %: a plan is refused outright only if even this share of its estimate does not fit. On a CPU nothing says
+so when memory runs out, the system ends the process, and maybe others: there the whole estimate counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +104,7 @@ def smallest_accumulation(plan: PretrainPlan, budget: int, *, ndim: int, channel
     return None
 
 
-def does_not_fit(plan: PretrainPlan, needed: str, there: int, *, world: int = 1) -> UserError:
+def does_not_fit(plan: PretrainPlan, needed: str, there: int, *, world: int = 1, fitting: int | None = None) -> UserError:
     """The refusal: which key makes the same run smaller, best first.
 
     Args:
@@ -111,13 +112,14 @@ def does_not_fit(plan: PretrainPlan, needed: str, there: int, *, world: int = 1)
         needed: How much it takes, in words.
         there: Bytes that the device has.
         world: Processes.
+        fitting: Fewest micro-batches a step that fit by the estimate; None where that is not known, or none do.
     """
     samples = max(1, plan.loader.batch // world)
     least = 2 if plan.objective.koleo_weight > 0 else 1
     more = [count for count in range(plan.engine.accumulate + 1, samples // least + 1) if samples % count == 0]
     remedies = []
     if more:
-        remedies.append(f"engine.accumulate={_about_double(more, plan.engine.accumulate)} (the same step in smaller parts)")
+        remedies.append(f"engine.accumulate={fitting or _about_double(more, plan.engine.accumulate)} (the same step in smaller parts)")
     if not plan.engine.checkpointing:
         remedies.append("engine.checkpointing=true (a third slower)")
     remedies += ["a smaller loader.batch, views.global_size or objective.prototypes", "a smaller model"]

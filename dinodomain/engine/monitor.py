@@ -47,7 +47,8 @@ class Diagnosis:
 class Monitor:
     """Watches a run as it goes and names each new problem once, until it has passed and come back."""
 
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
+    def __init__(self, rows: Iterable[Row] = (), plan: Mapping[str, Any] | None = None) -> None:
+        self._plan = plan or {}
         self._recent: deque[Row] = deque(maxlen=2 * WINDOW)
         self._older: list[Row] = []
         self._stride, self._seen = 1, 0
@@ -80,7 +81,7 @@ class Monitor:
 
     def _findings(self) -> list[Finding]:
         rows = [*self._older, *self._recent]
-        return _look(History(rows), {}) if rows else []
+        return _look(History(rows), self._plan) if rows else []
 
 
 def examine(rows: Sequence[Row], plan: Mapping[str, Any] | None = None) -> Diagnosis:

@@ -70,7 +70,8 @@ class WatchPlan:
     Attributes:
         tiles: Number of tiles, of as many units as there are; 0 turns watching off.
         every: Steps between two looks.
-        labels: CSV with labels of sources, for the kNN accuracy; None measures only what needs no labels.
+        labels: CSV with labels of sources, for the kNN accuracy (watch_knn); None measures only what needs no labels (watch_knn_own and
+            others).
         join: Column of the CSV that names the source.
         target: Column that holds the label.
     """

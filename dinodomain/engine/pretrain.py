@@ -80,6 +80,7 @@ def _train(setup: Setup, out: Path, *, resume: bool, trackers: Sequence[Tracker]
     if training.step >= training.plan.engine.steps:
         logger.info("the run in %s is finished (%d steps)", out, training.step)
         if parallel.rank() == 0:  # it may have been killed right after its last save
+            write_plan(out / PLAN, to_json(training.plan))
             prune(out, keep=training.plan.checkpoint.keep, newest=training.step)
             remove_leftovers(out)
             _write_lineage(setup, out)
@@ -147,4 +148,4 @@ def _begin(setup: Setup, out: Path, trackers: Sequence[Tracker]) -> Recorder:
     if training.started is not None:
         write_start(training.started, out)
     begun = make_trackers(training.plan.engine.trackers, out, training.step, plan, trackers)
-    return Recorder(out, training.plan.engine, first_step=training.step, trackers=begun)
+    return Recorder(out, training.plan.engine, first_step=training.step, trackers=begun, whole=plan)

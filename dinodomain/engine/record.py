@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,13 +21,15 @@ from dinodomain.engine.plan import EnginePlan
 from dinodomain.engine.trackers import Tracker
 from dinodomain.show.curves import draw_curves
 
-SHOWN = ("loss", "lr", "teacher_entropy", "feature_std", "samples_per_s", "watch_knn", "watch_rankme", "watch_dense_match")
+SHOWN = ("loss", "lr", "teacher_entropy", "feature_std", "samples_per_s", "watch_knn", "watch_knn_own", "watch_rankme", "watch_dense_match")
 """Columns of a plain log line; a look at the teacher stands in the rows that have one."""
 
 REST = 50
 """Times as long as a set of figures took to draw, no other is begun."""
 
-WATCHED: Mapping[str, str] = {"watch_knn": "knn", "watch_rankme": "rank", "watch_dense_match": "dense"}
+WATCHED: Mapping[str, str] = {
+    "watch_knn": "knn", "watch_knn_own": "own crop", "watch_rankme": "rank", "watch_dense_match": "dense",
+}  # fmt: skip
 """Columns of a look at the teacher, and what the bar calls them; it shows the newest."""
 
 
@@ -38,14 +41,17 @@ class Recorder:
         plan: How often lines and figures come.
         first_step: Step the run begins or goes on with; rows at or beyond it are dropped.
         trackers: Where scalars and figures go besides the run folder.
+        whole: The whole plan as plain values, by which warnings name causes better; may be empty.
     """
 
-    def __init__(self, out: Path, plan: EnginePlan, *, first_step: int, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(
+        self, out: Path, plan: EnginePlan, *, first_step: int, trackers: Sequence[Tracker] = (), whole: Mapping[str, Any] | None = None
+    ) -> None:
         kept = truncate_rows(out / METRICS, first_step)
         self._out, self._plan, self._trackers = out, plan, tuple(trackers)
         self._metrics = MetricsFile(out / METRICS)
         self._rows = Thinned(kept)
-        self._monitor = Monitor(kept)
+        self._monitor = Monitor(kept, whole or {})
         self._progress = Progress(plan.steps, first_step)
         self._artist = Artist(out / FIGURES)
 

@@ -15,7 +15,7 @@ from dinodomain.engine.distribute import choose_distribute
 from dinodomain.engine.facts import Facts
 from dinodomain.engine.lengths import length_problems, length_remarks
 from dinodomain.engine.machine import readable_size
-from dinodomain.engine.memory import CERTAIN, USABLE, Memory, does_not_fit, estimate, patches
+from dinodomain.engine.memory import CERTAIN, USABLE, Memory, does_not_fit, estimate, patches, smallest_accumulation
 from dinodomain.engine.plan import PretrainPlan
 from dinodomain.engine.precision import choose_precision, choose_threads
 from dinodomain.engine.recipe import Choice, auto_recipe, replace_key
@@ -301,11 +301,12 @@ def _watch_problems(plan: PretrainPlan) -> list[UserError]:
 
 
 def _memory_problems(plan: PretrainPlan, facts: Facts) -> list[UserError]:
-    there = facts.memory.get(torch.device(plan.engine.device).type)
-    if there is None:
+    kind = torch.device(plan.engine.device).type
+    there, needed = facts.memory.get(kind), _needed(plan, facts)
+    if there is None or CERTAIN.get(kind, 1.0) * needed.total <= there:
         return []
-    needed = _needed(plan, facts)
-    return [does_not_fit(plan, f"about {needed}", there, world=facts.world)] if CERTAIN * needed.total > there else []
+    fitting = smallest_accumulation(plan, int(USABLE * there), **facts.step_sizes(plan))
+    return [does_not_fit(plan, f"about {needed}", there, world=facts.world, fitting=fitting)]
 
 
 def _needed(plan: PretrainPlan, facts: Facts) -> Memory:

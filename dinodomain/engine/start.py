@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from dinodomain.model.weights import Weights, describe, read_weights
 from dinodomain.objective import Objective
 
 REPORT = "warm_start.json"
+
+CONTINUED: Mapping[str, int] = {"global_size": 224, "local_size": 98}
+"""Sides of crops in ``recipe=continue``."""
 
 _HEAD_KEYS = ("prototypes", "head_hidden", "head_layers", "bottleneck", "patch_head", "patch_prototypes")
 """Keys of the objective that shape heads."""
@@ -82,9 +85,13 @@ def read_start(plan: PretrainPlan) -> Start | None:
     """Reads what ``plan.start`` names, or what the run in ``plan.out`` kept of it; None for a fresh start.
 
     Raises:
-        UserError: Weights that cannot be used, or that contradict the plan.
+        UserError: Weights that cannot be used, that contradict the plan, or that ``recipe=continue`` lacks.
     """
     if plan.start.weights is None:
+        if plan.recipe == "continue":
+            raise UserError(
+                "start.weights", "missing: recipe=continue goes on from weights", remedy="name a file, a folder, a run or hub:OWNER/NAME"
+            )
         return None
     out = Path(plan.out)
     if plan.resume != "never" and (out / REPORT).is_file() and checkpoint_folders(out):
@@ -96,11 +103,23 @@ def read_start(plan: PretrainPlan) -> Start | None:
     ]
     if state is not None:
         choices += _head_choices(plan, state)
+    choices += _crop_choices(plan, choices)
     record = {
         "weights": _name(plan.start.weights), "sha256": weights.digest, "licence": weights.licence, "layout": weights.renamed.layout,
         "family": weights.renamed.family, "heads": plan.start.heads, "lineage": dict(weights.origin),
     }  # fmt: skip
     return Start(record=record, choices=tuple(choices), weights=weights, state=state)
+
+
+def _crop_choices(plan: PretrainPlan, choices: Sequence[Choice]) -> list[Choice]:
+    """Crops of ``recipe=continue`` that are multiples of the weights' patch; its own are those of DINOv2's patches of 14."""
+    patch = next((choice.value for choice in choices if choice.key == "model.patch"), plan.model.patch)
+    if plan.recipe != "continue" or not isinstance(patch, int):
+        return []
+    sides = {name: getattr(plan.views, name) for name in ("global_size", "local_size")}
+    own = {name: side for name, side in sides.items() if side == CONTINUED[name] and side % patch}
+    reason = f"the multiple of the weights' patch of {patch} below {{}} (start.weights)"
+    return [Choice(key=f"views.{name}", value=side - side % patch, reason=reason.format(side)) for name, side in own.items()]
 
 
 def apply_start(start: Start, plan: StartPlan, pair: Pair, objective: Objective) -> Started:

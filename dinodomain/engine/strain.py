@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dinodomain.engine.finding import ABSURD_LR, GO_ON, SPIKE, Finding, Plan, lower_rate
+from dinodomain.engine.finding import ABSURD_LR, GO_ON, SPIKE, Finding, Plan, is_frozen, lower_rate
 from dinodomain.engine.history import WINDOW, History
 
 WAITING = 0.3
@@ -50,12 +50,16 @@ def skipped(history: History, plan: Plan) -> Finding | None:
         cause = f"a learning rate that is too high: gradients blew up before it (norm {ended:.3g}, usually {usual:.3g})"
     elif broken and since == int(history.steps[0]):
         cause = "broken pixel values: not even the first step gave a finite loss"
+    # What too large steps have made of the weights before is no place to go on from; nor are weights that fail at once.
+    way = "start again in another folder, from other weights if any," if rate > ABSURD_LR or until < 0 else GO_ON
+    keys, words = lower_rate(plan), ""
+    if plan.get("engine", {}).get("precision") != "fp32":
+        keys, words = {**keys, "engine.precision": "fp32"}, ", and float32 in place of bfloat16"
     return Finding(
         name="skipped", kind="unstable", title="steps gave NaN or Inf and were skipped", since=since,
-        numbers=f"{int(recent)} of the last {len(skipped[-WINDOW:])} steps, {whole} in all; weights are those of step {until}",
-        cause=cause,
-        advice=f"dinodomain inspect looks for broken pixels; with sound ones {GO_ON} with a lower rate, and float32 in place of bfloat16",
-        keys={**lower_rate(plan), "engine.precision": "fp32"},
+        numbers=f"{int(recent)} of the last {len(skipped[-WINDOW:])} steps, {whole} in all; weights are those "
+                f"{f'of step {until}' if until >= 0 else 'that it began with'}",
+        cause=cause, advice=f"dinodomain inspect looks for broken pixels; with sound ones {way} with a lower rate{words}", keys=keys,
     )  # fmt: skip
 
 
@@ -64,7 +68,7 @@ def gradients(history: History, plan: Plan) -> Finding | None:
     for name in history.names("grad_norm_"):
         part, norm = name.removeprefix("grad_norm_"), history.mean(name)
         since = history.since(norm <= 1e-7, history.column(name) <= 1e-7)
-        if since is not None and not (part == "head" and _last_is_frozen(plan, since)):
+        if since is not None and not (part == "head" and is_frozen(plan, since)):
             return Finding(
                 name="vanished", kind="stuck", title=f"the gradient of {part} has vanished", since=since,
                 numbers=f"its norm is {norm[-1]:.2g}",
@@ -87,7 +91,7 @@ def gradients(history: History, plan: Plan) -> Finding | None:
 def _far_apart(history: History, plan: Plan) -> Finding | None:
     ratio = history.mean("grad_norm_head") / np.maximum(history.mean("grad_norm_backbone"), 1e-30)
     since = history.since((ratio > APART) | (ratio < 1 / APART))
-    if since is None or history.steps[-1] < SETTLED or _last_is_frozen(plan, since):
+    if since is None or history.steps[-1] < SETTLED or is_frozen(plan, since):
         return None
     return Finding(
         name="apart", kind="stuck", title="head and backbone learn at different speeds", since=since,
@@ -153,10 +157,3 @@ def still(history: History, plan: Plan) -> Finding | None:
         advice="start again in another folder with ten times the rate, and nothing frozen",
         keys={"optim.lr": f"{lr * 10:.1g}" if lr > 0 else "1e-3", "optim.freeze_backbone": 0},
     )  # fmt: skip
-
-
-def _last_is_frozen(plan: Plan, step: int) -> bool:
-    """Whether a part is meant to rest at this step."""
-    optim, total = plan.get("optim", {}), plan.get("engine", {}).get("steps", 0)
-    frozen = max(float(optim.get("freeze_last_layer") or 0), float(optim.get("freeze_backbone") or 0))
-    return bool(step < frozen * total)

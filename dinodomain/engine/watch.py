@@ -41,7 +41,8 @@ NAMES = (
     "watch_rankme", "watch_effective_rank", "watch_feature_std", "watch_knn", "watch_knn_own", "watch_dense_match", "watch_dense_drift",
     "watch_cls_patch", "watch_outliers",
 )  # fmt: skip
-"""What a look may tell; ``watch_knn_own`` only where labels make ``watch_knn`` an accuracy."""
+"""What a look may tell. ``watch_knn_own`` needs no labels, the share of tiles whose own other crop is nearest; ``watch_knn`` is the
+accuracy by labels."""
 
 MOST_TILES = 16
 """Tiles of one pass on a CPU: 4, 8 and 16 take the same time, 32 and 64 a quarter more (measured: ViT-Ti/16, 224 px)."""
@@ -85,8 +86,11 @@ class Watcher:
         self._classes = classes_of(store, self.tiles, plan.watch)
 
     def due(self, step: int) -> bool:
-        """Whether to look after ``step`` finished steps: every ``watch.every``, and at the end."""
-        return step % self._plan.watch.every == 0 or step == self._plan.engine.steps
+        """Whether to look after ``step`` finished steps: every ``watch.every``, at the end, and after the first.
+
+        After one step the teacher is still as good as untrained: what later looks are held against.
+        """
+        return step == 1 or step % self._plan.watch.every == 0 or step == self._plan.engine.steps
 
     @torch.no_grad()
     def look(self, training: Training) -> dict[str, float]:
@@ -134,7 +138,7 @@ class Watcher:
             "watch_rankme": measures.rankme(cls),
             "watch_effective_rank": measures.effective_rank(cls),
             "watch_feature_std": measures.feature_std(cls),
-            "watch_knn": own,
+            "watch_knn_own": own,
             "watch_dense_match": float(matches[0] / matches[1]) if matches[1] > 0 else math.nan,
             "watch_dense_drift": self._drift.since_first(seen["similarity"], step),
             "watch_cls_patch": float(seen["cls_patch"].mean()),
@@ -142,7 +146,6 @@ class Watcher:
         }
         if self._classes is not None:
             both = torch.cat([cls, seen["mean"]], dim=1)[self._classes.tiles]
-            found["watch_knn_own"] = own
             found["watch_knn"] = measures.labelled_neighbours(both, self._classes.labels, self._classes.units)
         return found
 

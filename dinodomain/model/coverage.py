@@ -75,6 +75,18 @@ class Coverage:
         """Found parameters as a share of all."""
         return self.found / self.total
 
+    @property
+    def share_of_blocks(self) -> float:
+        """Least share of a block's tensors that came from the weights; norms and biases hold few numbers, yet a network needs them.
+
+        LayerScale is left out: weights without it begin with what it is set to.
+        """
+        found: dict[str, list[bool]] = {}
+        for entry in self.entries:
+            if entry.name.startswith("blocks.") and not entry.name.endswith(".gamma"):
+                found.setdefault(entry.name.split(".")[1], []).append(entry.how != "fresh")
+        return min((sum(block) / len(block) for block in found.values()), default=1.0)
+
     def tensors(self, how: How) -> list[Entry]:
         """Entries of one kind."""
         return [entry for entry in self.entries if entry.how == how]

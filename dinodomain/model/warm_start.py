@@ -24,7 +24,7 @@ def warm_start(backbone: Backbone, weights: Weights, *, inflate: Literal["mean",
         backbone: With the plan that ``plan_from_weights`` settled; changed in place, or not at all.
         weights: From ``read_weights``.
         inflate: See ``StartPlan``.
-        min_coverage: Least share of the backbone's parameters that must be found.
+        min_coverage: Least share of the backbone's parameters, and of each block's tensors, that must be found.
 
     Raises:
         UserError: Fewer were found, what was found is not finite, or the patch embedding is of a kind that cannot be fitted.
@@ -32,9 +32,10 @@ def warm_start(backbone: Backbone, weights: Weights, *, inflate: Literal["mean",
     _check_inputs(backbone, weights)
     fitted = _Fitting(backbone, weights, inflate)
     report = fitted.report()
-    if report.share < min_coverage:
+    if min(report.share, report.share_of_blocks) < min_coverage:
+        fits = f"{report.share:.4f} of the parameters fit, {report.share_of_blocks:.4f} of the tensors of its poorest block"
         raise UserError(
-            "start.min_coverage", f"is {min_coverage}, and of {weights.place} only {report.share:.4f} fits:\n{report.text()}",
+            "start.min_coverage", f"is {min_coverage}, and of {weights.place} only {fits}:\n{report.text()}",
             remedy="choose weights of this architecture, or accept a start with so many fresh parameters by lowering start.min_coverage",
         )  # fmt: skip
     if any(entry.name == "patch_embed.proj.weight" for entry in report.tensors("fresh")):

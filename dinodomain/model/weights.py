@@ -126,6 +126,7 @@ def _check_architecture(renamed: Renamed, state: Mapping[str, Tensor], place: st
         "a class token": "cls_token" in tensors,
         "blocks with query, key and value": bool(numbers := block_numbers(tensors))
         and all(f"blocks.{number}.attn.qkv.weight" in tensors for number in numbers),
+        "a first block with an MLP": all(f"blocks.0.mlp.{name}.weight" in tensors for name in ("fc1", "fc2")),
         "blocks numbered from 0 without a gap": numbers == set(range(len(numbers))),
     }
     missing = [name for name, found in needed.items() if not found]

@@ -86,7 +86,18 @@ def _read(path: str, domain: Domain) -> np.ndarray:
         image = require("PIL.Image", extra="all", wanted_by="masks")
         with image.open(path) as opened:
             return np.asarray(opened.convert("L") if opened.mode not in ("P", "1", "L") else opened) > 0
+    if path.lower().endswith((".tif", ".tiff")) and domain.ndim == 2:
+        return _raster(path)
     return _by_domain(path, domain)
+
+
+def _raster(path: str) -> np.ndarray:
+    """A raster of one band as it is: bands of a mask are none of a sensor's."""
+    rasterio = require("rasterio", extra="remote-sensing", wanted_by="masks in GeoTIFF")
+    with rasterio.open(path) as opened:
+        if opened.count != 1:
+            raise UserError(path, f"holds {opened.count} bands", allowed="a mask of one band, 0 is background")
+        return np.asarray(opened.read(1) > 0)
 
 
 def _by_domain(path: str, domain: Domain) -> np.ndarray:
@@ -97,4 +108,4 @@ def _by_domain(path: str, domain: Domain) -> np.ndarray:
         record = domain.read(found)
         whole = tuple(slice(0, side) for side in record.shape[1:])
         return np.asarray(record.read(whole)[0] > 0)
-    raise UserError(path, f"is no file that the domain {domain.name} reads", allowed=".npy, PNG, or a format of the domain")
+    raise UserError(path, f"is no file that the domain {domain.name} reads", allowed=".npy, PNG, GeoTIFF, or a format of the domain")

@@ -31,7 +31,7 @@ NAMES: Mapping[str, str] = {
     "watch_feature_std": "std, held tiles",
     "watch_effective_rank": "effective rank, share",
     "watch_rankme": "RankMe",
-    "watch_knn": "nearest neighbour",
+    "watch_knn": "nearest neighbour, labels",
     "watch_knn_own": "own crop is nearest",
     "watch_dense_match": "dense matching",
     "watch_dense_drift": "patch similarity drift",

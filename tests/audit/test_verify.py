@@ -131,9 +131,12 @@ def test_a_verdict_that_was_rewritten_with_new_sums_is_noticed(copy):
     assert any("not those that the audit was named by" in line for line in checked(copy)[1].failed)
 
 
-def test_a_finished_report_is_never_overwritten(files, bundle):
+def test_a_finished_report_is_overwritten_only_when_told(files, bundle, copy):
     with pytest.raises(UserError, match="holds a finished report"):
         audit(AuditPlan(**files[0], out=str(bundle)))
+    before = (copy / "audit.json").read_bytes()
+    audit(AuditPlan(**files[0] | {"seed": 1}, out=str(copy), overwrite=True))
+    assert (copy / "audit.json").read_bytes() != before
 
 
 def test_a_key_that_cannot_sign_is_refused_before_anything_is_written(files, tmp_path):

@@ -42,7 +42,7 @@ def test_each_step_is_about_half_of_the_next_and_the_last_is_the_end(steps, coun
 def test_of_equal_looks_the_later_is_best_and_what_was_not_measured_is_not():
     assert better(None, {"watch_rankme": 0.2}, 5) == Best(5, 0.2)
     assert better(Best(5, 0.2), {"watch_rankme": 0.2}, 9) == Best(9, 0.2)
-    assert better(Best(5, 0.2), {"watch_rankme": 0.1, "watch_knn": 0.9}, 9) is None
+    assert better(Best(5, 0.2), {"watch_rankme": 0.1, "watch_knn_own": 0.9}, 9) is None
     assert better(None, {}, 9) is better(None, {"watch_rankme": float("nan")}, 9) is None
 
 

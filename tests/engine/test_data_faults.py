@@ -120,7 +120,7 @@ def make(tiny_plan, tmp_path) -> Callable[..., PretrainPlan]:
     """The tiny run, saved at its end only, read by two processes."""
 
     def plan(store: Path | str, **loader: Any) -> PretrainPlan:
-        base = tiny_plan(tmp_path / "run")
+        base = unwatched(tiny_plan(tmp_path / "run"))
         return replace(
             base, store=str(store), engine=replace(base.engine, steps=STEPS), checkpoint=replace(base.checkpoint, every=1000),
             loader=replace(base.loader, **{"workers": 2, "threads": 1, "prefetch": 1, **loader}),
@@ -129,10 +129,15 @@ def make(tiny_plan, tmp_path) -> Callable[..., PretrainPlan]:
     return plan
 
 
+def unwatched(plan: PretrainPlan) -> PretrainPlan:
+    """Nothing is held and looked at: a look would meet the damage before training does."""
+    return replace(plan, watch=replace(plan.watch, tiles=0))
+
+
 @pytest.fixture(scope="module")
 def straight(scenes, tiny_plan, tmp_path_factory) -> list[dict[str, Any]]:
     """Rows of the run that nothing befell, read by the training process itself."""
-    base = tiny_plan(tmp_path_factory.mktemp("straight") / "run")
+    base = unwatched(tiny_plan(tmp_path_factory.mktemp("straight") / "run"))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dinodomain.engine.record.draw_curves", lambda rows, folder: [])
         run = pretrain(replace(base, store=str(scenes), engine=replace(base.engine, steps=STEPS)), domain=SCENES)

@@ -75,7 +75,7 @@ def test_data_that_one_process_cannot_read_end_all_with_their_work_saved(make_pl
     """A scene that is drawn in the second step for the first time is truncated; only the rank that draws it meets it."""
     scenes = SyntheticImages(size=(32, 32), layout="window")
     path = tiny_store(tmp_path / "store", domain=scenes, num=8, storage=StorePlan(chunk=32))
-    plan = make_plan(store=str(path), checkpoint={"every": 1000})
+    plan = make_plan(store=str(path), checkpoint={"every": 1000}, watch={"tiles": 0})
     store = open_store(path)
     loader = Loader(store, plan.loader, seed=plan.seed)
     (shard,) = Path(store.address(int(loader.tiles.rows[loader.order.at(1).tiles[-1]]), (0, 0))[0]).rglob("0/0/0")

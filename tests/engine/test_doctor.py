@@ -151,7 +151,7 @@ def test_a_run_without_centring_collapses_and_the_doctor_names_the_cause(tiny_pl
     assert found.verdict.startswith("collapsed (collapse to one prototype since step ")
     assert "objective.centering=none" in found.findings[0].cause
     assert found.findings[0].keys == {"objective.centering": "sinkhorn"}
-    assert {"watch_rankme", "watch_knn", "watch_dense_match"} <= set(found.numbers)
+    assert {"watch_rankme", "watch_knn_own", "watch_dense_match"} <= set(found.numbers)
 
 
 def test_nan_pixels_are_skipped_counted_and_stop_the_run_with_a_diagnosis(tiny_plan, tmp_path):

@@ -179,6 +179,42 @@ def test_a_rank_that_breaks_down_is_a_dimensional_collapse():
     assert kinds(examine(looks("watch_rankme", [1.5, 1.2, 1.1, 1.1, 1.1, 1.1]))) == ["rank"]
 
 
+def seen(own, rank, every=20, **columns):
+    """A run of healthy steps with looks after the first step and every so often."""
+    held = rows(every * (len(own) - 1), start=0, **columns)
+    for number, (knn, value) in enumerate(zip(own, rank)):
+        held[max(0, number * every - 1)] |= {
+            "watch_knn_own": knn, "watch_rankme": value, "watch_effective_rank": value / 60, "watch_feature_std": value / 40,
+        }  # fmt: skip
+    return held
+
+
+def test_features_below_those_of_the_untrained_network_are_told_with_an_absurd_rate_as_cause():
+    """Numbers of a real run with a rate 300 times too high, and of a healthy one."""
+    found = examine(seen([0.465, 0.31, 0.239, 0.282, 0.254], [34.6, 19.1, 20.2, 16.9, 16.4], lr=0.106))
+    assert kinds(found) == ["worse"]
+    assert "far too high (0.11" in found.findings[0].cause
+    assert examine(seen([0.465, 0.479, 0.493, 0.465], [34.6, 36.4, 38.6, 38.9])).verdict == "healthy"
+
+
+def test_features_that_are_still_those_of_the_untrained_network_are_told():
+    found = examine(seen([0.465] * 5, [34.6, 34.6, 34.6, 34.61, 34.6], lr=3.5e-10))
+    assert kinds(found) == ["unmoved"]
+    assert (
+        examine(seen([0.465] * 5, [34.6, 34.6, 34.6, 34.61, 34.6]), {"optim": {"freeze_backbone": 1.0}, "engine": {"steps": 500}}).verdict
+        == "healthy"
+    )
+
+
+def test_after_an_absurd_rate_nothing_goes_on_from_the_weights():
+    found = examine(
+        rows(30, start=0) + rows(10, start=30, skipped=1, loss=None, lr=12.0), {"optim": {"lr": 50.0}, "engine": {"precision": "fp32"}}
+    )
+    finding = next(one for one in found.findings if one.name == "skipped")
+    assert "start again in another folder" in finding.advice
+    assert finding.keys == {"optim.lr": "0.001"}
+
+
 def test_gradients_that_explode_or_lie_far_apart_are_told_by_sub_module():
     calm = rows(400, start=0, grad_norm_backbone=1.0, grad_norm_head=2.0, grad_norm_patch_embed=0.1)
     assert examine(calm).verdict == "healthy"
@@ -265,4 +301,5 @@ def test_a_teacher_that_fades_into_silence_is_uniform_before_its_features_are_fl
     found = examine(loud + quiet, plan).findings[0]
     assert (found.name, found.since) == ("uniform", 40)
     assert "no sharpening" in found.cause
-    assert examine(loud + [{**row, "feature_std": 0.7} for row in quiet]).verdict == "healthy"
+    spread = examine(loud + [{**row, "feature_std": 0.7} for row in quiet]).findings[0]
+    assert spread.name == "uniform"  # features fade after the teacher has fallen silent

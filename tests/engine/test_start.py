@@ -19,12 +19,15 @@ from dinodomain.checkpoint.baseline import START, baseline_of
 from dinodomain.config import load_recipe
 from dinodomain.engine import PretrainPlan, Run, pretrain
 from dinodomain.engine.build import build
+from dinodomain.engine.recipe import Choice
+from dinodomain.engine.start import _crop_choices, read_start
 from dinodomain.errors import UserError
 from dinodomain.finetune import FinetunePlan, finetune
 from dinodomain.model import ModelPlan, StartPlan
 from dinodomain.objective import ObjectivePlan
 from dinodomain.probes import ProbePlan, probe
 from dinodomain.testing import SyntheticImages, tiny_labels, tiny_store
+from dinodomain.views import ViewsPlan
 
 
 class NoSpacing(SyntheticImages):
@@ -113,6 +116,21 @@ def test_the_run_takes_its_plan_from_the_weights_and_keeps_the_proof(warm):
     assert "DINOv2 under Apache-2.0" in began["licence"]
     assert str(run.path.parent) not in json.dumps(began)
     assert run.lineage["parents"]["weights"] == report["digest"]
+
+
+@pytest.mark.parametrize(("patch", "local"), [(14, 98), (16, 96), (8, 96)])
+def test_crops_of_the_recipe_fit_the_patch_of_the_weights(patch, local):
+    plan = PretrainPlan(domain="x", store="s", out="o", recipe="continue", views=ViewsPlan(global_size=224, local_size=98))
+    found = {choice.key: choice.value for choice in _crop_choices(plan, [Choice(key="model.patch", value=patch, reason="")])}
+    assert found.get("views.local_size", 98) == local
+    assert "views.global_size" not in found
+    asked = replace(plan, views=ViewsPlan(global_size=224, local_size=112))
+    assert not _crop_choices(asked, [Choice(key="model.patch", value=patch, reason="")])
+
+
+def test_the_recipe_that_goes_on_says_that_weights_are_missing():
+    with pytest.raises(UserError, match=r"start\.weights: missing: recipe=continue"):
+        read_start(PretrainPlan(domain="x", store="s", out="o", recipe="continue"))
 
 
 def test_a_run_that_goes_on_needs_no_weights_and_ends_bit_equal(warm, images, tmp_path):

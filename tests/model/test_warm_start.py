@@ -394,13 +394,16 @@ def test_the_report_counts_exactly_and_is_plain_json():
 def test_too_little_is_refused_by_the_key_and_changes_nothing():
     model = timm_model(*TIMM["dinov2"])
     state = {name: value for name, value in model.state_dict().items() if "blocks.1.mlp" not in name}
+    few = {name: value for name, value in model.state_dict().items() if name != "blocks.1.norm1.weight"}
     plan = ModelPlan(dim=24, depth=2, heads=2, patch=14, registers=0)
     backbone = Backbone.create(plan, ndim=2, image_size=28, normalisation=normalisation(3), domain="x")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    with pytest.raises(UserError, match=r"start.min_coverage: is 0.95, and of made up only 0.8\d+ fits"):
+    with pytest.raises(UserError, match=r"start.min_coverage: is 0.95, and of made up only 0.8\d+ of the parameters fit, 0.6667 of"):
         warm_start(backbone, from_state(state))
+    with pytest.raises(UserError, match=r"only 0\.9\d+ of the parameters fit, 0\.9\d+ of the tensors"):
+        warm_start(backbone, from_state(few))
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    assert warm_start(backbone, from_state(state), min_coverage=0.8).share < 0.9
+    assert warm_start(backbone, from_state(state), min_coverage=0.5).share < 0.9
 
 
 def test_a_real_encoder_of_another_architecture_is_refused_whole(real_data):
@@ -525,7 +528,7 @@ def test_our_own_weights_keep_their_channels_by_name():
     assert "1 tensors, 48 parameters, 16 of them fresh (patch_embed.channel.by_name)" in report.text()
     assert report.layout == "dinodomain"
     assert [entry.reason for entry in report.tensors("adapted")] == ["embeddings of the channels c, a; others begin anew"]
-    with pytest.raises(UserError, match=r"start.min_coverage: is 1.0, and of made up only 0.99\d+ fits"):
+    with pytest.raises(UserError, match=r"start.min_coverage: is 1.0, and of made up only 0.99\d+ of the parameters fit"):
         warm_start(wavelength_backbone("cxa", 1), weights, min_coverage=1.0)
 
 

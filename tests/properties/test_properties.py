@@ -16,6 +16,7 @@ from dinodomain.errors import Problems, UserError
 from dinodomain.loader import LoaderPlan
 from dinodomain.model import Backbone, ModelPlan
 from dinodomain.properties import NAMES, Number, PropertiesPlan, PropertiesReport, properties
+from dinodomain.properties.masks import _read
 from dinodomain.properties.report import measured
 from dinodomain.properties.scene import Scene
 from dinodomain.store import StorePlan, open_store
@@ -227,3 +228,23 @@ def test_a_size_that_patches_do_not_divide_and_a_mask_of_another_size_are_refuse
     (tmp_path / "masks.csv").write_text("id,mask\n" + "\n".join(f"pattern{n:05d},m.npy" for n in range(12)) + "\n")
     with pytest.raises(UserError, match="5x5 pixels, the image in the store 32x32"):
         properties(plan_of(made, masks=str(tmp_path / "masks.csv"), out=str(tmp_path / "out")), domain=IMAGES)
+
+
+def test_a_mask_in_geotiff_is_read_as_it_is_and_not_as_bands_of_a_sensor(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    truth = np.zeros((20, 30), np.uint8)
+    truth[5:, :7] = 1
+    about = {
+        "driver": "GTiff",
+        "height": 20,
+        "width": 30,
+        "dtype": "uint8",
+        "crs": "EPSG:32631",
+        "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 4e6),
+    }
+    for count, name in ((1, "one.tif"), (2, "two.tif")):
+        with rasterio.open(tmp_path / name, "w", count=count, **about) as file:
+            file.write(np.stack([truth] * count))
+    np.testing.assert_array_equal(_read(str(tmp_path / "one.tif"), IMAGES), truth > 0)
+    with pytest.raises(UserError, match="holds 2 bands; allowed: a mask of one band"):
+        _read(str(tmp_path / "two.tif"), IMAGES)
