@@ -44,12 +44,20 @@ def test_a_head_that_is_cut_off_decides_nothing():
     assert look(volume[:60], (3.0, 3.0, 3.0)).state == "no head"  # the top lies outside
 
 
+def test_a_board_behind_a_head_hides_nothing():
+    volume = made_up(face=True)
+    wide = np.pad(volume, ((0, 0), (0, 0), (10, 10)), constant_values=float(volume.min()))
+    back = int(np.flatnonzero((wide > wide.mean()).any(axis=(0, 2)))[0])
+    wide[:, back : back + 2, 3:77] = volume.max()  # 222 mm
+    assert look(wide, (3.0, 3.0, 3.0)).state == "undecided"
+
+
 def test_other_things_are_no_heads():
     assert look(np.zeros((40, 40, 40), np.float32), (3.0, 3.0, 3.0)).state == "no head"
     chest = np.full((60, 80, 120), -1000.0, np.float32)
     chest[:, 10:70, 5:115] = 40.0
     assert look(chest, (3.0, 3.0, 3.0)).state == "no head"
-    globe = ((np.indices((90, 90, 90)) - 45) ** 2).sum(axis=0) < 38**2  # 228 mm wide
+    globe = ((np.indices((110, 110, 110)) - 55) ** 2).sum(axis=0) < 50**2  # 300 mm wide
     assert look(globe.astype(np.float32), (3.0, 3.0, 3.0)).state == "no head"
 
 

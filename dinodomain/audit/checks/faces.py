@@ -62,7 +62,7 @@ def faces(about: About, kept: Kept, seed: int) -> Finding:
     if not looked:
         reason = f"none of the {len(chosen)} volumes looked at states a head or holds the top of one"
         return about.finding("faces", **told, verdict="NOT_APPLICABLE", answer="There are no heads.", reason_code="no_heads", reason=reason)
-    drawn = "" if whole else f", so at most {3 / looked:.0%} of all heads show one"
+    drawn = "" if whole else f", so that by their outline at most {3 / looked:.0%} of all heads show one"
     answer = f"No: in all heads looked at ({printed(looked)}) the outline falls back by {REMOVED:g} mm or more below the brow{drawn}."
     return about.finding("faces", **told, verdict="CLEAR_WITHIN_LIMITS", answer=answer)
 
@@ -71,7 +71,7 @@ def _open(found: Counter[str], looked: int, *, whole: bool) -> tuple[tuple[str, 
     """What stands in the way of an answer, and whether it does."""
     return (
         (f"volumes that could not be read: {printed(found['unread'])}", found["unread"] > 0),
-        (f"heads that do not show brow, nose and mouth: {printed(found['undecided'])} (cut off, or of unknown orientation or spacing)",
+        (f"heads that do not show brow, nose and mouth: {printed(found['undecided'])} (cut off, touched, or of unknown place)",
          found["undecided"] > 0),
         (f"fewer than {LEAST} of the volumes drawn are heads", not whole and 0 < looked < LEAST),
     )  # fmt: skip

@@ -34,6 +34,7 @@ _CLOSED = 2  # cells: smaller gaps in tissue are closed
 _MIDDLE = 15.0  # millimetres to either side of the middle that make the profile
 _TOP_AREA, _OPEN_AREA = 4.0, 30.0  # square centimetres: where a head begins, and what the uppermost slice holds where the top is cut off
 _WIDTH = (100.0, 200.0)  # millimetres that heads are wide at the forehead
+_TOUCHED = 260.0  # as wide as a head with a board or a coil that touches it; shoulders are wider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,8 @@ class Head:
     """What a volume shows.
 
     Attributes:
-        state: Whether a face stands in it; ``no head`` where it holds no top of a head, or one narrower than 10 cm.
+        state: Whether a face stands in it; ``no head`` where it holds no top of a head, one narrower than 10 cm or wider than
+            26; between 20 and 26 cm something may touch it, and nothing is decided.
         fall: Millimetres from the foremost point of the forehead back to that of nose and mouth; NaN where they are not both there.
     """
 
@@ -98,7 +100,7 @@ def look_at(cells: np.ndarray, sides: Sequence[float]) -> Head:
     forehead, nose = (_below(top, stretch, sides[0]) for stretch in (FOREHEAD, NOSE))
     width = max((np.flatnonzero(part.any(axis=0)).size * sides[2] for part in body[forehead] if part.any()), default=0.0)
     if not _WIDTH[0] <= width <= _WIDTH[1]:
-        return Head(state="no head")
+        return Head(state="undecided" if _WIDTH[1] < width <= _TOUCHED else "no head")
     reach = _profile(body, sides[2]) * sides[1]
     if (nose.stop - nose.start) * sides[0] < SEEN:
         return Head(state="undecided")
