@@ -11,6 +11,7 @@ from dinodomain.audit.plan import AuditPlan
 from dinodomain.checkpoint import load_backbone, weights_digest
 from dinodomain.checkpoint.baseline import baseline_of
 from dinodomain.embed import embed_store, fit_channels
+from dinodomain.errors import UserError
 from dinodomain.probes.frozen import Frozen
 
 OTHERS = ("previous", "finetuned", "generic")
@@ -44,7 +45,10 @@ def further_encoders(plan: AuditPlan, frozen: Frozen, tile_ids: np.ndarray) -> F
             named = baseline_of(plan.checkpoint or "")
         if named is None:
             continue
-        backbone = fit_channels(load_backbone(named).to(frozen.backbone.device), frozen.store, frozen.domain)
+        try:
+            backbone = fit_channels(load_backbone(named).to(frozen.backbone.device), frozen.store, frozen.domain)
+        except UserError as error:  # it speaks of the audited checkpoint or store
+            raise UserError(f"audit.{kind}", f"{named}: {error.problem}", allowed=error.allowed, remedy=error.remedy) from None
         table = embed_store(backbone, frozen.store, frozen.domain, batch=plan.batch, holdout="include")
         assert np.array_equal(table.tile_ids, tile_ids), "one walk, one order"
         found.features[kind] = table.features

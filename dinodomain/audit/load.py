@@ -66,6 +66,7 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
     """
     assert plan.checkpoint is not None, "checked by the plan"
     assert plan.store is not None, "checked by the plan"
+    read = _csv_identity(plan)  # of what is read next
     frozen = load_frozen(plan.checkpoint, plan.store, device=plan.device, key="audit.device", seed=plan.seed, domain=domain)
     tables = frozen.describe(batch=plan.batch, holdout="include")
     labels = None if plan.csv is None else join_labels(frozen.store, plan.csv, plan.join, None, secret=plan.secret)
@@ -93,7 +94,7 @@ def from_store(plan: AuditPlan, domain: Domain | None = None) -> Subject:
         "architecture": frozen.backbone.spec["model"],
     }
     return Subject(
-        data=data, identity=identity | further.identity | _csv_identity(plan), record=frozen.origin,
+        data=data, identity=identity | further.identity | read, record=frozen.origin,
         observer=Observer(
             frozen=frozen, batch=plan.batch, most=plan.images, most_tokens=plan.tokens, kept=kept_backbones(plan.checkpoint)
         ),
@@ -146,7 +147,10 @@ def _units(plan: AuditPlan, columns: Mapping[str, np.ndarray], own: np.ndarray) 
         return own.astype(str)
     if plan.group not in columns:
         raise UserError("group", f"no column {plan.group!r}", allowed=", ".join(sorted(columns)) or "none: give a CSV")
-    return columns[plan.group].astype(str)
+    units = columns[plan.group].astype(str)
+    if lost := int((units == "").sum()):
+        _log.warning("%d of %d rows have no value of %s: checks that count units need one for every image", lost, len(units), plan.group)
+    return units
 
 
 def _linked(rows: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -169,7 +173,7 @@ def _split(plan: AuditPlan, columns: Mapping[str, np.ndarray]) -> str | None:
 
 
 def _csv_identity(plan: AuditPlan) -> dict[str, str]:
-    return {} if plan.csv is None else {"metadata": digest_file(plan.csv)}
+    return {"metadata": digest_file(plan.csv)} if plan.csv is not None and Path(plan.csv).is_file() else {}
 
 
 def _copies(plan: AuditPlan, frozen: Frozen, table: FeatureTable) -> Copies | None:
@@ -193,6 +197,7 @@ def from_features(plan: AuditPlan) -> Subject:
         UserError: The file is not readable, lacks ``features``, or its rows do not join the CSV.
     """
     assert plan.features is not None, "checked by the plan"
+    identity = {"features": digest_file(plan.features) if Path(plan.features).is_file() else ""} | _csv_identity(plan)  # what is read next
     read = _parquet(plan.features)
     features = _matrix(read, plan.features)
     columns = {
@@ -209,7 +214,7 @@ def from_features(plan: AuditPlan) -> Subject:
         columns={name: values for name, values in columns.items() if name not in _RESERVED},
         split=_split(plan, columns),
     )
-    return Subject(data=data, identity={"features": digest_file(plan.features)} | _csv_identity(plan))
+    return Subject(data=data, identity=identity)
 
 
 def _parquet(path: str) -> Any:
@@ -232,7 +237,10 @@ def _matrix(read: Any, path: str) -> np.ndarray:
     rows = read["features"].to_pylist()
     widths = {len(row) if isinstance(row, list) else 0 for row in rows}
     if len(widths) != 1 or widths == {0}:
-        raise UserError("features", f"{path} holds lists of {len(widths)} different lengths", allowed="lists of one length")
+        what = (
+            "has no rows" if not rows else "holds no lists of numbers" if widths == {0} else f"holds {min(widths)} to {max(widths)} numbers"
+        )
+        raise UserError("features", f"column 'features' of {path} {what}", allowed="a list of numbers a row, all of one length")
     return np.array(rows, dtype=np.float32)
 
 
@@ -254,7 +262,12 @@ def _join(plan: AuditPlan, columns: Mapping[str, np.ndarray]) -> dict[str, np.nd
     by_key = {row[plan.join]: row for row in table.rows}
     if len(by_key) != len(table.rows):
         raise UserError("join", f"column {plan.join!r} of {plan.csv} names some rows twice", allowed="one row per image")
-    missing = [str(key) for key in columns[plan.join] if str(key) not in by_key]
+    keys = [str(key) for key in columns[plan.join]]
+    if twice := len(keys) - len(set(keys)):
+        _log.warning("%d rows of %s name an image that another row names, too (column %s)", twice, plan.features, plan.join)
+    if unused := len(by_key.keys() - set(keys)):
+        _log.info("%d of %d lines of %s belong to no row of features", unused, len(by_key), plan.csv)
+    missing = [key for key in keys if key not in by_key]
     if missing:
         shown = ", ".join(map(repr, missing[:10]))
         raise UserError(

@@ -55,11 +55,12 @@ def in_words(carried: Mapping[str, Json]) -> str:
         return f"not audited: waived by {carried['waived']['owner']} ({carried['waived']['reason']})"
     found = carried["audit"]
     counts = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in found["verdicts"].items())
-    return f"audited on {found['created'][:10]} ({found['audit_id'][:12]}): {counts}"
+    words = f". {found['outcome']}" if found.get("outcome") else ""
+    return f"audited on {found['created'][:10]} ({found['audit_id'][:12]}): {counts}{words}"
 
 
 def _waiver(text: str) -> dict[str, Json]:
-    reason, _, owner = (part.strip() for part in text.rpartition(";"))
+    reason, _, owner = (part.strip() for part in text.strip("\"'").rpartition(";"))
     if not reason or not owner:
         raise UserError(
             "waive_audit", f"is {text!r}", allowed="reason; owner", remedy='for example waive_audit="first trial, stays here; A. Name"'
@@ -101,5 +102,5 @@ def _summary(body: Mapping[str, Any], gate: Mapping[str, Any], path: Path) -> di
     return {
         "audit_id": body["audit_id"], "sha256": digest_file(path), "created": body["created"], "decision": body.get("decision", ""),
         "gate": gate.get("words", "no gate was asked") if gate.get("asked") else "no gate was asked",
-        "verdicts": dict(sorted(verdicts.items())), "not_answered": sorted(body.get("unanswered", {})),
+        "outcome": gate.get("words", ""), "verdicts": dict(sorted(verdicts.items())), "not_answered": sorted(body.get("unanswered", {})),
     }  # fmt: skip
