@@ -101,7 +101,8 @@ def decide(
     """
     now = now or datetime.now(UTC)
     lines = _Lines(undecided=_stale(report, policy, subject or {}, now))
-    _policies(lines, report, policy, earlier(report.policy), compared=against is not None)
+    before = earlier(report.policy)
+    _policies(lines, report, policy, before, compared=against is not None)
     for wanted in wanted_of(report, policy):
         found = [finding for finding in report.findings if wanted in (finding.id, finding.check)]
         if not found:
@@ -116,7 +117,7 @@ def decide(
             _weigh(lines, finding, policy, now.date())
     lines.undecided += [f"{finding.id}: self-test failed" for finding in report.findings if finding.self_test.failed]
     _withdrawn(lines, report, policy)
-    _regressions(lines, report, policy, against)
+    _regressions(lines, report, policy, before, against)
     _beside(lines, report, policy)
     if policy.max_age_days is not None:
         lines.conditions.append(f"counts for {policy.max_age_days} days from {report.created[:10]}")
@@ -223,7 +224,7 @@ def _withdrawn(lines: _Lines, report: Report, policy: Policy) -> None:
         lines.failed.append(f"{max(known)} units were withdrawn since training, {policy.max_withdrawn} are allowed")
 
 
-def _regressions(lines: _Lines, report: Report, policy: Policy, against: Report | None) -> None:
+def _regressions(lines: _Lines, report: Report, policy: Policy, before: Policy, against: Report | None) -> None:
     if against is None:
         if policy.max_new_flags is not None:
             lines.undecided.append("max_new_flags needs an earlier report (against=prev.json)")
@@ -232,13 +233,13 @@ def _regressions(lines: _Lines, report: Report, policy: Policy, against: Report 
     if differ:
         lines.undecided.append(f"the earlier report is not comparable: it looked at another {' and '.join(differ)}")
         return
-    if verdicts := changed(earlier(report.policy), earlier(against.policy))[0]:
+    if verdicts := changed(before, earlier(against.policy))[0]:
         lines.undecided.append(f"the earlier report is not comparable: it was made under another policy ({', '.join(verdicts)} differ)")
         return
     if not report.subject.get("store"):
         lines.conditions.append("that both reports looked at the same images cannot be told from features alone")
-    before = {finding.id for finding in against.findings if finding.verdict == "FLAG"}
-    new = [finding.id for finding in report.findings if finding.verdict == "FLAG" and finding.id not in before]
+    known = {finding.id for finding in against.findings if finding.verdict == "FLAG"}
+    new = [finding.id for finding in report.findings if finding.verdict == "FLAG" and finding.id not in known]
     allowed = policy.max_new_flags or 0
     if len(new) > allowed:
         lines.failed.append(f"{len(new)} findings flagged that were not before, {allowed} allowed: {', '.join(new)}")

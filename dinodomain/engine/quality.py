@@ -207,22 +207,17 @@ def dense(history: History, plan: Plan) -> Finding | None:
     if found is None:
         return None
     steps, values, since = found
-    if (fast := _too_fast(history, plan)) is not None:
-        cause, keys, advice = *fast, _AGAIN
-        return Finding(name="dense", kind="degrading", title="dense features get worse", since=since, numbers=_matched(steps, values),
-                       cause=cause, advice=advice, keys=keys)  # fmt: skip
     anchored = plan.get("gram", {}).get("weight", 0) > 0
     keys = {"gram.size": "twice views.global_size", **lower_rate(plan)} if anchored else {"gram.weight": 2, "gram.teacher": "drift"}
+    cause = "patches lose what is local to them as the image loss goes on (Simeoni 2025, section 4.1)"
+    advice = f"take an earlier backbone ({_BEST}), or {GO_ON} with patch similarities anchored to an earlier teacher"
+    if (fast := _too_fast(history, plan)) is not None:
+        (cause, keys), advice = fast, _AGAIN
     return Finding(
         name="dense", kind="degrading", title="dense features get worse", since=since,
-        numbers=_matched(steps, values),
-        cause="patches lose what is local to them as the image loss goes on (Simeoni 2025, section 4.1)",
-        advice=f"take an earlier backbone ({_BEST}), or {GO_ON} with patch similarities anchored to an earlier teacher", keys=keys,
+        numbers=f"dense matching on held tiles {values[-1]:.3g}, at best {values.max():.3g} (step {steps[values.argmax()]})",
+        cause=cause, advice=advice, keys=keys,
     )  # fmt: skip
-
-
-def _matched(steps: np.ndarray, values: np.ndarray) -> str:
-    return f"dense matching on held tiles {values[-1]:.3g}, at best {values.max():.3g} (step {steps[values.argmax()]})"
 
 
 def centre(history: History, plan: Plan) -> Finding | None:
