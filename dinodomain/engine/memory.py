@@ -252,7 +252,7 @@ def _target_bytes(plan: PretrainPlan, ndim: int, samples: int) -> int:
 
 
 def _loss_bytes(plan: PretrainPlan, ndim: int, micro: int) -> int:
-    """A chunk of logits and targets, and the gradients of prototypes before and after they are normalised."""
+    """A chunk of logits, targets and their products, and the gradients of prototypes before and after they are normalised."""
     objective, views = plan.objective, plan.views
     rows = micro * (views.num_global + views.num_local + _masked(plan, ndim))
-    return min(2 * 4 * rows * objective.prototypes, CHUNK_BYTES) + 3 * 4 * objective.prototypes * objective.bottleneck
+    return min(3 * 4 * rows * objective.prototypes, CHUNK_BYTES) + 3 * 4 * objective.prototypes * objective.bottleneck

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dinodomain.errors import Problems, UserError
@@ -56,6 +59,46 @@ class Head(nn.Module):
 
 
 def unit(x: Tensor) -> Tensor:
-    """Unit vectors along the last axis, in float32; a half-precision square underflows below 2e-4, so eps is 1e-6 and never cast."""
+    """Unit vectors along the last axis, in float32; a half-precision square underflows below 2e-4, so eps is 1e-6 and never cast.
+
+    Numbers and gradient are those of ``torch.nn.functional.normalize``, in a quarter of its time on a CPU (experiments.md).
+    """
     with torch.autocast(x.device.type, enabled=False):
-        return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        rows: Tensor = _Unit.apply(wide.reshape(-1, wide.shape[-1]))
+        return rows.view(wide.shape)
+
+
+_EPS = 1e-6
+_BLOCK = 2**18
+"""Numbers that a CPU takes at a time, 1 MiB of float32: they are still in its cache when the next operation reads them."""
+
+
+class _Unit(torch.autograd.Function):
+    """Rows over their length y = x / |x|, block by block; the gradient is (g - y (y . g)) / |x|."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        result, lengths = torch.empty_like(x), x.new_empty(len(x), 1)
+        for rows in _blocks(x):
+            torch.linalg.vector_norm(x[rows], dim=1, keepdim=True, out=lengths[rows])
+            torch.div(x[rows], lengths[rows].clamp_min(_EPS), out=result[rows])
+        ctx.save_for_backward(result, lengths)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        unit, lengths = ctx.saved_tensors
+        result = torch.empty_like(unit)
+        for rows in _blocks(unit):
+            # Below eps the divisor is fixed, so that nothing is taken off along the row.
+            along = torch.linalg.vecdot(gradient[rows], unit[rows])[:, None].mul_(lengths[rows] > _EPS)
+            torch.addcmul(gradient[rows], unit[rows], along, value=-1, out=result[rows]).div_(lengths[rows].clamp_min(_EPS))
+        return result
+
+
+def _blocks(x: Tensor) -> Iterator[slice]:
+    """Rows of [n, d] that are taken at a time; an accelerator takes all, for there every operation is a launch."""
+    step = max(1, _BLOCK // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
+    return (slice(start, start + step) for start in range(0, len(x), step))

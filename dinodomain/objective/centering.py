@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from dinodomain.objective.fused import chunk_rows, exponentiate_, product_dtype, similarities
+from dinodomain.objective.fused import Scratch, chunk_rows, exponentiate_, product_dtype, similarities
 from dinodomain.parallel import all_reduce_max, all_reduce_sum
 
 ITERATIONS = 3
@@ -39,12 +39,13 @@ class Taught(NamedTuple):
 class Targets(Protocol):
     """Target distributions of the rows of one micro-batch, formed when they are asked for."""
 
-    def form(self, rows: slice, views: int = 1) -> Tensor:
-        """[views, c, K] float32 or wider, a new tensor.
+    def form(self, rows: slice, views: int = 1, scratch: Scratch | None = None) -> Tensor:
+        """[views, c, K] float32 or wider, in memory that is the caller's to change.
 
         Args:
             rows: c of the samples.
             views: Into how many views the rows divide; row v * (n / views) + b is view v of sample b.
+            scratch: Where they go, until targets are formed there again; None: a new tensor.
         """
         ...
 
@@ -83,9 +84,9 @@ class Centred:
     prototypes: Tensor
     shift: Tensor
 
-    def form(self, rows: slice, views: int = 1) -> Tensor:
+    def form(self, rows: slice, views: int = 1, scratch: Scratch | None = None) -> Tensor:
         """See ``Targets``."""
-        logits = similarities(by_view(self.points, views)[:, rows], self.prototypes).sub_(self.shift)
+        logits = similarities(by_view(self.points, views)[:, rows], self.prototypes, scratch, "targets").sub_(self.shift)
         return logits.div_(exponentiate_(logits)[1])
 
 
@@ -156,9 +157,11 @@ class Balanced:
     rows: Tensor
     columns: Tensor
 
-    def form(self, rows: slice, views: int = 1) -> Tensor:
+    def form(self, rows: slice, views: int = 1, scratch: Scratch | None = None) -> Tensor:
         """See ``Targets``."""
-        return (by_view(self.kernel, views)[:, rows] * self.columns).mul_(by_view(self.rows, views)[:, rows, None])
+        kernel = by_view(self.kernel, views)[:, rows]
+        result = torch.mul(kernel, self.columns, out=None if scratch is None else scratch.take("targets", kernel.shape, kernel))
+        return result.mul_(by_view(self.rows, views)[:, rows, None])
 
 
 @final

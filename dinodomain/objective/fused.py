@@ -7,13 +7,14 @@ Matrix products run in the dtype of autocast, softmax and sums in float32 or wid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 128 * 2**20
 """Bytes of [rows, K] scratch that a chunk may take, about: a small share of what one [rows, K] tensor of a usual batch would (400 MB)."""
 
 
@@ -34,9 +35,37 @@ def product_dtype(like: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and like.dtype == torch.float32 else like.dtype
 
 
-def similarities(points: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosines [..., K] in float32 or wider of points [..., d] and prototypes [K, d], which has the dtype of the product."""
-    return (points.to(prototypes.dtype) @ prototypes.T).to(torch.promote_types(points.dtype, torch.float32))
+class Scratch:
+    """Memory that the chunks of a sweep use in turn, for a CPU pays for every page that it gets anew (experiments.md)."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Memory of this shape, dtype and device of ``like``, its numbers undefined; whoever asked for the same use before loses it."""
+        held, numbers = self._held.get(use), math.prod(shape)
+        if held is None or held.numel() < numbers:
+            held = self._held[use] = like.new_empty(numbers)
+        return held[:numbers].view(*shape)
+
+
+def similarities(points: Tensor, prototypes: Tensor, scratch: Scratch | None = None, use: str = "") -> Tensor:
+    """Cosines [..., K] in float32 or wider of points [..., d] and prototypes [K, d], which has the dtype of the product.
+
+    Args:
+        points: In float32 or wider where there is scratch memory.
+        prototypes: [K, d].
+        scratch: Where the cosines go, instead of a new tensor.
+        use: What it is asked for.
+    """
+    if scratch is None:
+        return (points.to(prototypes.dtype) @ prototypes.T).to(torch.promote_types(points.dtype, torch.float32))
+    rows, result = points.flatten(0, -2), scratch.take(use, (*points.shape[:-1], len(prototypes)), points)
+    if points.dtype == prototypes.dtype:
+        torch.mm(rows, prototypes.T, out=result.view(len(rows), -1))
+    else:
+        result.view(len(rows), -1).copy_(rows.to(prototypes.dtype) @ prototypes.T)
+    return result
 
 
 def exponentiate_(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +89,8 @@ class Sweep:
     def __init__(self, points: Tensor, prototypes: Tensor, dtype: torch.dtype, temperature: float, wanted: tuple[bool, bool]) -> None:
         self.points, self.prototypes, self.temperature, self.wanted = points, prototypes.to(dtype), temperature, wanted
         self.point_gradient = torch.zeros_like(points) if wanted[0] else None
-        self.prototype_gradient = torch.zeros_like(prototypes) if wanted[1] else None
+        self.prototype_gradient = torch.empty_like(prototypes) if wanted[1] else None
+        self.scratch, self._begun = Scratch(), False
 
     def take(self, chunk: Any, targets: Sequence[Tensor], counts: Tensor, weight: Tensor) -> Tensor:
         """Cross-entropies of one chunk; adds its gradients.
@@ -77,8 +107,9 @@ class Sweep:
             [v, c], not weighted.
         """
         points = self.points[chunk]
-        logits = similarities(points / self.temperature, self.prototypes)
-        dots = torch.stack([torch.linalg.vecdot(view, target) for view, target in zip(logits, targets)])
+        logits = similarities(points / self.temperature, self.prototypes, self.scratch, "logits")
+        spare = self.scratch.take("products", logits.shape[1:], logits)
+        dots = torch.stack([torch.mul(view, target, out=spare).sum(-1) for view, target in zip(logits, targets)])
         peaks, sums = exponentiate_(logits)
         losses = counts * (peaks + sums.log())[..., 0] - dots
         if any(self.wanted):
@@ -94,21 +125,27 @@ class Sweep:
             self.point_gradient[chunk] = (gradient @ self.prototypes).to(points.dtype) * scale
         if self.prototype_gradient is not None:
             rows, scaled = gradient.flatten(0, 1).T, (points * scale).to(gradient.dtype).flatten(0, 1)
+            # The first chunk writes, so that nobody has to clear [K, d] before.
             if gradient.dtype == self.prototype_gradient.dtype:
-                self.prototype_gradient.addmm_(rows, scaled)
-            else:
+                self.prototype_gradient.addmm_(rows, scaled, beta=int(self._begun))
+            elif self._begun:
                 self.prototype_gradient += rows @ scaled
+            else:
+                self.prototype_gradient.copy_(rows @ scaled)
+            self._begun = True
 
     def save(self, ctx: Any) -> None:
         """Keeps the gradients for ``scaled``."""
+        if self.prototype_gradient is not None and not self._begun:
+            self.prototype_gradient.zero_()
         ctx.held = [gradient is not None for gradient in (self.point_gradient, self.prototype_gradient)]
         ctx.save_for_backward(*(gradient for gradient in (self.point_gradient, self.prototype_gradient) if gradient is not None))
 
 
 def scaled(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """What ``backward`` returns for points and prototypes."""
+    """What ``backward`` returns for points and prototypes; scaled in place, so that a second backward pass is refused by autograd."""
     saved = iter(ctx.saved_tensors)
-    points, prototypes = (next(saved) * gradient if held else None for held in ctx.held)
+    points, prototypes = (next(saved).mul_(gradient) if held else None for held in ctx.held)
     return points, prototypes
 
 

@@ -45,7 +45,7 @@ class _Ibot(torch.autograd.Function):
             step = chunk_rows(len(prototypes), 3, points.dtype)
             for start in range(0, len(points), step):
                 rows = slice(start, start + step)
-                losses = sweep.take((slice(None), rows), list(targets.form(rows)), counts, weight[None, rows])
+                losses = sweep.take((slice(None), rows), list(targets.form(rows, scratch=sweep.scratch)), counts, weight[None, rows])
                 loss += losses[0] @ weight[rows].to(loss.dtype)
         if sweep.point_gradient is not None:
             sweep.point_gradient = sweep.point_gradient[0]

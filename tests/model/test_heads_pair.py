@@ -9,6 +9,7 @@ import torch
 
 from dinodomain.errors import UserError
 from dinodomain.model import Backbone, Head, ModelPlan, Pair
+from dinodomain.model.heads import unit
 from dinodomain.types import Normalisation
 
 PLAN = ModelPlan(dim=24, depth=2, heads=2, patch=8, registers=1, drop_path=0.2)
@@ -46,6 +47,33 @@ def test_head_equals_weight_normalisation_with_a_gain_of_one():
         layer.parametrizations.weight.original1.copy_(ours.prototypes.weight)
     x = torch.randn(5, 24)
     torch.testing.assert_close(ours(x), layer(torch.nn.functional.normalize(ours.mlp(x), dim=-1)))
+
+
+@pytest.mark.parametrize("block", [1, 50, 10**6], ids=["row by row", "blocks", "one block"])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 2e-6), (torch.float64, 1e-13), (torch.bfloat16, 1e-2)])
+def test_unit_vectors_and_their_gradient_are_those_of_normalize(block, dtype, rtol, monkeypatch):
+    monkeypatch.setattr("dinodomain.model.heads._BLOCK", block)
+    x = torch.randn(3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    # Rows at the floor of 1e-6 and under it: nothing at all, a tenth of it, twice of it.
+    x[0, :3] = torch.tensor([0.0, 1e-7, 2e-6], dtype=dtype)[:, None] * torch.nn.functional.one_hot(torch.tensor(2), 8).to(dtype)
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = unit(mine)
+    plain = torch.nn.functional.normalize(theirs.to(ours.dtype), dim=-1, eps=1e-6)
+    assert ours.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(ours, plain)
+    weight = torch.linspace(-1, 2, ours.numel(), dtype=ours.dtype).view(ours.shape)
+    (ours * weight).sum().backward()
+    (plain * weight).sum().backward()
+    # Gradients grow as rows shrink, and their rounding with them.
+    length = x.to(ours.dtype).norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    torch.testing.assert_close(mine.grad * length, theirs.grad * length, rtol=rtol, atol=rtol)
+
+
+def test_no_rows_have_no_unit_vectors():
+    x = torch.zeros(0, 8, requires_grad=True)
+    unit(x).sum().backward()
+    assert x.grad.shape == (0, 8)
 
 
 def test_head_state_holds_plain_tensors():
