@@ -119,8 +119,14 @@ def _run(words: list[str]) -> int:
     if "--multirun" in taken.flags:
         return multirun(verb, words[1:])
     outcome = verb.run(make_plan(verb, taken))
-    _report(outcome, as_json="--json" in taken.flags)
+    if _speaks():
+        _report(outcome, as_json="--json" in taken.flags)
     return outcome.exit_code
+
+
+def _speaks() -> bool:
+    """Of the processes that ``torchrun`` started one tells the outcome; their group has ended by then."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def _report(outcome: Outcome, *, as_json: bool) -> None:

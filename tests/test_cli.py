@@ -189,6 +189,14 @@ def test_json_goes_to_standard_output_alone(capsys):
     assert "torch" in json.loads(capsys.readouterr().out)["versions"]
 
 
+@pytest.mark.parametrize(("world", "rank", "tells"), [("2", "0", True), ("2", "1", False), ("1", "1", True)])
+def test_of_several_processes_the_first_tells_the_outcome(world, rank, tells, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("RANK", rank)
+    assert cli.main(["doctor"]) == 0
+    assert bool(capsys.readouterr().out) == tells
+
+
 @pytest.mark.parametrize("file", sorted(path.relative_to(config.config_dir()) for path in config.config_dir().rglob("*.yaml")), ids=str)
 def test_every_yaml_builds(file: Path):
     group, name = str(file.parent), file.stem

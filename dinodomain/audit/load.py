@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dinodomain.audit.observe.scale import kept_backbones
 from dinodomain.audit.plan import AuditPlan
 from dinodomain.audit.protocol.data import AuditSet, Copies
 from dinodomain.audit.trail import Trail, read_trail, training_record
+from dinodomain.audit.trail.kept import fields_of
 from dinodomain.checkpoint import load_backbone, weights_digest
 from dinodomain.domain import Domain
 from dinodomain.errors import UserError, require
@@ -121,18 +121,11 @@ def trained_on(origin: Mapping[str, Any], digest: str) -> bool:
 def _columns(frozen: Frozen, table: FeatureTable, labels: Labels | None) -> dict[str, np.ndarray]:
     """Index columns that hold one value per source, acquisition fields, and those of the CSV, which win."""
     columns = {name: values for name, values in table.columns.items() if name not in ("source_id", "holdout")}
-    columns |= _fields(frozen, table.rows)
+    columns |= {name: values[table.rows] for name, values in fields_of(frozen.store.column("fields")).items()}
     columns["licence"] = np.array([_text(frozen.store.column("licence")[row]) for row in table.rows], dtype=object)
     if labels is not None:
         columns |= {name: column_of(labels, table.rows, values) for name, values in labels.columns.items()}
     return columns
-
-
-def _fields(frozen: Frozen, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Acquisition fields of the index (JSON text per source) as columns."""
-    of_sources = [json.loads(text) if text else {} for text in frozen.store.column("fields")]
-    names = sorted({name for fields in of_sources for name in fields})
-    return {name: np.array([_text(of_sources[row].get(name)) for row in rows], dtype=object) for name in names}
 
 
 def _text(value: object) -> str:

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from dinodomain.audit.checks.headers import fields_of
 from dinodomain.audit.evidence import About
 from dinodomain.audit.finding import Finding
 from dinodomain.audit.protocol.attribute import printed
 from dinodomain.audit.trail.heads import REMOVED
-from dinodomain.audit.trail.kept import Kept
+from dinodomain.audit.trail.kept import Kept, fields_of
 
 MOST = 100
 """Volumes that are looked at."""
@@ -79,7 +78,7 @@ def _open(found: Counter[str], looked: int, *, whole: bool) -> tuple[tuple[str, 
 
 def _candidates(kept: Kept) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """[S] which volumes state a head, which of them a recognisable one, and which may show one."""
-    fields = fields_of(kept)
+    fields = fields_of(kept.index["fields"])
     part, claim = (fields.get(name, np.full(len(kept), "", dtype=object)) for name in ("body_part", "recognizable_visual_features"))
     stated = np.array([bool(_HEAD.search(str(one))) for one in part], np.bool_)
     possible = stated | np.array([not str(one) for one in part], np.bool_)

@@ -6,7 +6,6 @@ and so no private ones; a table that was joined at ingest may hold some.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from dinodomain.audit.figures import Cell, Table
 from dinodomain.audit.finding import Finding
 from dinodomain.audit.protocol.attribute import printed
 from dinodomain.audit.trail.groups import as_groups
-from dinodomain.audit.trail.kept import Kept
+from dinodomain.audit.trail.kept import Kept, fields_of
 
 DATE = re.compile(r"(?<!\d)(\d{1,2}[./\-]\d{1,2}[./\-](\d{4}|\d{2})|(19|20)\d{2}[./\-]?[01]\d[./\-]?[0-3]\d)(?!\d)")
 ID = re.compile(r"(?<![\d.,])\d{5,}(?![\d.,])|\b[A-Z]{1,4}[\-: ]?\d{4,}\b|\b\d{3,}-\d{2,}\b")
@@ -49,7 +48,7 @@ def headers(about: About, kept: Kept) -> Finding:
         about: The text check.
         kept: The store's side of the trail.
     """
-    fields = fields_of(kept)
+    fields = fields_of(kept.index["fields"])
     named = sorted(name for name in fields if name in PS315 or _PRIVATE.match(name))
     clear = [f"{name} (column {name})" for name in ("source_id", "unit") if kept.personal and not _hashed(kept.index[name])]
     shaped = sorted(name for name, values in fields.items() if name not in named and _identifying(values))
@@ -77,13 +76,6 @@ def headers(about: About, kept: Kept) -> Finding:
         )
     answer = f"No: none of its {len(fields)} header fields is in the confidentiality profile of DICOM PS3.15, and ids are keyed hashes."
     return about.finding("headers", **told, verdict="CLEAR_WITHIN_LIMITS", answer=answer)
-
-
-def fields_of(kept: Kept) -> dict[str, np.ndarray]:
-    """Fields of the index itself, without the columns of a CSV that was joined for the audit alone."""
-    read = [json.loads(text) if text else {} for text in kept.index["fields"]]
-    names = sorted({name for one in read for name in one})
-    return {name: np.array(["" if one.get(name) is None else str(one[name]) for one in read], dtype=object) for name in names}
 
 
 def _hashed(values: np.ndarray) -> bool:

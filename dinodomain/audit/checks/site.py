@@ -21,7 +21,6 @@ from dinodomain.audit.protocol.attribute import Attribute, counted, printed, rea
 from dinodomain.audit.protocol.leak import Leak, read_leaks
 from dinodomain.audit.protocol.neighbours import Index, Pair, index_interval, make_pair, measure_index
 from dinodomain.audit.protocol.task import (
-    MAX_GROUPS,
     baselines,
     cramers_v,
     cross_table,
@@ -30,8 +29,9 @@ from dinodomain.audit.protocol.task import (
     text_of,
     unit_counts,
     units_in,
-)  # fmt: skip
+)
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
+from dinodomain.audit.trail.groups import MAX_GROUPS  # fmt: skip
 from dinodomain.probes.folds import index_units
 
 ABOUT = About(

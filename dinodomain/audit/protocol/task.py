@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 from scipy.stats import t as student
@@ -17,12 +16,11 @@ from dinodomain.audit.finding import Baseline
 from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, MISSING, Attribute, read_attribute, within
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, Reader, excess, weighted_score
+from dinodomain.audit.trail.groups import MAX_GROUPS, numbers_of, quarters
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Interval, unit_weights
 
-MAX_GROUPS = 20
 OTHERS = "others"  # small domains together
-_BINS = 4
 
 
 def read_column(data: AuditSet, name: str) -> Attribute:
@@ -111,19 +109,19 @@ def pooled(column: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 def grouped(column: np.ndarray) -> np.ndarray:
-    """[N] group of each row as text: the value, or its quarter where more than 20 different numbers are found; "" where missing."""
+    """[N] group of each row as text: the value, or its quarter where more than 20 different numbers are found; "" where missing.
+
+    The quarters are those of ``as_groups``, so that a report counts and tests the same people under one name.
+    """
     words = text_of(column)
     known = words != ""
     if len(np.unique(words[known])) <= MAX_GROUPS:
         return words
-    try:
-        numbers = words[known].astype(np.float64)
-    except ValueError:
+    numbers = numbers_of(words[known])
+    if numbers is None:
         return words
-    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, _BINS + 1)))
-    names = np.array([f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)] or [f"{edges[0]:.4g}"])
-    out = np.full(len(words), "", dtype=object)
-    out[known] = names[np.clip(np.searchsorted(edges, numbers, side="left") - 1, 0, len(names) - 1)]
+    out = words.astype(object)
+    out[known] = quarters(numbers)
     return out.astype(str)
 
 

@@ -12,8 +12,9 @@ from scipy.stats import norm
 
 from dinodomain.audit.protocol.attribute import Attribute
 from dinodomain.audit.protocol.leak import Effort
-from dinodomain.audit.protocol.task import MAX_GROUPS, only_classes, scored, transferred, units_in
+from dinodomain.audit.protocol.task import only_classes, scored, transferred, units_in
 from dinodomain.audit.protocol.verdict import MIN_UNITS
+from dinodomain.audit.trail.groups import MAX_GROUPS
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Interval, around, unit_weights
 

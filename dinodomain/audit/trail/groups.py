@@ -9,7 +9,7 @@ import numpy as np
 
 from dinodomain.audit.protocol.attribute import MISSING
 
-MOST_GROUPS = 20
+MAX_GROUPS = 20
 OTHER = "all others"
 
 
@@ -45,14 +45,14 @@ def as_groups(values: Sequence[object] | np.ndarray) -> np.ndarray:
     known = np.array([item.lower() not in MISSING for item in text], bool)
     out = np.where(known, text, "")
     names, counts = np.unique(text[known], return_counts=True)
-    if len(names) <= MOST_GROUPS:
+    if len(names) <= MAX_GROUPS:
         return out
-    numbers = _numbers(text[known])
+    numbers = numbers_of(text[known])
     if numbers is not None:
         out = out.astype(object)
-        out[known] = _quartiles(numbers)
+        out[known] = quarters(numbers)
         return out.astype(np.str_)
-    common = names[np.argsort(-counts, kind="stable")[: MOST_GROUPS - 1]]
+    common = names[np.argsort(-counts, kind="stable")[: MAX_GROUPS - 1]]
     result: np.ndarray = np.where(known & ~np.isin(out, common), OTHER, out)
     return result
 
@@ -72,11 +72,12 @@ def group_units(units: np.ndarray, groups: np.ndarray) -> UnitGroups:
 def _in_order(name: str) -> tuple[bool, float, str]:
     """Numbers and ranges by their first number, before text."""
     head = name.partition(" to ")[0]
-    numbers = _numbers(np.array([head]))
+    numbers = numbers_of(np.array([head]))
     return (True, 0.0, name) if numbers is None else (False, float(numbers[0]), name)
 
 
-def _numbers(text: np.ndarray) -> np.ndarray | None:
+def numbers_of(text: np.ndarray) -> np.ndarray | None:
+    """[n] float64, or None where a text is no finite number."""
     try:
         numbers = text.astype(np.float64)
     except ValueError:
@@ -84,7 +85,8 @@ def _numbers(text: np.ndarray) -> np.ndarray | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
-def _quartiles(numbers: np.ndarray) -> list[str]:
+def quarters(numbers: np.ndarray) -> list[str]:
+    """The quarter of each number by name; an edge belongs to the upper quarter, the largest number to the last."""
     edges = np.unique(np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
     place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
     return [f"{edges[at]:g} to {edges[at + 1]:g}" for at in place]

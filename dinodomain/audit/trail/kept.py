@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,3 +90,10 @@ class Kept:
         """Distinct units of a mask [S] of sources."""
         found: np.ndarray = np.unique(self.unit_names[sources[self.unit_rows]])
         return found
+
+
+def fields_of(texts: Iterable[str | None]) -> dict[str, np.ndarray]:
+    """Acquisition fields of an index (JSON text for each source) by name, each [S] text, "" where a source has none."""
+    read = [json.loads(text) if text else {} for text in texts]
+    names = sorted({name for one in read for name in one})
+    return {name: np.array(["" if one.get(name) is None else str(one[name]) for one in read], dtype=object) for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dinodomain.audit.trail.heads import read_heads
-from dinodomain.audit.trail.kept import Kept, Left
+from dinodomain.audit.trail.kept import Kept, Left, fields_of
 from dinodomain.audit.trail.parts import read_volumes
 from dinodomain.audit.trail.record import Trail, training_record, training_trail
 from dinodomain.errors import UserError
@@ -43,7 +42,7 @@ def read_trail(
         secret: File with the store's secret.
     """
     trail = training_trail(origin)
-    groups = {**_fields(store), **({} if labels is None else _labelled(store, labels))}
+    groups = {**fields_of(store.column("fields")), **({} if labels is None else _labelled(store, labels))}
     skipped, joined = _skipped(store, csv, join, secret)
     kept = replace(
         _kept(store, training_record(origin).get("plan", {}).get("loader", {}), groups), skipped=skipped, groups_of_skipped=joined
@@ -83,13 +82,6 @@ def _eligible(store: Store, loader: Mapping[str, Json]) -> tuple[np.ndarray, fro
         return mask, frozenset()
     mask[np.unique(tiles.rows)] = True
     return mask, frozenset(np.unique(tiles.units.astype(str)).tolist())
-
-
-def _fields(store: Store) -> dict[str, np.ndarray]:
-    """Acquisition fields of the index by name, [S] text."""
-    read = [json.loads(text) if text else {} for text in store.column("fields")]
-    names = sorted({name for one in read for name in one})
-    return {name: np.array(["" if one.get(name) is None else str(one[name]) for one in read], dtype=object) for name in names}
 
 
 def _labelled(store: Store, labels: Labels) -> dict[str, np.ndarray]:
