@@ -126,7 +126,7 @@ def _run(words: list[str]) -> int:
 
 def _speaks() -> bool:
     """Of the processes that ``torchrun`` started one tells the outcome; their group has ended by then."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _report(outcome: Outcome, *, as_json: bool) -> None:

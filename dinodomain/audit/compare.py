@@ -18,7 +18,8 @@ from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, with
 from dinodomain.audit.protocol.codelength import codelength
 from dinodomain.audit.protocol.ladder import MAX_ROWS, spread_rows
 from dinodomain.audit.protocol.leak import Leak, excess, read_leaks
-from dinodomain.audit.protocol.task import grouped, read_column, units_in
+from dinodomain.audit.protocol.task import read_column, units_in
+from dinodomain.audit.trail.groups import grouped
 from dinodomain.probes.scores import Z95, Interval, around, auroc, unit_weights
 
 _NONE = Interval(value=float("nan"), low=float("nan"), high=float("nan"))

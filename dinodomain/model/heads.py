@@ -81,20 +81,20 @@ class _Unit(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         result, lengths = torch.empty_like(x), x.new_empty(len(x), 1)
         for rows in _blocks(x):
-            torch.linalg.vector_norm(x[rows], dim=1, keepdim=True, out=lengths[rows])
-            torch.div(x[rows], lengths[rows].clamp_min(_EPS), out=result[rows])
+            torch.linalg.vector_norm(x[rows], dim=1, keepdim=True, out=lengths[rows]).clamp_min_(_EPS)
+            torch.div(x[rows], lengths[rows], out=result[rows])
         ctx.save_for_backward(result, lengths)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        unit, lengths = ctx.saved_tensors
-        result = torch.empty_like(unit)
-        for rows in _blocks(unit):
-            # Below eps the divisor is fixed, so that nothing is taken off along the row.
-            along = torch.linalg.vecdot(gradient[rows], unit[rows])[:, None].mul_(lengths[rows] > _EPS)
-            torch.addcmul(gradient[rows], unit[rows], along, value=-1, out=result[rows]).div_(lengths[rows].clamp_min(_EPS))
+        made, lengths = ctx.saved_tensors
+        result = torch.empty_like(made)
+        for rows in _blocks(made):
+            # At the floor the divisor is fixed, so that nothing is taken off along the row.
+            along = torch.linalg.vecdot(gradient[rows], made[rows])[:, None].mul_(lengths[rows] > _EPS)
+            torch.addcmul(gradient[rows], made[rows], along, value=-1, out=result[rows]).div_(lengths[rows])
         return result
 
 

@@ -86,7 +86,8 @@ class Centred:
 
     def form(self, rows: slice, views: int = 1, scratch: Scratch | None = None) -> Tensor:
         """See ``Targets``."""
-        logits = similarities(by_view(self.points, views)[:, rows], self.prototypes, scratch, "targets").sub_(self.shift)
+        points = by_view(self.points, views)[:, rows]
+        logits = similarities(points, self.prototypes, _room(scratch, points, len(self.prototypes))).sub_(self.shift)
         return logits.div_(exponentiate_(logits)[1])
 
 
@@ -160,7 +161,7 @@ class Balanced:
     def form(self, rows: slice, views: int = 1, scratch: Scratch | None = None) -> Tensor:
         """See ``Targets``."""
         kernel = by_view(self.kernel, views)[:, rows]
-        result = torch.mul(kernel, self.columns, out=None if scratch is None else scratch.take("targets", kernel.shape, kernel))
+        result = torch.mul(kernel, self.columns, out=_room(scratch, kernel, len(self.columns)))
         return result.mul_(by_view(self.rows, views)[:, rows, None])
 
 
@@ -212,6 +213,11 @@ def by_view(rows: Tensor, views: int) -> Tensor:
     return rows.view(views, len(rows) // views, *rows.shape[1:])
 
 
+def _room(scratch: Scratch | None, rows: Tensor, prototypes: int) -> Tensor | None:
+    """Where targets of [..., d] or [..., K] rows go."""
+    return None if scratch is None else scratch.take("targets", (*rows.shape[:-1], prototypes), rows)
+
+
 def _wide(points: Tensor) -> Tensor:
     return points.to(torch.promote_types(points.dtype, torch.float32))
 
@@ -228,10 +234,7 @@ def _kernel(points: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     step = chunk_rows(len(prototypes), 2, points.dtype)
     for start in range(0, len(points), step):
         rows = slice(start, start + step)
-        if prototypes.dtype == points.dtype:
-            torch.mm(points[rows], prototypes.T, out=kernel[rows])
-        else:
-            kernel[rows] = similarities(points[rows], prototypes)
+        similarities(points[rows], prototypes, kernel[rows])
         peaks[rows] = kernel[rows].amax(1)
         kernel[rows].sub_(peaks[rows, None]).exp_()
     return kernel, peaks

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 128 * 2**20
-"""Bytes of [rows, K] scratch that a chunk may take, about: a small share of what one [rows, K] tensor of a usual batch would (400 MB)."""
+"""Bytes of [rows, K] scratch that a chunk may take, about: a third of one [rows, K] tensor of a usual batch (400 MB)."""
 
 
 def chunk_rows(prototypes: int, tensors: int, dtype: torch.dtype = torch.float32) -> int:
@@ -49,23 +49,22 @@ class Scratch:
         return held[:numbers].view(*shape)
 
 
-def similarities(points: Tensor, prototypes: Tensor, scratch: Scratch | None = None, use: str = "") -> Tensor:
+def similarities(points: Tensor, prototypes: Tensor, out: Tensor | None = None) -> Tensor:
     """Cosines [..., K] in float32 or wider of points [..., d] and prototypes [K, d], which has the dtype of the product.
 
     Args:
-        points: In float32 or wider where there is scratch memory.
+        points: [..., d].
         prototypes: [K, d].
-        scratch: Where the cosines go, instead of a new tensor.
-        use: What it is asked for.
+        out: [..., K] contiguous, where they go instead of a new tensor.
     """
-    if scratch is None:
+    if out is None:
         return (points.to(prototypes.dtype) @ prototypes.T).to(torch.promote_types(points.dtype, torch.float32))
-    rows, result = points.flatten(0, -2), scratch.take(use, (*points.shape[:-1], len(prototypes)), points)
-    if points.dtype == prototypes.dtype:
-        torch.mm(rows, prototypes.T, out=result.view(len(rows), -1))
+    rows, flat = points.flatten(0, -2).to(prototypes.dtype), out.view(-1, len(prototypes))
+    if out.dtype == prototypes.dtype:
+        torch.mm(rows, prototypes.T, out=flat)
     else:
-        result.view(len(rows), -1).copy_(rows.to(prototypes.dtype) @ prototypes.T)
-    return result
+        flat.copy_(rows @ prototypes.T)
+    return out
 
 
 def exponentiate_(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +106,8 @@ class Sweep:
             [v, c], not weighted.
         """
         points = self.points[chunk]
-        logits = similarities(points / self.temperature, self.prototypes, self.scratch, "logits")
+        room = self.scratch.take("logits", (*points.shape[:-1], len(self.prototypes)), points)
+        logits = similarities(points / self.temperature, self.prototypes, room)
         spare = self.scratch.take("products", logits.shape[1:], logits)
         dots = torch.stack([torch.mul(view, target, out=spare).sum(-1) for view, target in zip(logits, targets)])
         peaks, sums = exponentiate_(logits)

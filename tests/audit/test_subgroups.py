@@ -12,7 +12,8 @@ from dinodomain.audit.checks import subgroups
 from dinodomain.audit.protocol import groups
 from dinodomain.audit.protocol.groups import METRICS, calibration_error, compare, matching_weights, score_task
 from dinodomain.audit.protocol.leak import Effort
-from dinodomain.audit.protocol.task import cut_point, grouped, read_column
+from dinodomain.audit.protocol.task import cut_point, read_column
+from dinodomain.audit.trail.groups import grouped
 from dinodomain.probes.scores import auroc
 
 

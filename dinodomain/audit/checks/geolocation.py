@@ -16,8 +16,8 @@ from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.nuisance import with_statistics
 from dinodomain.audit.protocol.places import Places, off_by, place
-from dinodomain.audit.protocol.task import text_of
 from dinodomain.audit.protocol.verdict import MIN_UNITS, MIN_UNITS_FOR_CLEAR, Thresholds, Verdict
+from dinodomain.audit.trail.groups import text_of
 from dinodomain.probes.scores import Interval, around, unit_weights
 
 ABOUT = About(

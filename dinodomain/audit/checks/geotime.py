@@ -19,8 +19,9 @@ from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.attribute import Attribute, read_attribute, within
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.nearness import EARTH_KM, SIZES_KM, Trial, block_trial, blocks, forward_trial, moran
-from dinodomain.audit.protocol.task import read_column, scored, text_of
+from dinodomain.audit.protocol.task import read_column, scored
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
+from dinodomain.audit.trail.groups import text_of
 from dinodomain.probes.scores import Z95, Interval, unit_weights
 
 ABOUT = About(

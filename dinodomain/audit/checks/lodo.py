@@ -17,10 +17,10 @@ from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.attribute import Attribute, read_attribute
 from dinodomain.audit.protocol.leak import Effort
 from dinodomain.audit.protocol.shift import Mixed, mix_curve
-from dinodomain.audit.protocol.task import mean_interval, pooled, read_column, text_of, units_in
+from dinodomain.audit.protocol.task import mean_interval, pooled, read_column, units_in
 from dinodomain.audit.protocol.unseen import Drop, leave_out, shared_classes
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
-from dinodomain.audit.trail.groups import MAX_GROUPS
+from dinodomain.audit.trail.groups import MAX_GROUPS, text_of
 from dinodomain.probes.scores import Interval
 
 ABOUT = About(

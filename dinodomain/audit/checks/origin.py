@@ -19,8 +19,9 @@ from dinodomain.audit.protocol.attribute import Attribute, counted, read_attribu
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, excess, read_leaks
 from dinodomain.audit.protocol.nuisance import with_statistics
-from dinodomain.audit.protocol.task import baselines, read_column, text_of
+from dinodomain.audit.protocol.task import baselines, read_column
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
+from dinodomain.audit.trail.groups import text_of
 from dinodomain.probes.scores import Interval
 
 ABOUT = About(

@@ -19,8 +19,9 @@ from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.attribute import printed
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort
-from dinodomain.audit.protocol.task import read_column, text_of, units_in
+from dinodomain.audit.protocol.task import read_column, units_in
 from dinodomain.audit.protocol.verdict import MIN_UNITS, MIN_UNITS_FOR_CLEAR, Thresholds, Verdict
+from dinodomain.audit.trail.groups import text_of
 from dinodomain.errors import UserError
 from dinodomain.probes.folds import index_units
 from dinodomain.probes.ridge import FoldedRidge, standardise

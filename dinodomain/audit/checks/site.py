@@ -20,18 +20,9 @@ from dinodomain.audit.finding import Finding, SelfTest, estimate_of, null_of
 from dinodomain.audit.protocol.attribute import Attribute, counted, printed, read_attribute
 from dinodomain.audit.protocol.leak import Leak, read_leaks
 from dinodomain.audit.protocol.neighbours import Index, Pair, index_interval, make_pair, measure_index
-from dinodomain.audit.protocol.task import (
-    baselines,
-    cramers_v,
-    cross_table,
-    pooled,
-    read_column,
-    text_of,
-    unit_counts,
-    units_in,
-)
+from dinodomain.audit.protocol.task import baselines, cramers_v, cross_table, pooled, read_column, unit_counts, units_in
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
-from dinodomain.audit.trail.groups import MAX_GROUPS  # fmt: skip
+from dinodomain.audit.trail.groups import MAX_GROUPS, text_of
 from dinodomain.probes.folds import index_units
 
 ABOUT = About(

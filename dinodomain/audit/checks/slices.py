@@ -17,8 +17,9 @@ from dinodomain.audit.figures import Bar, Forest, Table
 from dinodomain.audit.finding import Finding, SelfTest, estimate_of
 from dinodomain.audit.protocol.attribute import Attribute, read_attribute
 from dinodomain.audit.protocol.slicing import MOST, SEEN_SHARE, Halves, Ratio, detectable, enrichment, measure, search, split
-from dinodomain.audit.protocol.task import decided, grouped, out_of_fold, read_column
+from dinodomain.audit.protocol.task import decided, out_of_fold, read_column
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds, Verdict
+from dinodomain.audit.trail.groups import grouped
 
 ABOUT = About(
     name="slices", code="SLICE", question="Q2", title="Are there unnamed parts of the data in which the task fails?",

@@ -21,9 +21,9 @@ from dinodomain.audit.protocol.attribute import Attribute, printed, read_attribu
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.groups import METRICS, Gap, Scored, cells, compare, reliability, score_task
 from dinodomain.audit.protocol.leak import Effort
-from dinodomain.audit.protocol.task import grouped, read_column
+from dinodomain.audit.protocol.task import read_column
 from dinodomain.audit.protocol.verdict import Thresholds, Verdict
-from dinodomain.audit.trail.groups import MAX_GROUPS
+from dinodomain.audit.trail.groups import MAX_GROUPS, grouped
 
 ABOUT = About(
     name="subgroups", code="SUBG", question="Q2", core=True, title="Does a probe for the task work worse for some groups?",

@@ -20,9 +20,9 @@ from dinodomain.audit.protocol.attribute import Attribute
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.experiments import MIN_CELL, Tested, joint, run_both
 from dinodomain.audit.protocol.reliance import Closing, closings, erase
-from dinodomain.audit.protocol.task import grouped, read_column, text_of
+from dinodomain.audit.protocol.task import read_column
 from dinodomain.audit.protocol.verdict import MIN_UNITS, Thresholds
-from dinodomain.audit.trail.groups import MAX_GROUPS
+from dinodomain.audit.trail.groups import MAX_GROUPS, grouped, text_of
 from dinodomain.probes.scores import Interval, unit_weights
 
 ABOUT = About(

@@ -13,8 +13,7 @@ from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, Reader, read_leaks
 from dinodomain.audit.protocol.reliance import Closing, closings, erase, left_over, smallest_cells, task_change
 from dinodomain.audit.protocol.shift import Mixed, mix_curve
-from dinodomain.audit.protocol.task import grouped, text_of
-from dinodomain.audit.trail.groups import MAX_GROUPS
+from dinodomain.audit.trail.groups import MAX_GROUPS, grouped, text_of
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Z95, Interval, unit_weights
 

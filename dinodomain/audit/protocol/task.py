@@ -13,10 +13,10 @@ from scipy.stats import t as student
 from scipy.stats.contingency import association
 
 from dinodomain.audit.finding import Baseline
-from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, MISSING, Attribute, read_attribute, within
+from dinodomain.audit.protocol.attribute import MIN_CLASS_UNITS, Attribute, read_attribute, within
 from dinodomain.audit.protocol.data import AuditSet
 from dinodomain.audit.protocol.leak import Effort, Leak, Reader, excess, weighted_score
-from dinodomain.audit.trail.groups import MAX_GROUPS, numbers_of, quarters
+from dinodomain.audit.trail.groups import text_of
 from dinodomain.probes.folds import grouped_folds
 from dinodomain.probes.scores import Interval, unit_weights
 
@@ -92,12 +92,6 @@ def cut_point(scores: np.ndarray, positive: np.ndarray) -> float:
     return float(scores[order][int(gain.argmax())])
 
 
-def text_of(column: np.ndarray) -> np.ndarray:
-    """[N] text, "" where the value is missing."""
-    words = np.array([str(value).strip() for value in column])
-    return np.where(np.isin(np.char.lower(words), list(MISSING)), "", words)
-
-
 def pooled(column: np.ndarray, units: np.ndarray) -> np.ndarray:
     """[N] domain of each row; where only one domain has 30 units, the small ones together are another, ``others``."""
     words = text_of(column)
@@ -106,23 +100,6 @@ def pooled(column: np.ndarray, units: np.ndarray) -> np.ndarray:
     if len(sizes) - len(small) != 1 or len(small) < 2:
         return words
     return np.where(np.isin(words, small), OTHERS, words)
-
-
-def grouped(column: np.ndarray) -> np.ndarray:
-    """[N] group of each row as text: the value, or its quarter where more than 20 different numbers are found; "" where missing.
-
-    The quarters are those of ``as_groups``, so that a report counts and tests the same people under one name.
-    """
-    words = text_of(column)
-    known = words != ""
-    if len(np.unique(words[known])) <= MAX_GROUPS:
-        return words
-    numbers = numbers_of(words[known])
-    if numbers is None:
-        return words
-    out = words.astype(object)
-    out[known] = quarters(numbers)
-    return out.astype(str)
 
 
 def units_in(unit_index: np.ndarray, rows: np.ndarray) -> int:

@@ -39,21 +39,31 @@ class UnitGroups:
         return found
 
 
+def text_of(column: Sequence[object] | np.ndarray) -> np.ndarray:
+    """[n] text, "" where the value is missing."""
+    words = np.array([str(value).strip() for value in column], dtype=np.str_)
+    return np.where(np.isin(np.char.lower(words), list(MISSING)), "", words)
+
+
+def grouped(column: Sequence[object] | np.ndarray) -> np.ndarray:
+    """[n] group of each row as text: the value, or its quarter where more than 20 different numbers are found; "" where missing."""
+    words = text_of(column)
+    known = words != ""
+    if len(np.unique(words[known])) <= MAX_GROUPS or (numbers := _numbers(words[known])) is None:
+        return words
+    out = words.astype(object)
+    out[known] = _quarters(numbers)
+    return out.astype(np.str_)
+
+
 def as_groups(values: Sequence[object] | np.ndarray) -> np.ndarray:
-    """[n] group of each row as text, "" where missing. Above 20 values numbers become quartiles, texts the commonest 19 and all others."""
-    text = np.array([str(value).strip() for value in values], dtype=np.str_)
-    known = np.array([item.lower() not in MISSING for item in text], bool)
-    out = np.where(known, text, "")
-    names, counts = np.unique(text[known], return_counts=True)
+    """[n] ``grouped``, and of more than 20 texts the commonest 19 and all others."""
+    words = grouped(values)
+    names, counts = np.unique(words[words != ""], return_counts=True)
     if len(names) <= MAX_GROUPS:
-        return out
-    numbers = numbers_of(text[known])
-    if numbers is not None:
-        out = out.astype(object)
-        out[known] = quarters(numbers)
-        return out.astype(np.str_)
+        return words
     common = names[np.argsort(-counts, kind="stable")[: MAX_GROUPS - 1]]
-    result: np.ndarray = np.where(known & ~np.isin(out, common), OTHER, out)
+    result: np.ndarray = np.where((words != "") & ~np.isin(words, common), OTHER, words)
     return result
 
 
@@ -72,12 +82,11 @@ def group_units(units: np.ndarray, groups: np.ndarray) -> UnitGroups:
 def _in_order(name: str) -> tuple[bool, float, str]:
     """Numbers and ranges by their first number, before text."""
     head = name.partition(" to ")[0]
-    numbers = numbers_of(np.array([head]))
+    numbers = _numbers(np.array([head]))
     return (True, 0.0, name) if numbers is None else (False, float(numbers[0]), name)
 
 
-def numbers_of(text: np.ndarray) -> np.ndarray | None:
-    """[n] float64, or None where a text is no finite number."""
+def _numbers(text: np.ndarray) -> np.ndarray | None:
     try:
         numbers = text.astype(np.float64)
     except ValueError:
@@ -85,7 +94,7 @@ def numbers_of(text: np.ndarray) -> np.ndarray | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
-def quarters(numbers: np.ndarray) -> list[str]:
+def _quarters(numbers: np.ndarray) -> list[str]:
     """The quarter of each number by name; an edge belongs to the upper quarter, the largest number to the last."""
     edges = np.unique(np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
     place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
